@@ -1,0 +1,110 @@
+"""An auditor with a case: tracing, finding and verifying (审计).
+
+Owns: the calls that an auditor's certificate may make. Must never: call without the caller's reason; each access is
+recorded with it, and shown to the patient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Final
+
+from erxhub.client.base import Client
+from erxhub.client.connection import Connection
+from erxhub.client.request_ids import RequestIds
+from erxhub.client.shared_calls import CatalogReader
+from erxhub.v1 import audit_pb2, audit_pb2_grpc
+
+VERIFY_TIMEOUT_S: Final = 300.0
+"""Verification reads every entry of the ledger."""
+
+
+class AuditorClient(CatalogReader, Client):
+    """Reads under a case. `case_reason` is set once, and may be replaced in a call."""
+
+    def __init__(self, connection: Connection, *, request_ids: RequestIds | None = None, case_reason: str = "") -> None:
+        super().__init__(connection, request_ids=request_ids)
+        self.case_reason = case_reason
+        self._audit = audit_pb2_grpc.AuditServiceStub(connection.channel)
+
+    async def trace(
+        self,
+        *,
+        rx_no: str,
+        verify: bool = False,
+        case_reason: str | None = None,
+        timeout_s: float | None = None,
+    ) -> audit_pb2.TraceChainResponse:
+        """One prescription from diagnosis to delivery (全流程追溯); `verify` checks hashes and signatures too."""
+        request = audit_pb2.TraceChainRequest(rx_no=rx_no, case_reason=self._reason(case_reason), verify=verify)
+        return await self.connection.unary(self._audit.TraceChain, request, timeout_s)
+
+    async def find(
+        self,
+        *,
+        rx_no: str | None = None,
+        encounter_id: str | None = None,
+        institution_code: str | None = None,
+        trace_code: str | None = None,
+        page_size: int = 0,
+        page_token: str = "",
+        case_reason: str | None = None,
+        timeout_s: float | None = None,
+    ) -> audit_pb2.FindChainsResponse:
+        """A page of the prescriptions that match (查找链条).
+
+        Raises ValueError unless exactly one criterion is given.
+        """
+        criteria = {
+            "rx_no": rx_no,
+            "encounter_id": encounter_id,
+            "institution_code": institution_code,
+            "trace_code": trace_code,
+        }
+        given = [(name, value) for name, value in criteria.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"name exactly one of {', '.join(criteria)}")
+        request = audit_pb2.FindChainsRequest(
+            case_reason=self._reason(case_reason), page_size=page_size, page_token=page_token
+        )
+        setattr(request, *given[0])
+        return await self.connection.unary(self._audit.FindChains, request, timeout_s)
+
+    def stream_entries(
+        self,
+        *,
+        after_position: int = 0,
+        limit: int = 0,
+        case_reason: str | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncIterator[audit_pb2.StreamEntriesResponse]:
+        """Ledger entries after a position (账本条目), `limit` of them or (0) all; goes on after a lost connection."""
+        received = 0
+
+        def request_after(last: audit_pb2.StreamEntriesResponse | None) -> audit_pb2.StreamEntriesRequest:
+            return audit_pb2.StreamEntriesRequest(
+                after_position=last.position if last else after_position,
+                case_reason=self._reason(case_reason),
+                limit=limit - received if limit else 0,
+            )
+
+        async def counted() -> AsyncIterator[audit_pb2.StreamEntriesResponse]:
+            nonlocal received
+            stream = self.connection.resuming_stream(self._audit.StreamEntries, request_after, timeout_s)
+            async for entry in stream:
+                received += 1
+                yield entry
+                if received == limit:
+                    return
+
+        return counted()
+
+    async def verify_ledger(
+        self, *, case_reason: str | None = None, timeout_s: float = VERIFY_TIMEOUT_S
+    ) -> audit_pb2.VerifyLedgerResponse:
+        """Verifies every entry of the ledger (账本校验) and names each that is broken."""
+        request = audit_pb2.VerifyLedgerRequest(case_reason=self._reason(case_reason))
+        return await self.connection.unary(self._audit.VerifyLedger, request, timeout_s)
+
+    def _reason(self, case_reason: str | None) -> str:
+        return self.case_reason if case_reason is None else case_reason

@@ -1,0 +1,320 @@
+"""What a decision sees and leaves: the workspace of one batch and the drafts written into it.
+
+A `Workspace` holds what was loaded for a batch and what its accepted commands changed since. A `WorkingDraft` is one
+command's view of it: it copies a state before it changes it, so that a refused command leaves nothing behind. Neither
+does any I/O; a look-up that is not loaded raises `Missing` and is noted in `wanted`, and whoever runs the batch loads it
+and decides again.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from google.protobuf.message import Message
+
+from erxhub.core import events, index
+from erxhub.core.fold import STATE_TYPES, At, evolve
+from erxhub.core.model import AcceptedBefore, MessageT, Missing, Randomness
+from erxhub.policy.rules import Rules
+
+# The order in which the entries of one commit are built: the later may name the leaf hash of the earlier.
+COMMIT_ORDER: Final = (
+    "ledger",
+    "institution",
+    "practitioner",
+    "person",
+    "voucher",
+    "account",
+    "quota",
+    "trace_code",
+    "encounter",
+    "prescription",
+)
+_RANK: Final = {kind: rank for rank, kind in enumerate(COMMIT_ORDER)}
+
+# A stream that begins with one of these has a key that was drawn for it, so it is not looked up first; the store's
+# uniqueness is the last defence.
+_BEGINNINGS: Final = frozenset(
+    {
+        "ledger.opened",
+        "institution.registered",
+        "practitioner.registered",
+        "person.registered",
+        "account.opened",
+        "voucher.issued",
+        "encounter.registered",
+        "prescription.prechecked",
+    }
+)
+
+
+@dataclass(slots=True)
+class Working:
+    """A stream as the batch sees it."""
+
+    kind: str
+    version: int
+    leaf_hash: bytes
+    state: Any
+
+
+@dataclass(slots=True)
+class Lookups:
+    """Look-ups that a decision asked for and that are not loaded yet."""
+
+    names: set[tuple[str, bytes]] = field(default_factory=set)
+    streams: set[bytes] = field(default_factory=set)
+    replies: set[tuple[str, str]] = field(default_factory=set)
+    catalog: set[tuple[str, str, str]] = field(default_factory=set)
+    listings: set[tuple[str, bytes, int]] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.streams or self.replies or self.catalog or self.listings)
+
+
+@dataclass(slots=True)
+class Pending:
+    """An event that is not sealed yet."""
+
+    stream_kind: str
+    stream_key: bytes
+    version: int
+    event: str
+    payload: Any
+    body: bytes
+    actor: str
+    causes: tuple[bytes | tuple[bytes, int], ...]
+
+
+@dataclass(slots=True)
+class Workspace:
+    """What one batch knows. A key that is present with None was looked up and does not exist."""
+
+    names: dict[tuple[str, bytes], bytes | None] = field(default_factory=dict)
+    streams: dict[bytes, Working | None] = field(default_factory=dict)
+    replies: dict[tuple[str, str], Any] = field(default_factory=dict)
+    catalog: dict[tuple[str, str, str], bytes | None] = field(default_factory=dict)
+    listings: dict[tuple[str, bytes, int], list[bytes]] = field(default_factory=dict)
+    added: dict[tuple[str, bytes], list[bytes]] = field(default_factory=dict)
+    """Streams that this batch put into a list, oldest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class MacKeys:
+    """The ledger's HMAC keys by version; the newest makes new hashes, the others are still good for look-ups."""
+
+    keys: Mapping[int, bytes]
+
+    @property
+    def newest(self) -> int:
+        """The version that makes new hashes."""
+        return max(self.keys)
+
+    def mac(self, space: str, value: str, version: int) -> bytes:
+        """HMAC-SHA256 over space, a zero byte and the value; 32 bytes."""
+        return hmac.digest(self.keys[version], space.encode() + b"\0" + value.encode(), "sha256")
+
+
+class WorkingDraft:
+    """One decision's view of a workspace; see the `Draft` protocol for the meaning of each method."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        wanted: Lookups,
+        *,
+        now_ms: int,
+        draw: Randomness,
+        caller_actor: str,
+        request_id: str,
+        ledger_key: bytes,
+        mac_keys: MacKeys,
+        rules_for: Callable[[str], Rules],
+    ) -> None:
+        self.now_ms = now_ms
+        self.draw = draw
+        self.ledger_key = ledger_key
+        self.pending: list[Pending] = []
+        self.changed: dict[bytes, Working] = {}
+        self._workspace = workspace
+        self._wanted = wanted
+        self._caller_actor = caller_actor
+        self._request_id = request_id
+        self._mac_keys = mac_keys
+        self._rules_for = rules_for
+
+    # ---- look-ups ----
+
+    def rules(self, area_code: str) -> Rules:
+        return self._rules_for(area_code)
+
+    def want(
+        self,
+        names: Sequence[tuple[str, bytes]] = (),
+        streams: Sequence[bytes] = (),
+        catalog: Sequence[tuple[str, str, str]] = (),
+    ) -> None:
+        space = self._workspace
+        missing_names = [name for name in names if name not in space.names]
+        missing_streams = [key for key in streams if key not in space.streams and key not in self.changed]
+        missing_rows = [row for row in catalog if row not in space.catalog]
+        if missing_names or missing_streams or missing_rows:
+            self._wanted.names.update(missing_names)
+            self._wanted.streams.update(missing_streams)
+            self._wanted.catalog.update(missing_rows)
+            raise Missing
+
+    def find(self, space: str, key: bytes) -> bytes | None:
+        name = (space, key)
+        try:
+            return self._workspace.names[name]
+        except KeyError:
+            self._wanted.names.add(name)
+            raise Missing from None
+
+    def find_secret(self, space: str, value: str) -> bytes | None:
+        names = [(space, self._mac_keys.mac(space, value, version)) for version in self._mac_keys.keys]
+        self.want(names=names)
+        return next((key for key in map(self._workspace.names.get, names) if key is not None), None)
+
+    def secret_names(self, space: str, value: str) -> list[tuple[str, bytes]]:
+        return [(space, self._mac_keys.mac(space, value, version)) for version in self._mac_keys.keys]
+
+    def listing(self, space: str, key: bytes, limit: int) -> list[bytes]:
+        try:
+            stored = self._workspace.listings[space, key, limit]
+        except KeyError:
+            self._wanted.listings.add((space, key, limit))
+            raise Missing from None
+        added = self._workspace.added.get((space, key), [])
+        return list(dict.fromkeys([*reversed(added), *stored]))[:limit]
+
+    def reply(self, request_id: str) -> AcceptedBefore | None:
+        where = (self._caller_actor, request_id)
+        try:
+            found = self._workspace.replies[where]
+        except KeyError:
+            self._wanted.replies.add(where)
+            raise Missing from None
+        if found is None:
+            return None
+        return AcceptedBefore(found.method, found.stream_key or b"", found.version or 0)
+
+    def _working(self, stream_key: bytes) -> Working | None:
+        if stream_key in self.changed:
+            return self.changed[stream_key]
+        try:
+            return self._workspace.streams[stream_key]
+        except KeyError:
+            self._wanted.streams.add(stream_key)
+            raise Missing from None
+
+    def state(self, stream_key: bytes, kind: type[MessageT]) -> MessageT | None:
+        working = self._working(stream_key)
+        if working is None:
+            return None
+        assert isinstance(working.state, kind)
+        return working.state
+
+    def version(self, stream_key: bytes) -> int:
+        working = self._working(stream_key)
+        return working.version if working else 0
+
+    def leaf(self, stream_key: bytes) -> bytes:
+        working = self._workspace.streams[stream_key]
+        assert working is not None
+        return working.leaf_hash
+
+    def catalog(self, dataset: str, edition: str, code: str) -> bytes | None:
+        row = (dataset, edition, code)
+        try:
+            return self._workspace.catalog[row]
+        except KeyError:
+            self._wanted.catalog.add(row)
+            raise Missing from None
+
+    # ---- secrets ----
+
+    def mac(self, space: str, value: str) -> bytes:
+        return self._mac_keys.mac(space, value, self._mac_keys.newest)
+
+    @property
+    def mac_key_version(self) -> int:
+        return self._mac_keys.newest
+
+    def mac_matches(self, space: str, value: str, mac: bytes) -> bool:
+        return any(
+            hmac.compare_digest(self._mac_keys.mac(space, value, version), mac) for version in self._mac_keys.keys
+        )
+
+    # ---- events ----
+
+    def emit(
+        self,
+        stream_kind: str,
+        stream_key: bytes,
+        event: str,
+        payload: Message,
+        *,
+        actor: str = "",
+        causes: Sequence[bytes | tuple[bytes, int]] = (),
+    ) -> None:
+        working = self.changed.get(stream_key)
+        if working is None:
+            before = None if event in _BEGINNINGS else self._working(stream_key)
+            if before is None:
+                working = Working(stream_kind, 0, b"", STATE_TYPES[stream_kind]())
+            else:
+                working = Working(before.kind, before.version, before.leaf_hash, type(before.state)())
+                working.state.CopyFrom(before.state)
+            self.changed[stream_key] = working
+        kind = events.BY_NAME[event]
+        assert type(payload) is kind.payload and stream_kind in kind.stream_kinds, event
+        working.version += 1
+        evolve(stream_kind, working.state, event, payload, At(working.version, self.now_ms, self._request_id))
+        self.pending.append(
+            Pending(
+                stream_kind,
+                stream_key,
+                working.version,
+                event,
+                payload,
+                payload.SerializeToString(deterministic=True),
+                f"{self._caller_actor}/{actor}" if actor else self._caller_actor,
+                tuple(causes),
+            )
+        )
+
+    # ---- for whoever runs the batch ----
+
+    def in_commit_order(self) -> list[Pending]:
+        """The events as they are sealed: by kind of stream, in the order of emission within a kind."""
+        return sorted(self.pending, key=lambda event: _RANK[event.stream_kind])
+
+    def names(self) -> list[tuple[tuple[str, bytes], bytes]]:
+        """(name, stream key) of every name that the events give."""
+        return [
+            (name, event.stream_key) for event in self.pending for name in index.names(event.event, event.payload, self.mac)
+        ]
+
+    def listings(self) -> list[tuple[tuple[str, bytes], bytes, int]]:
+        """(list, stream key, version) of every listing that the events add."""
+        return [
+            (where, event.stream_key, event.version)
+            for event in self.pending
+            for where in index.listings(
+                event.event, event.stream_key, event.payload, self.changed[event.stream_key].state
+            )
+        ]
+
+    def apply(self) -> None:
+        """Make the draft's changes visible to the later commands of the batch."""
+        space = self._workspace
+        space.streams.update(self.changed)
+        for name, stream_key in self.names():
+            space.names[name] = stream_key
+        for where, stream_key, _ in self.listings():
+            space.added.setdefault(where, []).append(stream_key)

@@ -1,0 +1,217 @@
+"""The words in which a decision is made: command, caller, evidence, refusal, acceptance, and the draft it writes into.
+
+Owns no rule. A decision reads through a `Draft`, emits events into it and returns `Accepted` or `Refused`; it never
+changes a state itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from erxhub.policy.rules import Rules
+
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: the identity in the connection certificate. `area_code` is six digits or ""."""
+
+    kind: str
+    id: str
+    area_code: str
+    fingerprint: bytes
+
+    @property
+    def actor(self) -> str:
+        """The caller as the `actor` of an entry."""
+        return f"{self.kind}/{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureFact:
+    """What admission proved about one signature over the received bytes.
+
+    `suite` is "" when the key id is not registered; `valid` then is False.
+    """
+
+    key_id: str
+    suite: str
+    valid: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What was proven about bytes before the lane: signatures by field, and SHA-256 by field."""
+
+    signatures: Mapping[str, Sequence[SignatureFact]] = field(default_factory=dict)
+    sha256: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One request of an identified caller, ready to be decided."""
+
+    method: str
+    request: Any
+    caller: Caller
+    request_id: str
+    received_at_ms: int
+    evidence: Evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something that was read, or that a refusal was about. `person_key` lets its person find the access."""
+
+    stream_key: bytes
+    person_key: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """An expected "no" with a stable code of the catalogue.
+
+    `field` is the path of the request field at fault, or "". `detail` goes to the caller; it never holds personal data.
+    `legal` names the triggers that a related caller may fire next. `keeps_events`: the events emitted so far are
+    committed with the refusal, because a limit or a later step is decided by them. `entry` is the type of the
+    refusal's entry.
+    """
+
+    code: str
+    field: str = ""
+    detail: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    targets: tuple[Target, ...] = ()
+    legal: tuple[str, ...] = ()
+    keeps_events: bool = False
+    entry: str = "command.refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The command holds.
+
+    `reply` is the response without its receipt; `targets` is what the reply shows of persons. `blobs` are (stream key,
+    SHA-256, data), `catalog_rows` are (dataset, edition, code, body). `taken_request_id` is a request id of the caller
+    that no later request may use. `attach_upload` is the stream whose uploaded bytes go into the reply as they are.
+    """
+
+    reply: Message
+    targets: tuple[Target, ...] = ()
+    blobs: tuple[tuple[bytes, bytes, bytes], ...] = ()
+    catalog_rows: tuple[tuple[str, str, str, bytes], ...] = ()
+    taken_request_id: str = ""
+    attach_upload: bytes = b""
+
+
+Outcome = Accepted | Refused
+
+
+class Randomness(Protocol):
+    """Random values, drawn once per command; the same seed gives the same values in the same order."""
+
+    def bytes(self, count: int) -> bytes:
+        """`count` random bytes."""
+
+    def digits(self, count: int) -> str:
+        """`count` random decimal digits."""
+
+    def token(self, count: int) -> str:
+        """`count` random characters of A–Z, a–z, 0–9."""
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedBefore:
+    """An earlier request of the same caller that was accepted: its method and its first entry.
+
+    `method` is "reversed" when a reversal took the request id before the request arrived.
+    """
+
+    method: str
+    stream_key: bytes
+    version: int
+
+
+class Missing(Exception):
+    """A look-up of a decision is not loaded yet. Only the engine catches it: it loads and decides again."""
+
+
+class Draft(Protocol):
+    """What a decision reads from and writes into. Nothing is visible to anybody before the commit."""
+
+    now_ms: int
+    draw: Randomness
+    ledger_key: bytes
+
+    def rules(self, area_code: str) -> Rules:
+        """The parameters in force for the area today."""
+
+    def want(
+        self,
+        names: Sequence[tuple[str, bytes]] = (),
+        streams: Sequence[bytes] = (),
+        catalog: Sequence[tuple[str, str, str]] = (),
+    ) -> None:
+        """Ask for several look-ups in one round trip; raises Missing until all of them are loaded."""
+
+    def find(self, space: str, key: bytes) -> bytes | None:
+        """The stream key under a unique name, or None."""
+
+    def listing(self, space: str, key: bytes, limit: int) -> list[bytes]:
+        """The newest `limit` streams under an ordered key, newest first, each once."""
+
+    def reply(self, request_id: str) -> AcceptedBefore | None:
+        """The caller's accepted request under this id, or None."""
+
+    def state(self, stream_key: bytes, kind: type[MessageT]) -> MessageT | None:
+        """The stream's state, or None when the stream does not exist. Read only."""
+
+    def version(self, stream_key: bytes) -> int:
+        """The stream's newest version, events of this draft included; 0 when it does not exist."""
+
+    def leaf(self, stream_key: bytes) -> bytes:
+        """The leaf hash of the newest committed entry of the stream."""
+
+    def catalog(self, dataset: str, edition: str, code: str) -> bytes | None:
+        """A row of a code list, or None."""
+
+    def mac(self, space: str, value: str) -> bytes:
+        """Keyed hash of a secret or a personal number, under the newest key of the ledger; 32 bytes."""
+
+    @property
+    def mac_key_version(self) -> int:
+        """The version of the key behind `mac`."""
+
+    def find_secret(self, space: str, value: str) -> bytes | None:
+        """The stream under the keyed hash of `value`, under any key version that is still good."""
+
+    def secret_names(self, space: str, value: str) -> list[tuple[str, bytes]]:
+        """The names under which `find_secret` looks, for `want`."""
+
+    def mac_matches(self, space: str, value: str, mac: bytes) -> bool:
+        """Whether `mac` is the keyed hash of `value`, compared in constant time."""
+
+    def emit(
+        self,
+        stream_kind: str,
+        stream_key: bytes,
+        event: str,
+        payload: Message,
+        *,
+        actor: str = "",
+        causes: Sequence[bytes | tuple[bytes, int]] = (),
+    ) -> None:
+        """Add an event.
+
+        `actor` is the acting person's registry code, or "" for the caller alone. A cause is the leaf hash of a committed
+        entry, or (stream key, version) of one in this draft.
+        """
+
+
+Handler = Callable[[Draft, Command], Outcome]

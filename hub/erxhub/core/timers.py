@@ -1,0 +1,144 @@
+"""Deadlines: a deadline is part of state, and what is due is fired before anything else is decided.
+
+Owns which deadline fires which event, and in what order. It reads no clock: `now_ms` is the draft's. An instant is over
+when now > deadline, so a thing is still good at its last millisecond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+from erxhub.core import lifecycle
+from erxhub.core.consequences import after_hold_ended, end_effective
+from erxhub.core.fold import STATE_TYPES, state_name
+from erxhub.core.lifecycle import Machine, Role
+from erxhub.core.model import Draft
+from erxhub.v1 import events_pb2, state_pb2
+
+
+class _Deadline(NamedTuple):
+    # Sorted by instant, then by rank: at one instant the narrower thing ends first.
+    at_ms: int
+    rank: int
+    fire: Callable[[Draft, bytes], None]
+
+
+def next_due_ms(stream_kind: str, state: Any) -> int | None:
+    """The first instant at which a deadline of this state is over (UTC ms), or None."""
+    found = _DEADLINES.get(stream_kind)
+    if found is None:
+        return None
+    return min((deadline.at_ms + 1 for deadline in found(state)), default=None)
+
+
+def fire_due(tx: Draft, stream_kind: str, stream_key: bytes) -> None:
+    """Emit the events of all deadlines that are over, oldest first, until none is left."""
+    found = _DEADLINES.get(stream_kind)
+    if found is None:
+        return
+    while True:
+        state = tx.state(stream_key, STATE_TYPES[stream_kind])
+        due = min((item for item in found(state) if tx.now_ms > item.at_ms), key=lambda item: item[:2], default=None)
+        if due is None:
+            return
+        due.fire(tx, stream_key)
+
+
+def _voucher(state: state_pb2.VoucherState) -> Iterator[_Deadline]:
+    if lifecycle.permits(Machine.VOUCHER, state_name(Machine.VOUCHER, state.status), "lifetime over", Role.TIMER):
+        yield _Deadline(state.expires_at_ms, 0, _expire_voucher)
+
+
+def _expire_voucher(tx: Draft, key: bytes) -> None:
+    tx.emit("voucher", key, "voucher.expired", events_pb2.VoucherExpired())
+
+
+def _institution(state: state_pb2.InstitutionState) -> Iterator[_Deadline]:
+    for agreement in state.agreements:
+        name = state_name(Machine.AGREEMENT, agreement.status)
+        if lifecycle.permits(Machine.AGREEMENT, name, "valid_to passed", Role.TIMER):
+            yield _Deadline(agreement.valid_until_ms, 0, _end_agreement(agreement.kind))
+
+
+def _end_agreement(kind: Any) -> Callable[[Draft, bytes], None]:
+    def fire(tx: Draft, key: bytes) -> None:
+        tx.emit("institution", key, "agreement.terminated", events_pb2.AgreementChanged(kind=kind))
+
+    return fire
+
+
+def _prescription(state: state_pb2.PrescriptionState) -> Iterator[_Deadline]:
+    for held in state.authorizations:
+        name = state_name(Machine.AUTHORIZATION, held.status)
+        if lifecycle.permits(Machine.AUTHORIZATION, name, "time over", Role.TIMER):
+            yield _Deadline(held.expires_at_ms, 0, _expire_authorization(held.secret_mac))
+    for order in state.orders:
+        claim = state_name(Machine.SETTLEMENT, order.claim.status)
+        if lifecycle.permits(Machine.SETTLEMENT, claim, "time over", Role.TIMER):
+            yield _Deadline(order.claim.quote_expires_at_ms, 1, _expire_quote(order.order_no))
+        if state_name(Machine.ORDER, order.status) in lifecycle.WITHDRAWABLE:
+            yield _Deadline(order.hold_until_ms, 2, _expire_hold(order.order_no))
+    if lifecycle.permits(Machine.RX, state_name(Machine.RX, state.rx_status), "time over", Role.TIMER):
+        yield _Deadline(state.content.valid_until_ms, 3, _expire_prescription)
+
+
+def _expire_authorization(secret_mac: bytes) -> Callable[[Draft, bytes], None]:
+    def fire(tx: Draft, key: bytes) -> None:
+        tx.emit(
+            "prescription",
+            key,
+            "authorization.expired",
+            events_pb2.AuthorizationExpired(secret_mac=secret_mac),
+        )
+
+    return fire
+
+
+def _quote_expired(tx: Draft, key: bytes, order: state_pb2.Order) -> None:
+    tx.emit(
+        "prescription",
+        key,
+        "settlement.quote_expired",
+        events_pb2.SettlementQuoteExpired(order_no=order.order_no, quote_id=order.claim.quote_id),
+    )
+
+
+def _order(tx: Draft, key: bytes, order_no: str) -> state_pb2.Order:
+    state = tx.state(key, state_pb2.PrescriptionState)
+    assert state is not None
+    return next(order for order in state.orders if order.order_no == order_no)
+
+
+def _expire_quote(order_no: str) -> Callable[[Draft, bytes], None]:
+    def fire(tx: Draft, key: bytes) -> None:
+        _quote_expired(tx, key, _order(tx, key, order_no))
+
+    return fire
+
+
+def _expire_hold(order_no: str) -> Callable[[Draft, bytes], None]:
+    def fire(tx: Draft, key: bytes) -> None:
+        order = _order(tx, key, order_no)
+        if lifecycle.permits(
+            Machine.SETTLEMENT, state_name(Machine.SETTLEMENT, order.claim.status), "time over", Role.TIMER
+        ):
+            _quote_expired(tx, key, order)
+        tx.emit(
+            "prescription", key, "order.expired", events_pb2.OrderExpired(order_no=order_no, hold_lapsed=True)
+        )
+        after_hold_ended(tx, key)
+
+    return fire
+
+
+def _expire_prescription(tx: Draft, key: bytes) -> None:
+    end_effective(tx, key)
+    tx.emit("prescription", key, "prescription.expired", events_pb2.PrescriptionExpired())
+
+
+_DEADLINES: Final[Mapping[str, Callable[[Any], Iterator[_Deadline]]]] = {
+    "voucher": _voucher,
+    "institution": _institution,
+    "prescription": _prescription,
+}

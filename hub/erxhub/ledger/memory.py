@@ -1,0 +1,226 @@
+"""A store that lives and dies with its process: for tests and simulations.
+
+Owns the same contract as the others, with dictionaries. It must never be more lenient than they are.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Sequence
+
+from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH
+from erxhub.ledger.store import (
+    AppendResult,
+    Head,
+    ListingRow,
+    Loaded,
+    NewState,
+    Reply,
+    StoredEntry,
+    StoreUnavailable,
+    Wanted,
+    Write,
+    check_limit,
+    check_write,
+)
+
+
+class MemoryStore:
+    """No method waits for anything, so every call is atomic on its event loop."""
+
+    def __init__(self) -> None:
+        self._log: list[StoredEntry] = []
+        self._streams: dict[bytes, list[StoredEntry]] = {}  # in order of creation
+        self._states: dict[bytes, NewState] = {}
+        self._names: dict[tuple[str, bytes], bytes] = {}
+        self._listings: dict[tuple[str, bytes], list[ListingRow]] = {}
+        self._replies: dict[tuple[str, str], Reply] = {}
+        self._blobs: dict[tuple[bytes, bytes], bytes] = {}
+        self._catalog: dict[tuple[str, str], dict[str, bytes]] = {}
+        self._closed = False
+
+    async def load(self, wanted: Wanted) -> Loaded:
+        self._check_open()
+        names = {name: self._names[name] for name in wanted.names if name in self._names}
+        heads = {}
+        for key in wanted.streams.union(names.values()):
+            head = self._head(key)
+            if head is not None:
+                heads[key] = head
+        catalog = {}
+        for dataset, edition, code in wanted.catalog:
+            body = self._catalog.get((dataset, edition), {}).get(code)
+            if body is not None:
+                catalog[dataset, edition, code] = body
+        replies = {request: self._replies[request] for request in wanted.replies if request in self._replies}
+        return Loaded(names, heads, replies, catalog)
+
+    async def read(self, wanted: Wanted) -> Loaded:
+        return await self.load(wanted)
+
+    async def append(self, batch: Sequence[Write]) -> AppendResult:
+        self._check_open()
+        for write in batch:
+            check_write(write)
+        conflicts: set[int] = set()
+        dropped: set[bytes] = set()
+        for index, write in enumerate(batch):
+            if self._conflicts(write, dropped):
+                conflicts.add(index)
+                dropped.update(entry.leaf_hash for entry in write.entries)
+            else:
+                self._apply(write)
+        return AppendResult(frozenset(conflicts), len(self._log))
+
+    async def entries(self, stream_key: bytes, after_version: int, limit: int) -> list[StoredEntry]:
+        self._check_open()
+        check_limit(limit)
+        start = max(after_version, 0)
+        return self._streams.get(stream_key, [])[start : start + limit]
+
+    async def log(self, after_position: int, limit: int) -> list[StoredEntry]:
+        self._check_open()
+        check_limit(limit)
+        start = max(after_position, 0)
+        return self._log[start : start + limit]
+
+    async def listing(
+        self, space: str, key: bytes, after_position: int, limit: int, newest_first: bool = False
+    ) -> list[ListingRow]:
+        self._check_open()
+        check_limit(limit)
+        rows = self._listings.get((space, key), [])
+        if not newest_first:
+            start = bisect_right(rows, after_position, key=_position)
+            return rows[start : start + limit]
+        end = bisect_left(rows, after_position, key=_position) if after_position else len(rows)
+        return rows[max(end - limit, 0) : end][::-1]
+
+    async def blob(self, stream_key: bytes, digest: bytes) -> bytes | None:
+        self._check_open()
+        return self._blobs.get((stream_key, digest))
+
+    async def catalog_page(self, dataset: str, edition: str, after_code: str, limit: int) -> list[tuple[str, bytes]]:
+        self._check_open()
+        check_limit(limit)
+        rows = self._catalog.get((dataset, edition), {})
+        return [(code, rows[code]) for code in sorted(code for code in rows if code > after_code)[:limit]]
+
+    async def due(self, now_ms: int, limit: int) -> list[bytes]:
+        self._check_open()
+        check_limit(limit)
+        waiting = [
+            (state.due_at_ms, key)
+            for key in self._streams  # the order of creation decides between equal deadlines, as sort() is stable
+            if (state := self._states.get(key)) and state.due_at_ms is not None and state.due_at_ms <= now_ms
+        ]
+        waiting.sort(key=lambda deadline_and_key: deadline_and_key[0])
+        return [key for _, key in waiting[:limit]]
+
+    async def last_position(self) -> int:
+        self._check_open()
+        return len(self._log)
+
+    async def close(self) -> None:
+        self._closed = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+
+    def _head(self, key: bytes) -> Head | None:
+        stream = self._streams.get(key)
+        if stream is None:
+            return None
+        newest = stream[-1]
+        state = self._states.get(key)
+        if state is None:
+            return Head(newest.stream_kind, key, newest.version, newest.leaf_hash, b"", None)
+        return Head(newest.stream_kind, key, state.version, state.leaf_hash, state.body, state.due_at_ms)
+
+    def _conflicts(self, write: Write, dropped: set[bytes]) -> bool:
+        heads: dict[bytes, tuple[int, bytes]] = {}  # streams as this write leaves them
+        for entry in write.entries:
+            key = entry.header.stream_key
+            version, leaf_hash = heads.get(key) or self._newest(key)
+            if entry.header.version != version + 1 or entry.prev_leaf_hash != leaf_hash:
+                return True
+            if not dropped.isdisjoint(entry.header.causes):
+                return True
+            heads[key] = (entry.header.version, entry.leaf_hash)
+
+        def entry_exists(key: bytes, version: int) -> bool:
+            return 1 <= version <= (heads.get(key) or self._newest(key))[0]
+
+        new_names: set[tuple[str, bytes]] = set()
+        for name in write.names:
+            if (name.space, name.key) in self._names or (name.space, name.key) in new_names:
+                return True
+            if not entry_exists(name.stream_key, 1):
+                return True
+            new_names.add((name.space, name.key))
+        for listing in write.listings:
+            if not entry_exists(listing.stream_key, listing.version):
+                return True
+            if listing.version <= self._newest(listing.stream_key)[0]:  # an older entry, so perhaps listed before
+                position = self._streams[listing.stream_key][listing.version - 1].position
+                rows = self._listings.get((listing.space, listing.key), [])
+                at = bisect_left(rows, position, key=_position)
+                if at < len(rows) and rows[at].position == position:
+                    return True
+        if any(not entry_exists(blob.stream_key, 1) for blob in write.blobs):
+            return True
+        new_rows: dict[tuple[str, str, str], bytes] = {}
+        for row_ in write.catalog_rows:
+            known = self._catalog.get((row_.dataset, row_.edition), {}).get(row_.code)
+            first = new_rows.setdefault((row_.dataset, row_.edition, row_.code), row_.body)
+            if row_.body != (first if known is None else known):
+                return True
+        taken = [(reply.caller, reply.request_id) for reply in write.replies]
+        if len(set(taken)) < len(taken) or any(request in self._replies for request in taken):
+            return True
+        return any(
+            reply.stream_key is not None
+            and reply.version is not None
+            and not entry_exists(reply.stream_key, reply.version)
+            for reply in write.replies
+        )
+
+    def _newest(self, key: bytes) -> tuple[int, bytes]:
+        stream = self._streams.get(key)
+        return (stream[-1].version, stream[-1].leaf_hash) if stream else (0, FIRST_PREV_LEAF_HASH)
+
+    def _apply(self, write: Write) -> None:
+        for entry in write.entries:
+            header = entry.header
+            stored = StoredEntry(
+                position=len(self._log) + 1,
+                stream_kind=header.stream_kind,
+                stream_key=header.stream_key,
+                header=entry.header_bytes,
+                commitment=entry.commitment,
+                leaf_hash=entry.leaf_hash,
+                salt=entry.salt,
+                payload=entry.payload,
+                version=header.version,
+            )
+            self._log.append(stored)
+            self._streams.setdefault(header.stream_key, []).append(stored)
+        for state in write.states:
+            self._states[state.stream_key] = state
+        for name in write.names:
+            self._names[name.space, name.key] = name.stream_key
+        for listing in write.listings:
+            position = self._streams[listing.stream_key][listing.version - 1].position
+            listed = ListingRow(position, listing.stream_key, listing.version, listing.value)
+            insort(self._listings.setdefault((listing.space, listing.key), []), listed, key=_position)
+        for blob in write.blobs:
+            self._blobs.setdefault((blob.stream_key, blob.digest), blob.data)
+        for row in write.catalog_rows:
+            self._catalog.setdefault((row.dataset, row.edition), {})[row.code] = row.body
+        for reply in write.replies:
+            self._replies[reply.caller, reply.request_id] = reply
+
+
+def _position(row: ListingRow) -> int:
+    return row.position

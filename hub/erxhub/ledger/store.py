@@ -1,0 +1,263 @@
+"""What a store must do, and the records that go in and out. One contract suite runs against every store.
+
+Owns the protocol only. It must never name an engine: each store is native to its own, and `append` is the
+only way to write domain state in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from erxhub.ledger.entry import Entry
+
+
+class StoreUnavailable(Exception):
+    """The store cannot read or write now (disk full, I/O error, closed). Nothing of the call was written."""
+
+
+class StoreInUse(StoreUnavailable):
+    """Another process, or another store of this one, has the ledger open for writing."""
+
+
+class StoreFormatError(Exception):
+    """The file is no ledger, or one that a newer release wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a stream stands: its folded state, or b"" and no deadline for a stream that keeps none."""
+
+    stream_kind: str
+    stream_key: bytes
+    version: int
+    leaf_hash: bytes
+    body: bytes
+    due_at_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The stored answer to one accepted request, unique by (caller, request_id).
+
+    `stream_key` and `version` name the command's first entry, with whose content the reply is erased; both or
+    none.
+    """
+
+    caller: str
+    request_id: str
+    method: str
+    content_mac: bytes
+    body: bytes
+    stream_key: bytes | None
+    version: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewState:
+    """The state that a stream is in after the last entry this Write gives it."""
+
+    stream_key: bytes
+    version: int
+    leaf_hash: bytes
+    body: bytes
+    due_at_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NewName:
+    """A unique (space, key) that leads to a stream."""
+
+    space: str
+    key: bytes
+    stream_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Puts an entry under (space, key), ordered by log position; an entry is at most once under one (space,
+    key).
+    """
+
+    space: str
+    key: bytes
+    stream_key: bytes
+    version: int
+    value: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A large byte field, kept once per (stream, SHA-256). Giving it again is no conflict."""
+
+    stream_key: bytes
+    digest: bytes
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogRow:
+    """One row of a catalogue edition. Giving it again is no conflict; giving another body for it is one."""
+
+    dataset: str
+    edition: str
+    code: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """All that one command leaves; it is written as a whole or not at all."""
+
+    entries: tuple[Entry, ...] = ()
+    states: tuple[NewState, ...] = ()
+    names: tuple[NewName, ...] = ()
+    listings: tuple[Listing, ...] = ()
+    blobs: tuple[Blob, ...] = ()
+    catalog_rows: tuple[CatalogRow, ...] = ()
+    replies: tuple[Reply, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Look-ups of one round trip."""
+
+    names: frozenset[tuple[str, bytes]] = frozenset()
+    streams: frozenset[bytes] = frozenset()
+    replies: frozenset[tuple[str, str]] = frozenset()
+    catalog: frozenset[tuple[str, str, str]] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was found; what does not exist is absent. `heads` covers the wanted streams and every resolved
+    name.
+    """
+
+    names: Mapping[tuple[str, bytes], bytes] = field(default_factory=dict)
+    heads: Mapping[bytes, Head] = field(default_factory=dict)
+    replies: Mapping[tuple[str, str], Reply] = field(default_factory=dict)
+    catalog: Mapping[tuple[str, str, str], bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class AppendResult:
+    """`conflicts`: indexes into the batch of the Writes that were not written. `last_position`: after the
+    commit.
+    """
+
+    conflicts: frozenset[int]
+    last_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    """An entry as the store holds it. No salt and no payload: its content was erased.
+
+    `version` is the store's own column, told so that verification can hold it against the header.
+    """
+
+    position: int
+    stream_kind: str
+    stream_key: bytes
+    header: bytes
+    commitment: bytes
+    leaf_hash: bytes
+    salt: bytes | None
+    payload: bytes | None
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListingRow:
+    position: int
+    stream_key: bytes
+    version: int
+    value: bytes
+
+
+class Store(Protocol):
+    """A ledger. Every method raises StoreUnavailable; a `limit` below 1 raises ValueError."""
+
+    async def load(self, wanted: Wanted) -> Loaded:
+        """One round trip on the writing side. Sees every append that was submitted before it."""
+
+    async def read(self, wanted: Wanted) -> Loaded:
+        """The same on the reading side, from one snapshot. Sees every append that returned before it."""
+
+    async def append(self, batch: Sequence[Write]) -> AppendResult:
+        """The only write verb: one commit, durable on return.
+
+        A Write conflicts, and is left out whole while the others commit, when
+        - an entry does not extend its stream's newest entry (version and previous leaf hash), or
+        - a name, a reply or a listed entry exists already, or a catalogue row with another body, or
+        - it refers to a stream or an entry that does not exist, or
+        - it names in `causes` an entry of a Write that was dropped from this batch.
+
+        Of two Writes of one batch that exclude each other the first is written. A Write that extends a stream
+        with state MUST bring its new state; the store does not look. Cancelling the caller MUST NOT cut a batch
+        in two: it is written as a whole or not at all.
+
+        Raises ValueError for a Write that contradicts itself (see `check_write`), StoreUnavailable on an I/O
+        error or a full disk: in both cases nothing of the batch is written.
+        """
+
+    async def entries(self, stream_key: bytes, after_version: int, limit: int) -> list[StoredEntry]:
+        """A stream in order of version."""
+
+    async def log(self, after_position: int, limit: int) -> list[StoredEntry]:
+        """All streams in the order of commit; positions start at 1 and leave no gap."""
+
+    async def listing(
+        self, space: str, key: bytes, after_position: int, limit: int, newest_first: bool = False
+    ) -> list[ListingRow]:
+        """Rows after `after_position`; with `newest_first` those before it, downwards, 0 being the end."""
+
+    async def blob(self, stream_key: bytes, digest: bytes) -> bytes | None: ...
+
+    async def catalog_page(self, dataset: str, edition: str, after_code: str, limit: int) -> list[tuple[str, bytes]]:
+        """Rows with a code greater than `after_code`, by code point."""
+
+    async def due(self, now_ms: int, limit: int) -> list[bytes]:
+        """Keys of the streams whose deadline is at or before `now_ms`, earliest first."""
+
+    async def last_position(self) -> int:
+        """0 for an empty ledger."""
+
+    async def close(self) -> None:
+        """Waits for what was submitted. Closing again does nothing."""
+
+
+def check_write(write: Write) -> None:
+    """Raises ValueError for a Write that contradicts itself, which is a bug of its maker and never a conflict.
+
+    That is: entries of one stream that do not follow one another, a state that is not that of its stream's last
+    entry here, two states of one stream, one entry listed twice under one (space, key), half a reference in the
+    reply.
+    """
+    last: dict[bytes, Entry] = {}
+    for entry in write.entries:
+        header = entry.header
+        before = last.get(header.stream_key)
+        if before is not None and (
+            header.version != before.header.version + 1 or entry.prev_leaf_hash != before.leaf_hash
+        ):
+            raise ValueError("entries of one stream do not follow one another")
+        last[header.stream_key] = entry
+    for state in write.states:
+        newest = last.pop(state.stream_key, None)
+        if newest is None or newest.header.version != state.version or newest.leaf_hash != state.leaf_hash:
+            raise ValueError("a state is not that of the last entry which this write gives its stream")
+    listings = write.listings
+    if len(listings) > 1:
+        listed = {(listing.space, listing.key, listing.stream_key, listing.version) for listing in listings}
+        if len(listed) != len(listings):
+            raise ValueError("an entry is listed twice under one space and key")
+    if any((reply.stream_key is None) != (reply.version is None) for reply in write.replies):
+        raise ValueError("a reply names a stream and a version, or neither")
+
+
+def check_limit(limit: int) -> None:
+    if limit < 1:
+        raise ValueError("limit is below 1")

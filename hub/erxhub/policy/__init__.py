@@ -1,0 +1,1 @@
+"""Policy: the code that reads region packs and code lists. The values themselves are data beside it."""

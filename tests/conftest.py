@@ -1,0 +1,60 @@
+"""Shared by all tests: the shared-folder fixture, the rounds of a campaign, and the report at the end.
+
+Must never hold fixtures of one area; those live in that area's own conftest.py.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import shared as shared_data
+
+# Suites imported by several test modules: their asserts are rewritten like those of a test file.
+pytest.register_assert_rewrite("tests.ledger.contract")
+
+_seconds: defaultdict[str, float] = defaultdict(float)
+_tests: Counter[str] = Counter()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--campaign", action="store_true", help="run races and crashes with the large numbers")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared data folder; the test is left out, and listed at the end, where it is absent."""
+    return shared_data.shared_or_skip()
+
+
+@pytest.fixture(scope="session")
+def rounds(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
+    """`rounds(20, 200)`: how often to repeat; the large number under --campaign."""
+    campaign = bool(request.config.getoption("--campaign"))
+    return lambda small, large: large if campaign else small
+
+
+def _area(nodeid: str) -> str:
+    parts = nodeid.partition("::")[0].split("/")
+    return parts[1] if len(parts) > 2 else "(all)"
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    area = _area(report.nodeid)
+    _seconds[area] += report.duration
+    _tests[area] += report.when == "call"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _seconds:
+        terminalreporter.section("time per area")
+        for area, seconds in sorted(_seconds.items(), key=lambda item: -item[1]):
+            terminalreporter.line(f"{seconds:8.2f} s  {_tests[area]:5d} tests  {area}")
+    skipped = terminalreporter.stats.get("skipped", [])
+    left_out = sorted({report.nodeid for report in skipped if shared_data.ABSENT in str(report.longrepr)})
+    if left_out:
+        terminalreporter.section("left out because the shared folder is absent")
+        for nodeid in left_out:
+            terminalreporter.line(nodeid)
+        terminalreporter.line(f"{len(left_out)} left out; {shared_data.VARIABLE} names the folder")
