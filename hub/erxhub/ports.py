@@ -32,6 +32,10 @@ class Draw:
         self._block = 0
         self._buffer = b""
 
+    def restarted(self) -> Draw:
+        """The same values again from the first: a decision made anew draws what it drew before."""
+        return Draw(self._seed)
+
     def bytes(self, count: int) -> bytes:
         """`count` random bytes."""
         while len(self._buffer) < count:
@@ -125,6 +129,11 @@ class SeededIds:
         """The next draw of the sequence."""
         self._count += 1
         return Draw(hashlib.sha256(b"erxhub seeded ids %d %d" % (self._seed, self._count)).digest())
+
+
+async def give_way() -> None:
+    """Let the other tasks of the loop run once."""
+    await asyncio.sleep(0)
 
 
 async def system_pause(ms: int) -> None:

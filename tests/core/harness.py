@@ -48,17 +48,18 @@ class World:
         tx.emit("ledger", LEDGER_KEY, "ledger.opened", events_pb2.LedgerOpened(origin="test"))
         self._commit(tx)
 
-    def _draft(self, actor: str, request_id: str) -> WorkingDraft:
+    def _draft(self, actor: str, request_id: str, area_code: str = "") -> WorkingDraft:
         return WorkingDraft(
             self.workspace,
             Lookups(),
             now_ms=self.now_ms,
             draw=self.ids.draw(),
             caller_actor=actor,
+            area_code=area_code,
             request_id=request_id,
             ledger_key=LEDGER_KEY,
             mac_keys=self.mac_keys,
-            rules_for=lambda area: Rules(pack_for(area), china_date(self.now_ms)),
+            rules_for=lambda area: Rules(pack_for(area or "000000"), china_date(self.now_ms)),
         )
 
     def _commit(self, tx: WorkingDraft) -> None:
@@ -110,7 +111,7 @@ class World:
         )
         self.fire_timers()
         for _ in range(20):
-            tx = self._draft(caller.actor, request_id)
+            tx = self._draft(caller.actor, request_id, caller.area_code)
             try:
                 outcome = decide.decide(tx, command)
             except Missing:

@@ -10,10 +10,8 @@ from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Final
 
 from erxhub.client.base import Client, page_of
-from erxhub.client.connection import Connection
-from erxhub.client.request_ids import RequestIds
 from erxhub.client.shared_calls import CatalogReader, VoucherEnder
-from erxhub.v1 import catalog_pb2, common_pb2, registry_pb2, registry_pb2_grpc
+from erxhub.v1 import catalog_pb2, common_pb2, registry_pb2
 
 CHUNK_ROWS_MAX: Final = 2_000
 """The hub takes no more rows in one message."""
@@ -58,10 +56,6 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
 
     `etag` comes from an earlier read or reply; with it, a change is refused when the record has changed since.
     """
-
-    def __init__(self, connection: Connection, *, request_ids: RequestIds | None = None) -> None:
-        super().__init__(connection, request_ids=request_ids)
-        self._registry = registry_pb2_grpc.RegistryServiceStub(connection.channel)
 
     # --- institutions and agreements ---
 

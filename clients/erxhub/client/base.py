@@ -16,7 +16,7 @@ from google.protobuf.message_factory import GetMessageClass
 from erxhub.client.connection import SERVICE_MODULES, ClientIdentity, Connection, RetryPolicy
 from erxhub.client.environment import Environment
 from erxhub.client.request_ids import NationalRequestIds, RandomRequestIds, RequestIds
-from erxhub.v1 import common_pb2
+from erxhub.v1 import common_pb2, registry_pb2_grpc, voucher_pb2_grpc
 
 NATIONAL_ROLES: Final = ("hospital", "pharmacy")
 
@@ -48,6 +48,9 @@ class Client:
     def __init__(self, connection: Connection, *, request_ids: RequestIds | None = None) -> None:
         self.connection = connection
         self.request_ids = request_ids or self._default_request_ids()
+        # The two services that several kinds of caller share.
+        self._registry = registry_pb2_grpc.RegistryServiceStub(connection.channel)
+        self._vouchers = voucher_pb2_grpc.VoucherServiceStub(connection.channel)
 
     @classmethod
     @asynccontextmanager
@@ -85,7 +88,7 @@ class Client:
             raise TypeError(f"{type(request).__name__} is not the request of a unary method")
         path, reply_class = found
         method: grpc.aio.UnaryUnaryMultiCallable[Any, Any] = self.connection.channel.unary_unary(
-            path, request_serializer=Message.SerializeToString, response_deserializer=reply_class.FromString
+            path, request_serializer=type(request).SerializeToString, response_deserializer=reply_class.FromString
         )
         reply: Message = await self.connection.unary(method, request, timeout_s)
         return reply

@@ -52,6 +52,9 @@ RETRY_BUFFER_BYTES: Final = 4 * 1024 * 1024
 """gRPC repeats only what fits here; its own 256 KiB are less than one upload with a file of 1 MiB."""
 METADATA_BYTES_MAX: Final = 16 * 1024
 """A refusal has up to 6 KiB of details, base64 on the wire, beside a percent-encoded message."""
+ATTEMPTS_MAX: Final = 5
+BACKOFF_MIN_MS: Final = 10
+"""gRPC takes 20 % off by chance, and a wait that it rounds to nothing leaves the call hanging until its deadline."""
 KEEPALIVE_MS: Final = 330_000
 """Finds a dead watch; a server that is not told otherwise takes more than one ping in five minutes for abuse."""
 
@@ -111,14 +114,21 @@ class ClientIdentity:
 class RetryPolicy:
     """How often UNAVAILABLE is met before a call fails.
 
-    `attempts` (1–5, gRPC's own limit) counts the first one too; the wait doubles from `backoff_ms` to `backoff_max_ms`.
-    A stream is opened again up to `stream_resumes` times in a row without a message between.
+    `attempts` (1–5, gRPC's own limit) counts the first one too; the wait doubles from `backoff_ms` (at least 10) to
+    `backoff_max_ms`. A stream is opened again up to `stream_resumes` times in a row without a message between.
+    Raises ValueError for numbers outside these limits.
     """
 
     attempts: int = 5
     backoff_ms: int = 200
     backoff_max_ms: int = 2_000
     stream_resumes: int = 8
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.attempts <= ATTEMPTS_MAX or self.stream_resumes < 0:
+            raise ValueError(f"attempts are 1 to {ATTEMPTS_MAX}, and resumes not negative")
+        if not BACKOFF_MIN_MS <= self.backoff_ms <= self.backoff_max_ms:
+            raise ValueError(f"the wait begins at {BACKOFF_MIN_MS} ms or later, and does not end before it begins")
 
 
 def _server_streams() -> list[dict[str, str]]:
@@ -201,7 +211,7 @@ class Connection:
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             # A hub that restarts is back before gRPC's own first wait of a second is over.
             ("grpc.initial_reconnect_backoff_ms", self.retry.backoff_ms),
-            ("grpc.max_reconnect_backoff_ms", max(self.retry.backoff_max_ms, self.retry.backoff_ms)),
+            ("grpc.max_reconnect_backoff_ms", self.retry.backoff_max_ms),
         ]
         if server_name:
             options.append(("grpc.ssl_target_name_override", server_name))

@@ -9,7 +9,7 @@ from erxhub.client.base import Client, page_of
 from erxhub.client.connection import Connection
 from erxhub.client.request_ids import RequestIds
 from erxhub.client.shared_calls import CatalogReader, VoucherEnder
-from erxhub.v1 import common_pb2, patient_pb2, patient_pb2_grpc, voucher_pb2, voucher_pb2_grpc
+from erxhub.v1 import common_pb2, patient_pb2, patient_pb2_grpc, voucher_pb2
 
 
 class PatientClient(CatalogReader, VoucherEnder, Client):
@@ -18,7 +18,6 @@ class PatientClient(CatalogReader, VoucherEnder, Client):
     def __init__(self, connection: Connection, *, request_ids: RequestIds | None = None) -> None:
         super().__init__(connection, request_ids=request_ids)
         self._patients = patient_pb2_grpc.PatientServiceStub(connection.channel)
-        self._vouchers = voucher_pb2_grpc.VoucherServiceStub(connection.channel)
 
     # --- the e-voucher ---
 

@@ -25,16 +25,16 @@ def check_receipt(receipt: common_pb2.Receipt, keys: Mapping[str, bytes]) -> Non
         keys: key id (32 hexadecimal characters) to the raw Ed25519 public key of 32 bytes. All keys that the hub ever
             used may be here: old receipts stay verifiable.
 
-    1. It names at least one entry, and every stream key and leaf hash has 32 bytes: the signed encoding writes no
-       lengths for them, and a receipt for nothing would prove nothing.
+    1. Every stream key and leaf hash has 32 bytes: the signed encoding writes no lengths for them. A request that asked
+       for what already stands leaves no entry, and its receipt names none.
     2. Its key is pinned.
     3. The signature is that key's over `receipt_message`.
     """
     entries = [(entry.stream_key, entry.version, entry.leaf_hash) for entry in receipt.entries]
     sizes_fit = all(len(stream) == HASH_SIZE == len(leaf) for stream, _, leaf in entries)
     times_fit = receipt.recorded_at_ms > 0 and receipt.max_merge_delay_ms >= 0
-    if not entries or not sizes_fit or not times_fit or len(receipt.signature) != SIGNATURE_SIZE:
-        raise ReceiptInvalid("MALFORMED", "the receipt names no entry, or a part of it has a wrong size")
+    if not sizes_fit or not times_fit or len(receipt.signature) != SIGNATURE_SIZE:
+        raise ReceiptInvalid("MALFORMED", "a part of the receipt has a wrong size")
     key = keys.get(receipt.key_id)
     if key is None:
         raise ReceiptInvalid(

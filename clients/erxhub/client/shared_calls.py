@@ -7,7 +7,7 @@ Must never: hold a call of one kind of caller alone; that belongs to its client.
 from __future__ import annotations
 
 from erxhub.client.base import Client, page_of
-from erxhub.v1 import catalog_pb2, registry_pb2, registry_pb2_grpc, voucher_pb2, voucher_pb2_grpc
+from erxhub.v1 import catalog_pb2, registry_pb2, voucher_pb2
 
 
 class CatalogReader(Client):
@@ -26,8 +26,7 @@ class CatalogReader(Client):
         request = registry_pb2.ListCatalogRequest(
             dataset=dataset, page=page_of(page_size, page_token), code_prefix=code_prefix
         )
-        stub = registry_pb2_grpc.RegistryServiceStub(self.connection.channel)
-        return await self.connection.unary(stub.ListCatalog, request, timeout_s)
+        return await self.connection.unary(self._registry.ListCatalog, request, timeout_s)
 
 
 class VoucherVerifier(Client):
@@ -53,8 +52,7 @@ class VoucherVerifier(Client):
             person_no=person_no,
             operator_id=operator_id,
         )
-        stub = voucher_pb2_grpc.VoucherServiceStub(self.connection.channel)
-        return await self.connection.unary(stub.VerifyVoucher, request, timeout_s)
+        return await self.connection.unary(self._vouchers.VerifyVoucher, request, timeout_s)
 
 
 class VoucherEnder(Client):
@@ -72,8 +70,7 @@ class VoucherEnder(Client):
         request = voucher_pb2.DeactivateVoucherRequest(
             request_id=self._id(request_id), person_no=person_no, channel_id=channel_id
         )
-        stub = voucher_pb2_grpc.VoucherServiceStub(self.connection.channel)
-        return await self.connection.unary(stub.DeactivateVoucher, request, timeout_s)
+        return await self.connection.unary(self._vouchers.DeactivateVoucher, request, timeout_s)
 
     async def revoke_voucher(
         self,
@@ -87,5 +84,4 @@ class VoucherEnder(Client):
         request = voucher_pb2.RevokeVoucherRequest(
             request_id=self._id(request_id), voucher_code=voucher_code, reason=reason
         )
-        stub = voucher_pb2_grpc.VoucherServiceStub(self.connection.channel)
-        return await self.connection.unary(stub.RevokeVoucher, request, timeout_s)
+        return await self.connection.unary(self._vouchers.RevokeVoucher, request, timeout_s)

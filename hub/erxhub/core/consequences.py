@@ -39,9 +39,7 @@ def revoke_authorizations(tx: Draft, rx_key: bytes, reason: str = NO_LONGER_EFFE
     issued = [
         held.secret_mac
         for held in current(tx, rx_key).authorizations
-        if lifecycle.permits(
-            Machine.AUTHORIZATION, state_name(Machine.AUTHORIZATION, held.status), "revoke", Role.HUB
-        )
+        if lifecycle.permits(Machine.AUTHORIZATION, state_name(Machine.AUTHORIZATION, held.status), "revoke", Role.HUB)
         and pharmacy_code in ("", held.pharmacy_code)
     ]
     for secret_mac in issued:

@@ -2,8 +2,8 @@
 
 A `Workspace` holds what was loaded for a batch and what its accepted commands changed since. A `WorkingDraft` is one
 command's view of it: it copies a state before it changes it, so that a refused command leaves nothing behind. Neither
-does any I/O; a look-up that is not loaded raises `Missing` and is noted in `wanted`, and whoever runs the batch loads it
-and decides again.
+does any I/O; a look-up that is not loaded raises `Missing` and is noted in `wanted`, and whoever runs the batch loads
+it and decides again.
 """
 
 from __future__ import annotations
@@ -129,6 +129,7 @@ class WorkingDraft:
         now_ms: int,
         draw: Randomness,
         caller_actor: str,
+        area_code: str,
         request_id: str,
         ledger_key: bytes,
         mac_keys: MacKeys,
@@ -142,7 +143,8 @@ class WorkingDraft:
         self._workspace = workspace
         self._wanted = wanted
         self._caller_actor = caller_actor
-        self._request_id = request_id
+        self.area_code = area_code
+        self.request_id = request_id
         self._mac_keys = mac_keys
         self._rules_for = rules_for
 
@@ -224,8 +226,11 @@ class WorkingDraft:
         return working.version if working else 0
 
     def leaf(self, stream_key: bytes) -> bytes:
+        if stream_key not in self._workspace.streams:
+            self._wanted.streams.add(stream_key)
+            raise Missing
         working = self._workspace.streams[stream_key]
-        assert working is not None
+        assert working is not None, "a cause is a stream that exists"
         return working.leaf_hash
 
     def catalog(self, dataset: str, edition: str, code: str) -> bytes | None:
@@ -272,9 +277,10 @@ class WorkingDraft:
                 working.state.CopyFrom(before.state)
             self.changed[stream_key] = working
         kind = events.BY_NAME[event]
-        assert type(payload) is kind.payload and stream_kind in kind.stream_kinds, event
+        assert type(payload) is kind.payload, event
+        assert stream_kind in kind.stream_kinds, event
         working.version += 1
-        evolve(stream_kind, working.state, event, payload, At(working.version, self.now_ms, self._request_id))
+        evolve(stream_kind, working.state, event, payload, At(working.version, self.now_ms, self.request_id))
         self.pending.append(
             Pending(
                 stream_kind,
@@ -297,7 +303,9 @@ class WorkingDraft:
     def names(self) -> list[tuple[tuple[str, bytes], bytes]]:
         """(name, stream key) of every name that the events give."""
         return [
-            (name, event.stream_key) for event in self.pending for name in index.names(event.event, event.payload, self.mac)
+            (name, event.stream_key)
+            for event in self.pending
+            for name in index.names(event.event, event.payload, self.mac)
         ]
 
     def listings(self) -> list[tuple[tuple[str, bytes], bytes, int]]:

@@ -1,7 +1,7 @@
 """Which names and lists an event adds: the only place that says so, so that nothing can be forgotten or drift.
 
-A name is unique and leads to one stream; a listing is ordered by log position. Both follow from the event alone (and, for
-a list, from the state after it), so they could be built again from the entries.
+A name is unique and leads to one stream; a listing is ordered by log position. Both follow from the event alone (and,
+for a list, from the state after it), so they could be built again from the entries.
 """
 
 from __future__ import annotations

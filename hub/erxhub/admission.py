@@ -1,0 +1,217 @@
+"""From bytes to a command: what can be proven about a call before anything that may change is looked at.
+
+In order: the certificate's identity, the caller's kind against the method's rule, the field rules (of the request and
+of every signed content in it), and each signature over the exact bytes received. What is proven becomes Evidence.
+Whether a key may still sign, a registration stands or a thing exists is never asked here; that is loaded and decided in
+the lane.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import protovalidate
+from google.protobuf.message import DecodeError, Message
+
+from erxhub.core.model import Caller, Evidence, SignatureFact
+from erxhub.crypto.certs import PeerIdentity, PeerIdentityError, peer_identity
+from erxhub.crypto.envelope import pae
+from erxhub.crypto.suites import Verifier
+from erxhub.ledger.store import Store, Wanted
+from erxhub.v1 import common_pb2, registry_pb2, state_pb2
+
+_KEYS_KEPT: Final = 50_000
+_FIELD_REQUEST_ID: Final = 1
+_FIELD_WAIT_FOR: Final = 2
+
+
+class Violation(NamedTuple):
+    """One broken field rule: path, rule id, text. Never the value: it may be personal."""
+
+    field: str
+    rule: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    suite: str
+    public_key: bytes
+
+
+def caller_of(certificate_pem: bytes, trust_domain: str) -> tuple[Caller, PeerIdentity]:
+    """Who the connection certificate speaks for.
+
+    Raises PeerIdentityError when it names no identity of the trust domain in a URI.
+    """
+    identity = peer_identity(certificate_pem, trust_domain)
+    return Caller(identity.role, identity.id, _area_of(identity), identity.fingerprint), identity
+
+
+def _area_of(identity: PeerIdentity) -> str:
+    if identity.role in {"hospital", "pharmacy"}:
+        return identity.id[1:7]
+    return identity.id if identity.role in {"agency", "supervisor"} else ""
+
+
+class FieldRules:
+    """The field rules of the .proto files, compiled once."""
+
+    def __init__(self, statements: Mapping[str, type[Any]]) -> None:
+        self._validator = protovalidate.Validator()
+        self._statements = statements
+
+    def warm(self, messages: Sequence[type[Message]]) -> None:
+        """Compile the rules of these messages now, so that no caller waits for it."""
+        for kind in messages:
+            self._validator.collect_violations(kind(), fail_fast=True)
+
+    def violations(self, request: Message, signed_fields: Sequence[str]) -> list[Violation]:
+        """Every broken rule of the request and of the signed contents in it."""
+        found = self._of(request, "")
+        for name in signed_fields:
+            if not request.HasField(name):
+                continue
+            signed: common_pb2.Signed = getattr(request, name)
+            kind = self._statements.get(signed.payload_type)
+            if kind is None:
+                continue
+            statement = kind()
+            try:
+                statement.ParseFromString(signed.payload)
+            except DecodeError:
+                found.append(Violation(f"{name}.payload", "payload", "cannot be read as its payload_type says"))
+                continue
+            found += self._of(statement, f"{name}.payload.")
+        return found
+
+    def _of(self, message: Message, prefix: str) -> list[Violation]:
+        return [
+            Violation(prefix + _path(violation.proto), violation.proto.rule_id, violation.proto.message)
+            for violation in self._validator.collect_violations(message)
+        ]
+
+
+def _path(violation: Any) -> str:
+    path = ""
+    for element in violation.field.elements if violation.field else ():
+        path += ("." if path else "") + element.field_name
+        if element.subscript is not None:
+            path += f"[{element.subscript.value}]"
+    return path
+
+
+class SignatureProof:
+    """Verifies the signatures of a request over the received bytes."""
+
+    def __init__(self, store: Store, verifier: Verifier) -> None:
+        self._store = store
+        self._verifier = verifier
+        # What is kept cannot change: a key id is the hash of suite and public key.
+        self._keys: OrderedDict[str, _Key] = OrderedDict()
+
+    async def evidence(self, request: Any, signed_fields: Sequence[str]) -> Evidence:
+        """Signature facts and digests of every signed content, and the digest of a file."""
+        contents = {name: getattr(request, name) for name in signed_fields if request.HasField(name)}
+        digests = {name: hashlib.sha256(signed.payload).digest() for name, signed in contents.items()}
+        if "file" in request.DESCRIPTOR.fields_by_name:
+            digests["file"] = hashlib.sha256(request.file.data).digest()
+        if not contents:
+            return Evidence({}, digests)
+        ids = {signature.key_id for signed in contents.values() for signature in signed.signatures}
+        keys = await self._registered(ids)
+        checks: list[tuple[str, bytes, bytes, bytes]] = []
+        places: list[tuple[str, int]] = []
+        facts: dict[str, list[SignatureFact]] = {}
+        for name, signed in contents.items():
+            message = pae(signed.payload_type, signed.payload)
+            facts[name] = []
+            for signature in signed.signatures:
+                key = keys.get(signature.key_id)
+                facts[name].append(SignatureFact(signature.key_id, key.suite if key else "", False))
+                if key is not None:
+                    places.append((name, len(facts[name]) - 1))
+                    checks.append((key.suite, key.public_key, message, signature.signature))
+        for (name, position), valid in zip(places, await self._verifier.verify_all(checks), strict=True):
+            fact = facts[name][position]
+            facts[name][position] = SignatureFact(fact.key_id, fact.suite, valid)
+        return Evidence(facts, digests)
+
+    async def _registered(self, ids: set[str]) -> Mapping[str, _Key]:
+        unknown = [key_id for key_id in ids if key_id not in self._keys]
+        if unknown:
+            names = {("signing_key", key_id.encode()): key_id for key_id in unknown}
+            loaded = await self._store.read(Wanted(names=frozenset(names)))
+            for name, stream in loaded.names.items():
+                head = loaded.heads[stream]
+                self._keep(names[name], head.stream_kind, head.body)
+        return {key_id: self._keys[key_id] for key_id in ids if key_id in self._keys}
+
+    def _keep(self, key_id: str, stream_kind: str, body: bytes) -> None:
+        keys: Sequence[registry_pb2.SigningKeyRecord]
+        if stream_kind == "institution":
+            keys = state_pb2.InstitutionState.FromString(body).keys
+        else:
+            keys = state_pb2.PractitionerState.FromString(body).keys
+        for record in keys:
+            if record.key_id == key_id:
+                self._keys[key_id] = _Key(record.suite, record.public_key)
+                if len(self._keys) > _KEYS_KEPT:
+                    self._keys.popitem(last=False)
+
+
+def content_of(raw: bytes) -> bytes:
+    """What makes a repeated request the same: its bytes without request_id and wait_for, ordered by field number.
+
+    Works on the wire form, so nothing is written again: top-level fields 1 and 2 are left out and the rest is put in
+    the order of field numbers, because a client may write fields in any order. Raises ValueError for bytes that are no
+    protobuf message; the message was parsed before, so that is a bug.
+    """
+    parts: list[tuple[int, bytes]] = []
+    position = 0
+    while position < len(raw):
+        start = position
+        tag, position = _varint(raw, position)
+        number, wire = tag >> 3, tag & 7
+        if wire == 0:
+            _, position = _varint(raw, position)
+        elif wire == 1:
+            position += 8
+        elif wire == 2:
+            size, position = _varint(raw, position)
+            position += size
+        elif wire == 5:
+            position += 4
+        else:
+            raise ValueError(f"wire type {wire}")
+        if number not in (_FIELD_REQUEST_ID, _FIELD_WAIT_FOR):
+            parts.append((number, raw[start:position]))
+    parts.sort(key=lambda part: part[0])
+    return b"".join(data for _, data in parts)
+
+
+def _varint(raw: bytes, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if position >= len(raw) or shift > 63:
+            raise ValueError("a varint without end")
+        byte = raw[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+
+
+__all__ = [
+    "FieldRules",
+    "PeerIdentityError",
+    "SignatureProof",
+    "Violation",
+    "caller_of",
+    "content_of",
+]

@@ -1,0 +1,139 @@
+"""THE composition root: puts store, keys, packs, lane, queries and server together, and takes them apart again.
+
+Nothing else constructs these. It owns the order of start and stop, and the background sweep of deadlines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from dataclasses import dataclass
+
+from erxhub.admission import FieldRules, SignatureProof
+from erxhub.config import Config
+from erxhub.crypto.suites import Verifier
+from erxhub.engine import Engine, HubStopped
+from erxhub.keys import HubKeys
+from erxhub.ledger.store import Store, StoreUnavailable
+from erxhub.ledger.verify import Verification, verify_ledger
+from erxhub.policy.pack import PackLibrary, shipped_packs
+from erxhub.ports import Clock, Ids, Pause, SystemClock, SystemIds, system_pause
+from erxhub.queries.base import ReadContext
+from erxhub.rpc.dispatch import Dispatcher
+from erxhub.rpc.methods import METHODS, STATEMENTS
+from erxhub.rpc.server import HubServer, IdentitySource
+
+_log = logging.getLogger("erxhub.app")
+
+
+class LedgerRefused(Exception):
+    """The newest entries of the ledger do not verify: the hub does not start on it. Names the entries."""
+
+    def __init__(self, verification: Verification) -> None:
+        places = ", ".join(
+            f"{finding.stream_kind}/{finding.stream_key.hex()[:16]} version {finding.version} {finding.reason}"
+            for finding in verification.findings[:5]
+        )
+        super().__init__(f"the ledger does not verify: {places}; `erxhub audit verify` lists everything")
+        self.verification = verification
+
+
+@dataclass(slots=True)
+class Hub:
+    """A running hub. `port` is where it listens."""
+
+    engine: Engine
+    server: HubServer
+    store: Store
+    keys: HubKeys
+    port: int
+    verified_entries: int
+    _sweeper: asyncio.Task[None]
+    _verifier: Verifier
+
+    async def stop(self) -> None:
+        """Drain the server, finish the lane, close the store."""
+        self._sweeper.cancel()
+        await asyncio.gather(self._sweeper, return_exceptions=True)
+        await self.server.announce(serving=False)
+        # The lane first refuses new commands, so that open watches end; calls in flight are answered while it drains.
+        await self.server.drain()
+        await self.engine.stop()
+        self._verifier.close()
+        await self.store.close()
+
+
+async def start_hub(
+    store: Store,
+    identity: IdentitySource,
+    keys: HubKeys,
+    *,
+    address: str = "127.0.0.1:0",
+    config: Config | None = None,
+    clock: Clock | None = None,
+    ids: Ids | None = None,
+    packs: PackLibrary | None = None,
+    pause: Pause = system_pause,
+) -> Hub:
+    """Verify the newest entries, open or join the ledger, and listen.
+
+    Raises LedgerRefused when an entry does not verify, StoreUnavailable when the store cannot be used.
+    """
+    config = config or Config()
+    clock = clock or SystemClock()
+    packs = packs or shipped_packs()
+    verification = await _verify_newest(store, config)
+    engine = Engine(store, clock=clock, ids=ids or SystemIds(), keys=keys, packs=packs, config=config)
+    await engine.start()
+    verifier = Verifier()
+    rules = FieldRules(STATEMENTS)
+    rules.warm([*(method.request for method in METHODS.values()), *STATEMENTS.values()])
+    reads = ReadContext(
+        store=store,
+        mac_keys=keys.mac_keys,
+        ledger_key=engine.ledger_key,
+        config=config,
+        clock=clock,
+        packs=packs,
+        verifier=verifier,
+        subscribe=engine.subscribe,
+        unsubscribe=engine.unsubscribe,
+        page_key=hashlib.sha256(keys.content_mac_key() + b"page").digest(),
+    )
+    dispatcher = Dispatcher(
+        engine=engine,
+        reads=reads,
+        proof=SignatureProof(store, verifier),
+        rules=rules,
+        config=config,
+        pause=pause,
+    )
+    server = HubServer(dispatcher, identity, config)
+    port = await server.start(address)
+    sweeper = asyncio.create_task(_sweep(engine, config, pause), name="sweep")
+    _log.info("hub %s listens on port %d; %d entries verified", config.hub_id, port, verification.entries)
+    return Hub(engine, server, store, keys, port, verification.entries, sweeper, verifier)
+
+
+async def _verify_newest(store: Store, config: Config) -> Verification:
+    newest = await store.last_position()
+    verification = await verify_ledger(store, from_position=max(0, newest - config.start_verify_entries))
+    if verification.findings:
+        raise LedgerRefused(verification)
+    return verification
+
+
+async def _sweep(engine: Engine, config: Config, pause: Pause) -> None:
+    """Write the deadlines that nobody asked about; a full step is followed by the next at once."""
+    while engine.running:
+        try:
+            while await engine.sweep() >= config.sweep_streams_max:
+                pass
+        except HubStopped:
+            return
+        except StoreUnavailable as error:
+            _log.warning("the sweep waits for the store: %s", error)
+        await pause(config.sweep_interval_ms)
+
+

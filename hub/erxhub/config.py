@@ -1,0 +1,103 @@
+"""The hub's limits and settings, each with its reason. Policy (what the law or a region says) is not here but in packs.
+
+Owns defaults only. It reads no file and no environment; the composition root does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+KIB: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one hub process. Times in milliseconds, sizes in bytes."""
+
+    trust_domain: str = "erxhub.test"
+    """Only certificates under spiffe://<trust domain> are callers."""
+
+    origin: str = "erxhub.test/ledger"
+    """The ledger's name in receipts and checkpoints; fixed when the ledger is opened first."""
+
+    hub_id: str = "hub-1"
+    """This process among the hubs of the ledger."""
+
+    message_bytes_max: int = 2 * 1024 * KIB
+    """A prescription file is at most 1 MiB (field rule); the rest is room for the prescription and for imports."""
+
+    queue_commands_max: int = 4096
+    """Commands waiting for the lane. At some 2,000 a second the last one waits two seconds, a caller's patience."""
+
+    queue_bytes_max: int = 256 * 1024 * KIB
+    """Bytes of waiting requests: what a small machine can spare."""
+
+    calls_pending_max: int = 16384
+    """Calls that grpc may hold before our own admission sees them. Its default of about 1,000 makes calls CANCELLED."""
+
+    batch_commands_max: int = 128
+    """Commands in one commit: above it the commit's cost per command falls no further."""
+
+    batch_retries_max: int = 3
+    """Tries of a command whose write met another hub's; then the caller is asked to come again."""
+
+    streams_per_peer_max: int = 16
+    """Open watches of one caller. An institution needs one or two."""
+
+    watch_page: int = 200
+    """Steps that a watch reads at once: bounds its memory, not its speed."""
+
+    import_rows_max: int = 200_000
+    """Rows of one catalogue import; the national drug list has some 200,000."""
+
+    page_size_default: int = 50
+    """Rows of a list when the caller names no number (AIP-158)."""
+
+    page_size_max: int = 200
+    """Rows of a list at most; the field rule says the same."""
+
+    access_targets_max: int = 256
+    """Targets of one access entry."""
+
+    access_budget_per_minute: int = 6000
+    """Access and refusal entries of one caller in a minute; above it one counting entry stands for the rest."""
+
+    slowed_reply_ms: int = 250
+    """How long the reply of a caller above its budget is kept back."""
+
+    sweep_interval_ms: int = 20_000
+    """How often deadlines that nobody asked about are written down; the promise is 60 seconds."""
+
+    sweep_streams_max: int = 200
+    """Streams in one step of the sweep, so that it never holds the lane for long."""
+
+    stream_check_interval_ms: int = 10_000
+    """How often an open stream looks whether its certificate was revoked; the promise is 30 seconds."""
+
+    revoked_report_interval_ms: int = 3_600_000
+    """A revoked certificate's attempts are recorded once in this time; the rest are counted only."""
+
+    max_merge_delay_ms: int = 60_000
+    """The promise in receipts: entries are in the public log within this time."""
+
+    clock_skew_ms: int = 300_000
+    """A caller whose signed times differ more from the hub's clock is told so."""
+
+    retry_after_ms: int = 1_000
+    """The delay in RetryInfo when the hub is at a limit or cannot reach its store."""
+
+    drain_ms: int = 10_000
+    """How long calls in flight may take after SIGTERM."""
+
+    start_verify_entries: int = 2_000
+    """Newest entries that are verified at a start, besides the database's own integrity check."""
+
+    violations_max: int = 16
+    """Field violations in one refusal; a gRPC client loses trailers above 8 KiB."""
+
+    violation_bytes_max: int = 120
+    """Bytes of one field violation's text."""
+
+    reflection: bool = True
+    """Whether the server describes its services."""

@@ -1,0 +1,350 @@
+"""One call from its bytes to its answer: the same few steps for every method of every service.
+
+A command: admission, the lane, the answer. A read: admission, the query, its access entry, the answer. A watch:
+admission, its access entry, then messages until the caller goes, its certificate is revoked, or the hub stops. Every
+refusal of an identified caller is recorded before it leaves; what only is counted is counted here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from erxhub.accesses import ReadNote
+from erxhub.admission import (
+    FieldRules,
+    PeerIdentityError,
+    SignatureProof,
+    Violation,
+    caller_of,
+    content_of,
+)
+from erxhub.config import Config
+from erxhub.core.catalog import CatalogImport
+from erxhub.core.model import Caller, Command, Evidence, Refused, Target
+from erxhub.engine import Declined, Engine, HubBusy, HubStopped
+from erxhub.ledger.store import StoreUnavailable, Wanted
+from erxhub.ports import Pause
+from erxhub.queries import QUERIES, STREAMS
+from erxhub.queries.base import ReadContext
+from erxhub.rpc.errors import wire_status
+from erxhub.rpc.methods import Method
+
+_log = logging.getLogger("erxhub.rpc")
+
+SENT_AT_HEADER: Final = "erxhub-sent-at-ms"
+"""The caller's clock when it sent the request; optional, and the only place where its clock is compared."""
+
+_CONTEXT = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    method: Method
+    caller: Caller
+    received_at_ms: int
+
+
+class Dispatcher:
+    """Serves the methods of one hub."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        reads: ReadContext,
+        proof: SignatureProof,
+        rules: FieldRules,
+        config: Config,
+        pause: Pause,
+    ) -> None:
+        self._engine = engine
+        self._reads = reads
+        self._proof = proof
+        self._rules = rules
+        self._config = config
+        self._pause = pause
+        self._open_streams: dict[str, int] = {}
+
+    def handler(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+        """The gRPC handler of a method; bytes go in and out unread, so that unreadable ones get an answer too."""
+        if method.streams_in:
+
+            async def take(requests: AsyncIterator[bytes], context: _CONTEXT) -> bytes:
+                return await self._import(method, requests, context)
+
+            return grpc.stream_unary_rpc_method_handler(take)
+        if method.streams_out:
+
+            async def stream(raw: bytes, context: _CONTEXT) -> AsyncIterator[bytes]:
+                async for message in self._stream(method, raw, context):
+                    yield message
+
+            return grpc.unary_stream_rpc_method_handler(stream)
+        if method.name in QUERIES:
+
+            async def read(raw: bytes, context: _CONTEXT) -> bytes:
+                return await self._read(method, raw, context)
+
+            return grpc.unary_unary_rpc_method_handler(read)
+
+        async def command(raw: bytes, context: _CONTEXT) -> bytes:
+            return await self._command(method, raw, context)
+
+        return grpc.unary_unary_rpc_method_handler(command)
+
+    # ---- the four kinds of call ----
+
+    async def _command(self, method: Method, raw: bytes, context: _CONTEXT) -> bytes:
+        call = await self._enter(method, context, len(raw))
+        request = await self._parse(call, raw, context)
+        await self._check(call, request, request.request_id, context)
+        try:
+            evidence = await self._proof.evidence(request, method.signed_fields)
+        except StoreUnavailable:
+            await self._unavailable(context)
+        return await self._decide(call, request, request.request_id, evidence, content_of(raw), context)
+
+    async def _import(self, method: Method, requests: AsyncIterator[bytes], context: _CONTEXT) -> bytes:
+        call = await self._enter(method, context, 0)
+        header: Any = None
+        entries: list[Any] = []
+        digest = hashlib.sha256()
+        async for raw in requests:
+            part = await self._parse(call, raw, context)
+            request_id = header.request_id if header is not None else part.header.request_id
+            await self._check(call, part, request_id, context)
+            if part.HasField("header") == (header is not None):
+                found = [Violation("part", "order", "the first message is the header, and every other one holds rows")]
+                await self._refuse(call, Refused("INPUT_MALFORMED", field="part"), request_id, context, found)
+            if header is None:
+                header = part.header
+                continue
+            entries.extend(part.rows.entries)
+            digest.update(raw)
+            if len(entries) > self._config.import_rows_max:
+                detail = {"rows_max": str(self._config.import_rows_max)}
+                refused = Refused("INPUT_MALFORMED", field="rows", detail=detail)
+                await self._refuse(call, refused, request_id, context)
+        if header is None:
+            found = [Violation("header", "required", "an import begins with its header")]
+            await self._refuse(call, Refused("INPUT_MALFORMED", field="header"), "", context, found)
+        content = content_of(header.SerializeToString(deterministic=True)) + digest.digest()
+        request = CatalogImport(header, tuple(entries))
+        return await self._decide(call, request, header.request_id, Evidence(), content, context)
+
+    async def _read(self, method: Method, raw: bytes, context: _CONTEXT) -> bytes:
+        call = await self._enter(method, context, len(raw))
+        request = await self._parse(call, raw, context)
+        await self._check(call, request, "", context)
+        await self._certificate(call, context)
+        try:
+            outcome = await QUERIES[method.name](self._reads, call.caller, request)
+            if isinstance(outcome, Refused):
+                await self._refuse(call, outcome, "", context)
+            if outcome.targets:
+                await self._note(call, "", outcome.targets, getattr(request, "case_reason", ""))
+        except (StoreUnavailable, HubStopped):
+            await self._unavailable(context)
+        except HubBusy:
+            await self._overloaded(context)
+        reply: bytes = outcome.reply.SerializeToString()
+        return reply
+
+    async def _stream(self, method: Method, raw: bytes, context: _CONTEXT) -> AsyncIterator[bytes]:
+        call = await self._enter(method, context, len(raw))
+        request = await self._parse(call, raw, context)
+        await self._check(call, request, "", context)
+        await self._certificate(call, context)
+        actor = call.caller.actor
+        if self._open_streams.get(actor, 0) >= self._config.streams_per_peer_max:
+            await self._overloaded(context)
+        self._open_streams[actor] = self._open_streams.get(actor, 0) + 1
+        messages = STREAMS[method.name](self._reads, call.caller, request)
+        try:
+            opened = False
+            async for message in self._guarded(call, messages, context):
+                if isinstance(message, Refused):
+                    await self._refuse(call, message, "", context)
+                if not opened:
+                    await self._note(call, "", (), getattr(request, "case_reason", ""))
+                    opened = True
+                if message is not None:
+                    yield message.SerializeToString()
+            if not self._engine.running:
+                await self._unavailable(context)
+        except (StoreUnavailable, HubStopped):
+            await self._unavailable(context)
+        except HubBusy:
+            await self._overloaded(context)
+        finally:
+            self._open_streams[actor] -= 1
+            if not self._open_streams[actor]:
+                del self._open_streams[actor]
+            await messages.aclose()
+
+    async def _guarded(self, call: _Call, messages: AsyncIterator[Any], context: _CONTEXT) -> AsyncIterator[Any]:
+        """The messages, and meanwhile a look now and then whether the caller's certificate was revoked.
+
+        Yields None at once, so that the opening is recorded before the first message is waited for.
+        """
+        yield None
+        timer: asyncio.Task[None] = asyncio.ensure_future(self._pause(self._config.stream_check_interval_ms))
+        coming: asyncio.Task[Any] | None = None
+        try:
+            while True:
+                if coming is None:
+                    coming = asyncio.ensure_future(anext(messages))
+                await asyncio.wait({coming, timer}, return_when=asyncio.FIRST_COMPLETED)
+                if timer.done():
+                    await self._certificate(call, context)
+                    timer = asyncio.ensure_future(self._pause(self._config.stream_check_interval_ms))
+                if coming.done():
+                    done, coming = coming, None
+                    try:
+                        message = done.result()
+                    except StopAsyncIteration:
+                        return
+                    yield message
+        finally:
+            timer.cancel()
+            if coming is not None:
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
+
+    # ---- the steps ----
+
+    async def _enter(self, method: Method, context: _CONTEXT, size: int) -> _Call:
+        received_at_ms = self._engine.clock.now_ms()
+        certificate = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
+        try:
+            caller, _ = caller_of(bytes(certificate), self._config.trust_domain)
+        except PeerIdentityError as error:
+            await self._count(Refused("PEER_IDENTITY", detail={"reason": error.reason}), context)
+        call = _Call(method, caller, received_at_ms)
+        try:
+            self._engine.check_room(size)
+        except HubBusy:
+            await self._overloaded(context)
+        if caller.kind not in method.callers:
+            await self._refuse(call, Refused("ROLE_NOT_ALLOWED", detail={"caller": caller.kind}), "", context)
+        return call
+
+    async def _parse(self, call: _Call, raw: bytes, context: _CONTEXT) -> Any:
+        request = call.method.request()
+        try:
+            request.ParseFromString(raw)
+        except DecodeError:
+            await self._count(Refused("INPUT_MALFORMED", detail={"reason": "the bytes are no such message"}), context)
+        return request
+
+    async def _check(self, call: _Call, request: Any, request_id: str, context: _CONTEXT) -> None:
+        found = self._rules.violations(request, call.method.signed_fields)
+        if found:
+            refused = Refused("INPUT_MALFORMED", field=found[0].field)
+            await self._refuse(call, refused, request_id, context, found)
+        skew = self._skew_ms(call, context)
+        if skew is not None and abs(skew) > self._config.clock_skew_ms:
+            refused = Refused("TIME_SKEW", field=SENT_AT_HEADER, detail={"skew_ms": str(skew)})
+            await self._refuse(call, refused, request_id, context)
+
+    @staticmethod
+    def _skew_ms(call: _Call, context: _CONTEXT) -> int | None:
+        for key, value in context.invocation_metadata() or ():
+            if key == SENT_AT_HEADER:
+                text = value if isinstance(value, str) else value.decode("ascii", "replace")
+                # Sixteen digits reach past the year 300,000; anything else is no instant and counts as a skew.
+                return int(text) - call.received_at_ms if text.isdecimal() and len(text) <= 16 else -call.received_at_ms
+        return None
+
+    async def _certificate(self, call: _Call, context: _CONTEXT) -> None:
+        name = ("revoked_certificate", call.caller.fingerprint)
+        try:
+            loaded = await self._engine.store.read(Wanted(names=frozenset({name})))
+        except StoreUnavailable:
+            await self._unavailable(context)
+        if name in loaded.names:
+            await self._refuse(call, Refused("CERT_REVOKED"), "", context)
+
+    async def _decide(
+        self, call: _Call, request: Any, request_id: str, evidence: Evidence, content: bytes, context: _CONTEXT
+    ) -> bytes:
+        command = Command(call.method.name, request, call.caller, request_id, call.received_at_ms, evidence)
+        try:
+            answer = await self._engine.submit(command, content)
+            if isinstance(answer, Declined):
+                if answer.slowed:
+                    await self._pause(self._config.slowed_reply_ms)
+                await self._abort(answer.refused, context)
+            if answer.slowed:
+                await self._pause(self._config.slowed_reply_ms)
+            if answer.attach_upload:
+                return await self._engine.attach(answer.body, answer.attach_upload, call.method.response)
+        except HubBusy:
+            await self._overloaded(context)
+        except (HubStopped, StoreUnavailable):
+            await self._unavailable(context)
+        return answer.body
+
+    async def _note(self, call: _Call, request_id: str, targets: tuple[Target, ...], case_reason: str) -> None:
+        note = ReadNote(
+            call.caller.actor, call.caller.kind, call.method.name, request_id, targets, None, case_reason
+        )
+        if await self._engine.note(note):
+            await self._pause(self._config.slowed_reply_ms)
+
+    # ---- refusals ----
+
+    async def _refuse(
+        self,
+        call: _Call,
+        refused: Refused,
+        request_id: str,
+        context: _CONTEXT,
+        violations: list[Violation] | None = None,
+    ) -> NoReturn:
+        """Record a refusal that the lane has not seen, then answer with it."""
+        note = ReadNote(
+            call.caller.actor, call.caller.kind, call.method.name, request_id, refused.targets, refused
+        )
+        try:
+            if await self._engine.note(note):
+                await self._pause(self._config.slowed_reply_ms)
+        except HubBusy:
+            await self._overloaded(context)
+        except HubStopped:
+            await self._unavailable(context)
+        await self._abort(refused, context, violations)
+
+    async def _count(self, refused: Refused, context: _CONTEXT) -> NoReturn:
+        """Answer with a refusal that is only counted."""
+        self._engine.counters.count(refused.code)
+        await self._abort(refused, context)
+
+    async def _overloaded(self, context: _CONTEXT) -> NoReturn:
+        await self._count(Refused("OVERLOADED"), context)
+
+    async def _unavailable(self, context: _CONTEXT) -> NoReturn:
+        await self._count(Refused("HUB_UNAVAILABLE"), context)
+
+    async def _abort(
+        self, refused: Refused, context: _CONTEXT, violations: list[Violation] | None = None
+    ) -> NoReturn:
+        status = wire_status(refused, self._config, violations or ())
+        await context.abort(status.code, status.message, (("grpc-status-details-bin", status.details),))
+        raise AssertionError("abort always raises")
+
+
+def handlers(dispatcher: Dispatcher, methods: Mapping[str, Method]) -> list[grpc.GenericRpcHandler]:
+    """The generic handlers of all services."""
+    by_service: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
+    for method in methods.values():
+        by_service.setdefault(method.service, {})[method.rpc] = dispatcher.handler(method)
+    return [grpc.method_handlers_generic_handler(service, found) for service, found in by_service.items()]
