@@ -89,6 +89,17 @@ class FieldRules:
             found += self._of(statement, f"{name}.payload.")
         return found
 
+    def rows(self, entries: Sequence[Any]) -> tuple[list[Any], list[tuple[int, str]]]:
+        """The rows of an import that keep the rules, and (line, path of the first broken rule) of the others."""
+        good, bad = [], []
+        for entry in entries:
+            found = self._of(entry, "")
+            if found:
+                bad.append((entry.line, found[0].field))
+            else:
+                good.append(entry)
+        return good, bad
+
     def _of(self, message: Message, prefix: str) -> list[Violation]:
         return [
             Violation(prefix + _path(violation.proto), violation.proto.rule_id, violation.proto.message)

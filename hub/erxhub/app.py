@@ -99,6 +99,7 @@ async def start_hub(
         verifier=verifier,
         subscribe=engine.subscribe,
         unsubscribe=engine.unsubscribe,
+        running=lambda: engine.running,
         page_key=hashlib.sha256(keys.content_mac_key() + b"page").digest(),
     )
     dispatcher = Dispatcher(

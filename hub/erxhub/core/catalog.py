@@ -57,6 +57,8 @@ class CatalogImport:
 
     header: registry_pb2.CatalogHeader
     entries: tuple[catalog_pb2.CatalogEntry, ...]
+    malformed: tuple[registry_pb2.RefusedRow, ...] = ()
+    """Rows that broke a field rule; they are not among `entries`."""
 
     @property
     def request_id(self) -> str:
@@ -162,6 +164,7 @@ def import_catalog(tx: Draft, command: Command) -> Outcome:
         return Refused("INPUT_MALFORMED", field="header.valid_from_on")
     ledger = tx.state(tx.ledger_key, state_pb2.LedgerState)
     rows, refused = _checked(dataset, request.entries)
+    refused = sorted([*request.malformed, *refused], key=lambda row: row.line)
     edition = registry_pb2.CatalogEdition(
         dataset=header.dataset,
         edition=header.edition,
@@ -179,9 +182,13 @@ def import_catalog(tx: Draft, command: Command) -> Outcome:
     if not rows:
         return Accepted(reply)
     tx.emit("ledger", tx.ledger_key, "catalogue.imported", events_pb2.CatalogueImported(edition=edition))
-    return Accepted(
-        reply, catalog_rows=tuple((dataset, header.edition, code, body) for code, body in rows.items())
-    )
+    return Accepted(reply, catalog_rows=tuple((dataset, header.edition, code, body) for code, body in rows.items()))
+
+
+def refused_row(line: int, code: str, field: str) -> registry_pb2.RefusedRow:
+    """How the reply names a row that was not taken."""
+    kind = CATALOGUE[code]
+    return registry_pb2.RefusedRow(line=line, code=code, field=field, message_en=kind.en, message_zh=kind.zh)
 
 
 def _checked(
@@ -193,13 +200,7 @@ def _checked(
     for entry in entries:
         fault = _row_fault(dataset, entry, rows)
         if fault is not None:
-            refusal_code, field = fault
-            kind = CATALOGUE[refusal_code]
-            refused.append(
-                registry_pb2.RefusedRow(
-                    line=entry.line, code=refusal_code, field=field, message_en=kind.en, message_zh=kind.zh
-                )
-            )
+            refused.append(refused_row(entry.line, *fault))
             continue
         row = getattr(entry, _ROW_FIELDS[dataset])
         rows[row.code] = row.SerializeToString(deterministic=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from erxhub.core import lifecycle
-from erxhub.core.consequences import after_hold_ended, end_effective
+from erxhub.core.consequences import after_hold_ended, end_effective, end_with_order
 from erxhub.core.fold import STATE_TYPES, state_name
 from erxhub.core.lifecycle import Machine, Role
 from erxhub.core.model import Draft
@@ -119,14 +119,8 @@ def _expire_quote(order_no: str) -> Callable[[Draft, bytes], None]:
 
 def _expire_hold(order_no: str) -> Callable[[Draft, bytes], None]:
     def fire(tx: Draft, key: bytes) -> None:
-        order = _order(tx, key, order_no)
-        if lifecycle.permits(
-            Machine.SETTLEMENT, state_name(Machine.SETTLEMENT, order.claim.status), "time over", Role.TIMER
-        ):
-            _quote_expired(tx, key, order)
-        tx.emit(
-            "prescription", key, "order.expired", events_pb2.OrderExpired(order_no=order_no, hold_lapsed=True)
-        )
+        end_with_order(tx, key, order_no, "hold lapsed")
+        tx.emit("prescription", key, "order.expired", events_pb2.OrderExpired(order_no=order_no, hold_lapsed=True))
         after_hold_ended(tx, key)
 
     return fire

@@ -1,7 +1,7 @@
 """The watches: what happens to an institution's prescriptions, step by step, from a cursor.
 
-Owns the promise that a watch goes on exactly after its cursor, with nothing missed and nothing twice. A step is what one
-commit left in one prescription. It waits for the lane's word and never polls; what it tells are numbers and states.
+Owns the promise that a watch goes on exactly after its cursor, with nothing missed and nothing twice. A step is what
+one commit left in one prescription. It waits for the lane's word and never polls, and it tells numbers and states only.
 """
 
 from __future__ import annotations
@@ -132,18 +132,20 @@ async def _steps(ctx: ReadContext, caller: Caller, method: str, rows: list[Listi
 
 @dataclass(slots=True)
 class _History:
-    """The states that a prescription went through, folded forward; its newest state is known without folding."""
+    """The states that a prescription went through, folded forward; its newest state is known without folding.
+
+    Where content was erased nothing can be folded any more, and the newest state stands for the older ones.
+    """
 
     ctx: ReadContext
     head: Head
     _version: int = 0
+    _erased: bool = False
     _state: state_pb2.PrescriptionState = field(default_factory=state_pb2.PrescriptionState)
 
     async def at(self, version: int, step: list[StoredEntry]) -> state_pb2.PrescriptionState:
         """The state at a version not below the last one asked for; `step` holds the entries that end there."""
-        if version == self.head.version:
-            return state_pb2.PrescriptionState.FromString(self.head.body)
-        while self._version < version:
+        while self._version < version < self.head.version and not self._erased:
             if step and step[0].version == self._version + 1:
                 entries = step
             else:
@@ -151,12 +153,14 @@ class _History:
                 entries = await self.ctx.store.entries(self.head.stream_key, self._version, wanted)
             for entry in entries:
                 self._fold(entry)
+        if self._erased or version == self.head.version:
+            return state_pb2.PrescriptionState.FromString(self.head.body)
         return self._state
 
     def _fold(self, entry: StoredEntry) -> None:
         self._version = entry.version
-        if entry.payload is None:
-            # Erased content says nothing any more; the statuses go on from the entries that are left.
+        self._erased = self._erased or entry.payload is None
+        if self._erased or entry.payload is None:
             return
         header = Header.decode(entry.header)
         kind = events.BY_NUMBER[header.type]

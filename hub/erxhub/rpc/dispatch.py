@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -27,7 +27,7 @@ from erxhub.admission import (
     content_of,
 )
 from erxhub.config import Config
-from erxhub.core.catalog import CatalogImport
+from erxhub.core.catalog import CatalogImport, refused_row
 from erxhub.core.model import Caller, Command, Evidence, Refused, Target
 from erxhub.engine import Declined, Engine, HubBusy, HubStopped
 from erxhub.ledger.store import StoreUnavailable, Wanted
@@ -116,20 +116,24 @@ class Dispatcher:
         call = await self._enter(method, context, 0)
         header: Any = None
         entries: list[Any] = []
+        malformed: list[Any] = []
         digest = hashlib.sha256()
         async for raw in requests:
             part = await self._parse(call, raw, context)
             request_id = header.request_id if header is not None else part.header.request_id
-            await self._check(call, part, request_id, context)
+            if part.WhichOneof("part") != "rows" or not part.rows.entries:
+                await self._check(call, part, request_id, context)
             if part.HasField("header") == (header is not None):
                 found = [Violation("part", "order", "the first message is the header, and every other one holds rows")]
                 await self._refuse(call, Refused("INPUT_MALFORMED", field="part"), request_id, context, found)
             if header is None:
                 header = part.header
                 continue
-            entries.extend(part.rows.entries)
+            good, bad = self._rules.rows(part.rows.entries)
+            entries.extend(good)
+            malformed.extend(refused_row(line, "INPUT_MALFORMED", field) for line, field in bad)
             digest.update(raw)
-            if len(entries) > self._config.import_rows_max:
+            if len(entries) + len(malformed) > self._config.import_rows_max:
                 detail = {"rows_max": str(self._config.import_rows_max)}
                 refused = Refused("INPUT_MALFORMED", field="rows", detail=detail)
                 await self._refuse(call, refused, request_id, context)
@@ -137,7 +141,7 @@ class Dispatcher:
             found = [Violation("header", "required", "an import begins with its header")]
             await self._refuse(call, Refused("INPUT_MALFORMED", field="header"), "", context, found)
         content = content_of(header.SerializeToString(deterministic=True)) + digest.digest()
-        request = CatalogImport(header, tuple(entries))
+        request = CatalogImport(header, tuple(entries), tuple(malformed))
         return await self._decide(call, request, header.request_id, Evidence(), content, context)
 
     async def _read(self, method: Method, raw: bytes, context: _CONTEXT) -> bytes:
@@ -167,19 +171,17 @@ class Dispatcher:
         if self._open_streams.get(actor, 0) >= self._config.streams_per_peer_max:
             await self._overloaded(context)
         self._open_streams[actor] = self._open_streams.get(actor, 0) + 1
-        messages = STREAMS[method.name](self._reads, call.caller, request)
         try:
-            opened = False
-            async for message in self._guarded(call, messages, context):
+            opened = await STREAMS[method.name](self._reads, call.caller, request)
+            if isinstance(opened, Refused):
+                await self._refuse(call, opened, "", context)
+            await self._note(call, "", opened.opening_targets, getattr(request, "case_reason", ""))
+            # Tells the caller that the stream stands: whatever happens from now on reaches it.
+            await context.send_initial_metadata(())
+            async for message in self._guarded(call, opened.messages, context):
                 if isinstance(message, Refused):
-                    await self._refuse(call, message, "", context)
-                if not opened:
-                    await self._note(call, "", (), getattr(request, "case_reason", ""))
-                    opened = True
-                if message is not None:
-                    yield message.SerializeToString()
-            if not self._engine.running:
-                await self._unavailable(context)
+                    await self._end(call, message, context)
+                yield message.SerializeToString()
         except (StoreUnavailable, HubStopped):
             await self._unavailable(context)
         except HubBusy:
@@ -188,14 +190,15 @@ class Dispatcher:
             self._open_streams[actor] -= 1
             if not self._open_streams[actor]:
                 del self._open_streams[actor]
-            await messages.aclose()
 
-    async def _guarded(self, call: _Call, messages: AsyncIterator[Any], context: _CONTEXT) -> AsyncIterator[Any]:
-        """The messages, and meanwhile a look now and then whether the caller's certificate was revoked.
+    async def _end(self, call: _Call, refused: Refused, context: _CONTEXT) -> NoReturn:
+        """End a stream with the refusal that it came to."""
+        if refused.code == "HUB_UNAVAILABLE":
+            await self._unavailable(context)
+        await self._refuse(call, refused, "", context)
 
-        Yields None at once, so that the opening is recorded before the first message is waited for.
-        """
-        yield None
+    async def _guarded(self, call: _Call, messages: AsyncGenerator[Any, None], context: _CONTEXT) -> AsyncIterator[Any]:
+        """The messages, and meanwhile a look now and then whether the caller's certificate was revoked."""
         timer: asyncio.Task[None] = asyncio.ensure_future(self._pause(self._config.stream_check_interval_ms))
         coming: asyncio.Task[Any] | None = None
         try:
@@ -218,6 +221,7 @@ class Dispatcher:
             if coming is not None:
                 coming.cancel()
                 await asyncio.gather(coming, return_exceptions=True)
+            await messages.aclose()
 
     # ---- the steps ----
 
@@ -294,9 +298,7 @@ class Dispatcher:
         return answer.body
 
     async def _note(self, call: _Call, request_id: str, targets: tuple[Target, ...], case_reason: str) -> None:
-        note = ReadNote(
-            call.caller.actor, call.caller.kind, call.method.name, request_id, targets, None, case_reason
-        )
+        note = ReadNote(call.caller.actor, call.caller.kind, call.method.name, request_id, targets, None, case_reason)
         if await self._engine.note(note):
             await self._pause(self._config.slowed_reply_ms)
 
@@ -311,9 +313,7 @@ class Dispatcher:
         violations: list[Violation] | None = None,
     ) -> NoReturn:
         """Record a refusal that the lane has not seen, then answer with it."""
-        note = ReadNote(
-            call.caller.actor, call.caller.kind, call.method.name, request_id, refused.targets, refused
-        )
+        note = ReadNote(call.caller.actor, call.caller.kind, call.method.name, request_id, refused.targets, refused)
         try:
             if await self._engine.note(note):
                 await self._pause(self._config.slowed_reply_ms)
@@ -334,9 +334,7 @@ class Dispatcher:
     async def _unavailable(self, context: _CONTEXT) -> NoReturn:
         await self._count(Refused("HUB_UNAVAILABLE"), context)
 
-    async def _abort(
-        self, refused: Refused, context: _CONTEXT, violations: list[Violation] | None = None
-    ) -> NoReturn:
+    async def _abort(self, refused: Refused, context: _CONTEXT, violations: list[Violation] | None = None) -> NoReturn:
         status = wire_status(refused, self._config, violations or ())
         await context.abort(status.code, status.message, (("grpc-status-details-bin", status.details),))
         raise AssertionError("abort always raises")

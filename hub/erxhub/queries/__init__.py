@@ -1,0 +1,19 @@
+"""The read side: every query and every stream by its method. It never writes and never records an access itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from erxhub.queries import hospital, patient, registry, watch
+from erxhub.queries.base import Query, Stream
+
+QUERIES: Final[Mapping[str, Query]] = MappingProxyType(
+    {
+        **registry.QUERIES,
+        **hospital.QUERIES,
+        **patient.QUERIES,
+    }
+)
+STREAMS: Final[Mapping[str, Stream]] = MappingProxyType({**watch.STREAMS})
