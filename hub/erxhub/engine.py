@@ -445,7 +445,9 @@ class Engine:
         body = outcome.reply.SerializeToString(deterministic=True)
         stored = (_ATTACH_UPLOAD + outcome.attach_upload if outcome.attach_upload else _ATTACH_NONE) + body
         actor = command.caller.actor
-        first = sealed[0] if sealed else None
+        # The reply belongs to the thing that the command was about: the last kind in commit order.
+        own = sealed[-1].header.stream_kind if sealed else ""
+        first = next((entry for entry in sealed if entry.header.stream_kind == own), None)
         replies = [
             Reply(
                 actor,

@@ -85,9 +85,7 @@ def change_agreement(
     agency(
         world,
         "ChangeAgreementStatus",
-        registry_pb2.ChangeAgreementStatusRequest(
-            institution_code=shop.id, kind=kind, status=status, case_no="CASE-1"
-        ),
+        registry_pb2.ChangeAgreementStatusRequest(institution_code=shop.id, kind=kind, status=status, case_no="CASE-1"),
     )
 
 
@@ -140,14 +138,14 @@ class Visit:
     def reference(self, business_type: str, person_no: str = people.PERSON_NO) -> str:
         return people.decoded(self.world, business_type, person_no, self.shop).voucher_ref
 
-    def list(self, reference: str = "", **page: Any) -> Outcome:
+    def list_rx(self, reference: str = "", **page: Any) -> Outcome:
         request = dispensing_pb2.ListByVoucherRequest(
             voucher_ref=reference or self.reference(LIST_TYPE), page=common_pb2.Page(**page)
         )
         return self.do("ListByVoucher", request)
 
     def listed(self) -> Visit:
-        reply = accepted(self.list())
+        reply = accepted(self.list_rx())
         self.number = next(row.authorization_no for row in reply.prescriptions if row.rx_no == self.rx.rx_no)
         return self
 

@@ -1,4 +1,4 @@
-"""A hub without a network for tests of reads: a real lane over a memory store, and reads that leave their access entry."""
+"""A hub without a network for tests of reads: a real lane over a memory store; each read leaves its access entry."""
 
 from __future__ import annotations
 
@@ -105,9 +105,8 @@ class Hub:
         outcome = await QUERIES[method](self.ctx, caller, request)
         refused = outcome if isinstance(outcome, Refused) else None
         self._count += 1
-        note = ReadNote(
-            caller.actor, caller.kind, method, f"test-read-{self._count:06d}", outcome.targets, refused
-        )
+        request_id = f"test-read-{self._count:06d}"
+        note = ReadNote(caller.actor, caller.kind, method, request_id, outcome.targets, refused)
         await self.engine.note(note)
         return outcome
 

@@ -1,7 +1,8 @@
 """Draws one traced chain as a timeline of text: four stages, three flows, gaps, accesses.
 
 Owns the layout and the words of the picture, among them what each gap means. Pure: it takes the object that
-`erxhub trace -o json` prints and returns text. It must never call a hub, print, or leave a gap, an entry or an access out.
+`erxhub trace -o json` prints and returns text. It must never call a hub, print, or leave out a gap, an entry or an
+access.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 WIDTH: Final = 100
-WIDTH_MIN: Final = 60
+WIDTH_MIN: Final = 80
 """Below it time, type and actor cannot stand side by side."""
 
 STAGES: Final[Mapping[str, str]] = MappingProxyType(
@@ -33,7 +34,10 @@ GAPS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "GAP_NO_VOUCHER": ("无身份核验", "nobody proved the patient's identity before the visit or the payment"),
         "GAP_NO_ENCOUNTER": ("无就诊", "a prescription or a settlement without a visit"),
         "GAP_NO_DIAGNOSIS": ("无诊断", "a prescription without a recorded diagnosis"),
-        "GAP_NO_ATTESTATION": ("无医师真实性核验", "an internet visit without an attested doctor or a proven follow-up"),
+        "GAP_NO_ATTESTATION": (
+            "无医师真实性核验",
+            "an internet visit without an attested doctor or a proven follow-up",
+        ),
         "GAP_NO_PRESCRIPTION": ("无有效处方", "an order, a settlement or a sale before any prescription was in force"),
         "GAP_SIGNATURE": ("签名不符", "a signature or the signed bytes do not verify"),
         "GAP_NO_REVIEW": ("无药师审核", "a settlement or a sale without a passed review"),
@@ -67,6 +71,9 @@ _STYLES: Final[Mapping[str, str]] = MappingProxyType(
 )
 _CLOCK_WIDTH: Final = 12
 _MARK_WIDTH: Final = 2
+_MOMENT_WIDTH: Final = 19
+_METHOD_WIDTH: Final = 22
+_OUTCOME_WIDTH: Final = 22
 
 
 # --- columns ---
@@ -144,7 +151,7 @@ class _Pen:
 
 
 def render_trace(trace: Mapping[str, Any], width: int = WIDTH, colour: bool = False) -> str:
-    """The timeline of one chain; no line is wider than `width` columns (at least 60, ValueError below).
+    """The timeline of one chain; no line is wider than `width` columns (at least 80, ValueError below).
 
     `trace` is the object of `erxhub trace -o json`. `colour` adds ANSI colours, which take no columns.
     """
@@ -175,12 +182,12 @@ def render_trace(trace: Mapping[str, Any], width: int = WIDTH, colour: bool = Fa
 def _head(trace: Mapping[str, Any], pen: _Pen) -> Iterator[str]:
     light = plain(trace["light"])
     chinese, english = LIGHTS.get(light, ("未知", "unknown"))
-    lamp = pen.style(f"● {light}", light)
-    yield from pen.wrapped(f"处方 prescription {trace['rx_no']}", "", "bold")
-    yield f"{lamp} {chinese} · {english}"
-    verified = {True: "已校验 yes", False: "校验失败 NO", None: "未校验 not asked for (--verify)"}[trace["verified"]]
+    yield f"{pen.style(f'● {light}', light)} {chinese}"
+    yield from pen.wrapped(english, "  ")
+    verified = {True: "是 yes", False: "校验失败 NO", None: "未校验 not asked for (--verify)"}[trace["verified"]]
     complete = "是 yes" if trace["complete"] else "否 no"
-    yield f"完整 complete: {complete}   校验 verified: {verified}   账本位置 as of: {trace['as_of']}"
+    state = f"完整 complete: {complete} · 校验 verified: {verified} · 账本位置 as of: {trace['as_of']}"
+    yield from pen.wrapped(state, "")
 
 
 def _entry(entry: Mapping[str, Any], pen: _Pen) -> Iterator[str]:
@@ -221,15 +228,13 @@ def _accesses(accesses: Sequence[Mapping[str, Any]], pen: _Pen) -> Iterator[str]
     yield pen.heading("访问 accesses", f"{len(accesses)}")
     if not accesses:
         yield "无 none"
-    outcome_width = 24
-    rest = pen.width - len("2026-01-01 00:00:00") - outcome_width - 4
-    method_width = rest // 2 + 1
+    actor_width = pen.width - len("· ") - _MOMENT_WIDTH - _METHOD_WIDTH - _OUTCOME_WIDTH - 3
     for access in accesses:
         at = plain(access["at"])
-        when = fit(f"{at[:10]} {at[11:19]}", len("2026-01-01 00:00:00"))
-        actor = fit(plain(access["actor"]), rest - method_width)
-        method = fit(plain(access["method"]), method_width)
-        outcome = fit(plain(access["outcome"]), outcome_width)
+        when = fit(f"{at[:10]} {at[11:19]}", _MOMENT_WIDTH)
+        actor = fit(plain(access["actor"]), actor_width)
+        method = fit(plain(access["method"]).rpartition("/")[2], _METHOD_WIDTH)
+        outcome = fit(plain(access["outcome"]), _OUTCOME_WIDTH)
         is_refusal = access["kind"] == "refusal"
         line = f"{'✗' if is_refusal else '·'} {when} {actor} {method} {outcome}".rstrip()
         yield pen.style(line, "RED") if is_refusal else line

@@ -1,7 +1,7 @@
 """The chain of one prescription: which streams belong to it, which of their entries, in which stage.
 
-Owns how entries are read and joined. `missing` says which streams to fetch next, `assemble` joins what was fetched; neither
-does any I/O. An entry that cannot be read is a finding and stands in the chain with an empty payload.
+Owns how entries are read and joined. `missing` says which streams to fetch next, `assemble` joins what was fetched;
+neither does any I/O. An entry that cannot be read is a finding and stands in the chain with an empty payload.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ SETTLED: Final = ("settlement.committed", "settlement.self_paid")
 
 RECEIVED: Final = ("dispense.handed_over", "delivery.signed")
 """Events with which the goods reach the patient."""
+
+
+LAST_INSTANT_MS: Final = 253_402_214_400_000
+"""9999-12-31: the format allows later instants, but no calendar does, so such an entry was damaged."""
 
 
 class Reason(StrEnum):
@@ -84,13 +88,13 @@ class Record:
         return self.header.actor.split("/")[1] if "/" in self.header.actor else ""
 
     def precedes(self, other: Record) -> bool:
-        """Whether it came before in the order of the log, and not later by the clock."""
-        return self.position < other.position and self.at_ms <= other.at_ms
+        """Whether it came before in the order of the log."""
+        return self.position < other.position
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream as fetched: its head, all its stored entries, and those that could be read up to the trace's position."""
+    """A stream as fetched: its head, its stored entries, and the readable ones up to the position of the trace."""
 
     key: bytes
     head: Head | None
@@ -123,7 +127,7 @@ def read_stream(key: bytes, head: Head | None, stored: Sequence[StoredEntry], as
         if entry.position > as_of:
             break
         record = read_entry(entry)
-        if record is None or (record.payload is None):
+        if record is None or record.payload is None:
             findings.append(Finding(entry.stream_kind, entry.stream_key, entry.version, Reason.PAYLOAD))
         if record is not None:
             records.append(record if record.payload is not None else _emptied(record))
@@ -137,7 +141,7 @@ def read_entry(entry: StoredEntry) -> Record | None:
     except HeaderMalformed:
         return None
     event = events.BY_NUMBER.get(header.type)
-    if event is None:
+    if event is None or header.recorded_at_ms > LAST_INSTANT_MS:
         return None
     payload: Any = event.payload()
     if entry.payload is not None:
@@ -231,7 +235,7 @@ class Chain:
         """The streams of which every entry belongs to the chain, each once."""
         vouchers = {use.voucher.key: use.voucher for use in self.uses}
         every = (self.encounter, *vouchers.values(), *self.sold.values(), self.rx)
-        return tuple(stream for stream in every if stream is not NO_STREAM)
+        return tuple(stream for stream in every if stream.stored)
 
     def entries(self) -> list[Placed]:
         """All entries of the chain in the order of the log, each once."""
@@ -272,9 +276,7 @@ def _account_key(rx: Stream) -> bytes:
 
 
 def _trace_codes(rx: Stream) -> list[str]:
-    codes = (
-        code for record in rx.all("dispense.outbound") for lot in record.payload.lots for code in lot.trace_codes
-    )
+    codes = (code for record in rx.all("dispense.outbound") for lot in record.payload.lots for code in lot.trace_codes)
     return list(dict.fromkeys(codes))
 
 
@@ -327,10 +329,6 @@ def assemble(rx_key: bytes, sources: Sources) -> Chain:
 
 # ---- links between streams ----
 
-# Events that rest on the decoded voucher they name.
-_RESTS_ON_VOUCHER: Final = frozenset({"encounter.registered", "settlement.quoted", "settlement.committed"})
-
-
 def link_findings(chain: Chain) -> list[Finding]:
     """Every place where the streams of the chain are not joined by the leaf hashes that their entries name."""
     return [_finding(record) for record in _unlinked(chain)]
@@ -348,7 +346,7 @@ def _unlinked(chain: Chain) -> Iterator[Record]:
             yield chain.prechecked
     for use in chain.uses:
         verified = use.verified
-        if verified is not None and use.step.name in _RESTS_ON_VOUCHER and not _rests_on(use.step, verified):
+        if verified is not None and not _rests_on(use.step, verified):
             yield use.step
     for move in chain.moves:
         step = chain.rx.at(move.payload.rx_version)
@@ -356,15 +354,16 @@ def _unlinked(chain: Chain) -> Iterator[Record]:
             yield move
     for out in chain.rx.all("dispense.outbound"):
         codes = [code for lot in out.payload.lots for code in lot.trace_codes]
-        sales = (sale for code in codes for sale in _sales_of(chain, code))
-        if not all(_rests_on(out, sale) for sale in sales if sale.payload.rx_version == out.header.version):
+        sold = [list(sales_of_code(chain, code)) for code in codes]
+        # A code without any sale of this prescription is a gap of the goods and not of the chain.
+        if not all(any(_rests_on(out, sale) for sale in sales) for sales in sold if sales):
             yield out
 
 
-def _sales_of(chain: Chain, code: str) -> Iterator[Record]:
-    return (
-        sale for sale in chain.sold.get(code, NO_STREAM).all("trace_code.sold") if sale.payload.rx_key == chain.rx_key
-    )
+def sales_of_code(chain: Chain, code: str) -> Iterator[Record]:
+    """The entries with which a trace code was sold for this prescription."""
+    sold = chain.sold.get(code, NO_STREAM).all("trace_code.sold")
+    return (sale for sale in sold if sale.payload.rx_key == chain.rx_key)
 
 
 def _rests_on(record: Record, cause: Record) -> bool:

@@ -1,7 +1,7 @@
 """The sales of a prescription: each order with what it came to, read from the events alone.
 
-Owns the grouping of events by order. It holds no rule: whether a sale is complete or has a gap is asked elsewhere. It reads
-events and not the folded state, so that a chain with steps that no row allows can still be told.
+Owns the grouping of events by order. It holds no rule about gaps. It reads events and not the folded state, so that a
+chain with steps that no row allows can still be told.
 """
 
 from __future__ import annotations

@@ -49,9 +49,7 @@ def list_by_voucher(tx: Draft, command: Command) -> Outcome:
     Refusals: INST_UNKNOWN, AGR_INACTIVE, VCH_*, PSN_INACTIVE, PAGE_TOKEN_INVALID.
     """
     request: dispensing_pb2.ListByVoucherRequest = command.request
-    tx.want(
-        names=[("institution", command.caller.id.encode()), *tx.secret_names("voucher_ref", request.voucher_ref)]
-    )
+    tx.want(names=[("institution", command.caller.id.encode()), *tx.secret_names("voucher_ref", request.voucher_ref)])
     pharmacy = orders.at_counter(tx, command)
     if isinstance(pharmacy, Refused):
         return pharmacy
@@ -294,9 +292,7 @@ def _not_listed(tx: Draft, seen: Seen, pharmacy: state_pb2.InstitutionState) -> 
     return None
 
 
-def _held(
-    tx: Draft, seen: Seen, pharmacy: state_pb2.InstitutionState, secret_mac: bytes, rules: Rules
-) -> Accepted:
+def _held(tx: Draft, seen: Seen, pharmacy: state_pb2.InstitutionState, secret_mac: bytes, rules: Rules) -> Accepted:
     """Create the order where needed, use the authorisation up, hold, and say what was downloaded."""
     key, code = seen.key, pharmacy.institution_code
     again, waiting = seen.held_order(), _created(seen)

@@ -40,9 +40,7 @@ _STEPS: Final[Mapping[int, _Reported]] = {
     dispensing_pb2.DELIVERY_STEP_ARRIVE: _Reported("arrive", Role.COURIER, "delivery.arrived"),
     # The courier reports what the patient or delegate said.
     dispensing_pb2.DELIVERY_STEP_REFUSE: _Reported("refuse", Role.PATIENT, "delivery.refused", goes_back=True),
-    dispensing_pb2.DELIVERY_STEP_LOSE: _Reported(
-        "lose", Role.COURIER, "delivery.lost", goes_back=True, staff_may=True
-    ),
+    dispensing_pb2.DELIVERY_STEP_LOSE: _Reported("lose", Role.COURIER, "delivery.lost", goes_back=True, staff_may=True),
     dispensing_pb2.DELIVERY_STEP_GO_BACK: _Reported("go back", Role.COURIER, "delivery.returning", goes_back=True),
     dispensing_pb2.DELIVERY_STEP_RECEIVED: _Reported(
         "received", Role.PHARMACY, "delivery.returned", goes_back=True, staff_may=True
@@ -281,9 +279,7 @@ def _wrong_code(tx: Draft, seen: Seen, order: state_pb2.Order, sign_code: str, t
         return None
     tries_left = max(tries_max - delivery.wrong_tries - 1, 0)
     locked = not tries_left
-    refused = _refuse(
-        seen, order, "DLV_SIGN_CODE", "sign_code", locked=str(locked).lower(), tries_left=str(tries_left)
-    )
+    refused = _refuse(seen, order, "DLV_SIGN_CODE", "sign_code", locked=str(locked).lower(), tries_left=str(tries_left))
     counted = events_pb2.DeliveryTryCounted(order_no=order.order_no, locked=locked)
     tx.emit(PRESCRIPTION, seen.key, "delivery.try_counted", counted)
     return dataclasses.replace(refused, keeps_events=True)

@@ -109,9 +109,7 @@ def _staff_fault(
     return None
 
 
-def _quantity_fault(
-    seen: Seen, order: state_pb2.Order, statement: signed_pb2.DispenseStatement
-) -> Refused | None:
+def _quantity_fault(seen: Seen, order: state_pb2.Order, statement: signed_pb2.DispenseStatement) -> Refused | None:
     """The lots of each line add up to exactly what was paid (M21)."""
     paid = {line.line_no: line for line in order.claim.lines}
     out_e4 = dict.fromkeys(paid, 0)

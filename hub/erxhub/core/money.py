@@ -70,9 +70,7 @@ def _priced(seen: Seen, lines: Sequence[signed_pb2.SaleLine], field: str) -> lis
     return list(priced.values())
 
 
-def _with_classes(
-    tx: Draft, seen: Seen, lines: Sequence[state_pb2.ClaimLine]
-) -> list[settlement.ChargeLine] | Refused:
+def _with_classes(tx: Draft, seen: Seen, lines: Sequence[state_pb2.ClaimLine]) -> list[settlement.ChargeLine] | Refused:
     """The lines with what the catalogue in force and the hospital's approval say of them. Refusals: DRUG_UNKNOWN."""
     approvals = {line.line_no: line.approval_flag or _NO_APPROVAL for line in seen.rx.content.lines}
     charged = []
@@ -415,12 +413,8 @@ def _settle_self_paid(
     refused = _amount_fault(seen, order, statement.amounts, amounts)
     if refused is not None:
         return refused
-    claim = state_pb2.Claim(
-        settlement_id=orders.new_number(tx, pharmacy.area_code), amounts=amounts, lines=lines
-    )
-    paid = events_pb2.SettlementSelfPaid(
-        order_no=order.order_no, claim=claim, statement=command.request.statement
-    )
+    claim = state_pb2.Claim(settlement_id=orders.new_number(tx, pharmacy.area_code), amounts=amounts, lines=lines)
+    paid = events_pb2.SettlementSelfPaid(order_no=order.order_no, claim=claim, statement=command.request.statement)
     tx.emit(PRESCRIPTION, seen.key, "settlement.self_paid", paid)
     tx.emit(PRESCRIPTION, seen.key, "dispense.ready", events_pb2.DispenseReady(order_no=paid.order_no))
     # No voucher was shown, so the account's balance stays between the person and his channel.

@@ -1,0 +1,85 @@
+"""How commands look: help that begins with an example, and groups that load a command only when it is used.
+
+Owns the click classes of every verb. Must never: import anything that is slow to import, because `--help` imports it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import click
+
+HELP_OPTIONS: Final = {"help_option_names": ["-h", "--help"]}
+
+
+class _Exampled:
+    """What command and group have in common: an example, and help that starts with it."""
+
+    example: str
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write("Example:\n")
+        for line in self.example.strip().splitlines():
+            formatter.write(f"  {line}\n")
+        formatter.write_paragraph()
+        super().format_help(ctx, formatter)  # type: ignore[misc]
+
+
+class ExampleCommand(_Exampled, click.Command):
+    """A command with `example`: what somebody would type, one call a line."""
+
+    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", HELP_OPTIONS)
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+
+class ExampleGroup(_Exampled, click.Group):
+    """A group with `example`, whose commands have one too: `@group.command("name", example="erxhub …")`."""
+
+    command_class = ExampleCommand
+    group_class = type
+
+    def __init__(self, *args: Any, example: str, **kwargs: Any) -> None:
+        kwargs.setdefault("context_settings", HELP_OPTIONS)
+        super().__init__(*args, **kwargs)
+        self.example = example
+
+
+class LazyGroup(ExampleGroup):
+    """A group whose commands are named as "module:attribute" and imported when they are used.
+
+    `verbs` maps a name to (module:attribute, one line of help).
+    """
+
+    def __init__(self, *args: Any, verbs: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.verbs = verbs
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.verbs)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.verbs:
+            return None
+        module, _, attribute = self.verbs[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        assert isinstance(command, click.Command), cmd_name
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        # click would load every command here to read its help.
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self.verbs.items()])
+
+
+def command(name: str, *, example: str, **kwargs: Any) -> Callable[[Callable[..., Any]], ExampleCommand]:
+    """A command of its own, outside a group."""
+    return click.command(name, cls=ExampleCommand, example=example, **kwargs)
+
+
+def group(name: str, *, example: str, **kwargs: Any) -> Callable[[Callable[..., Any]], ExampleGroup]:
+    """A group: the function says in its docstring what the group is for, and does nothing."""
+    return click.group(name, cls=ExampleGroup, example=example, **kwargs)

@@ -1,0 +1,118 @@
+"""What `dev` and `serve` have in common: settings from words, structured logs, a signal to stop, a file that says ready.
+
+Owns the running of a hub inside this process. Must never: make a key or a certificate, or log what a caller sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from erxhub.app import Hub
+from erxhub.cli.exits import USAGE, Failed
+from erxhub.config import Config
+from erxhub.crypto.certs import iso_time
+
+_TRUE: Final = frozenset({"true", "yes", "on", "1"})
+_FALSE: Final = frozenset({"false", "no", "off", "0"})
+
+
+def configured(config: Config, settings: Iterable[str]) -> Config:
+    """The config with KEY=VALUE settings applied. Raises Failed for a key or value that does not exist."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    changed: dict[str, Any] = {}
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or key not in fields:
+            raise Failed(f"--config {setting}: write KEY=VALUE, with a key of {', '.join(sorted(fields))}", USAGE)
+        try:
+            changed[key] = _value(fields[key], text)
+        except ValueError as error:
+            raise Failed(f"--config {setting}: {error}", USAGE) from None
+    return dataclasses.replace(config, **changed)
+
+
+def _value(default: Any, text: str) -> Any:
+    # A bool is an int too, so it comes first.
+    if isinstance(default, bool):
+        if text.lower() not in _TRUE | _FALSE:
+            raise ValueError("the value is true or false")
+        return text.lower() in _TRUE
+    if isinstance(default, int):
+        if not (text.isascii() and text.isdecimal()):
+            raise ValueError("the value is a whole number, not negative")
+        return int(text)
+    if not text:
+        raise ValueError("the value is empty")
+    return text
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: at, level, logger, message, and the kind of an error with its place.
+
+    An exception's own text is left out: it may quote what a caller sent.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "at": iso_time(int(record.created * 1000)),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            line["error"] = record.exc_info[0].__name__
+            line["place"] = _place(record.exc_info[2])
+        return json.dumps(line, ensure_ascii=False)
+
+
+def _place(trace: Any) -> list[str]:
+    places = []
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        places.append(f"{Path(code.co_filename).name}:{trace.tb_lineno} {code.co_name}")
+        trace = trace.tb_next
+    return places[-8:]
+
+
+def log_to_stderr(level: str = "INFO") -> None:
+    """Every logger's records as JSON lines on stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def write_ready(path: Path | None, **facts: object) -> None:
+    """The file that says that the hub takes calls; it appears whole or not at all."""
+    if path is None:
+        return
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(json.dumps(facts) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+async def until_stopped(hub: Hub, stopping: asyncio.Event) -> None:
+    """Waits for SIGINT or SIGTERM, then drains: calls in flight are answered, new ones are not taken."""
+    await stopping.wait()
+    await hub.stop()
+
+
+def stop_signal() -> asyncio.Event:
+    """An event that SIGINT and SIGTERM set, from now on instead of ending the process."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        try:
+            loop.add_signal_handler(number, stopping.set)
+        except NotImplementedError:
+            # A Windows loop takes no handlers; the plain one runs between two steps of the loop.
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopping.set))
+    return stopping

@@ -1,0 +1,46 @@
+"""The `erxhub` command: the table of its verbs.
+
+Owns the names. Must never: import a verb before it is used; `erxhub --help` answers at once.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from erxhub.cli.commands import LazyGroup
+
+VERBS: Final = {
+    "demo": ("erxhub.cli.demo:demo", "One prescription from diagnosis to delivery, traced and verified."),
+    "dev": ("erxhub.cli.dev:dev", "A seeded hub in one process, to try things on."),
+    "serve": ("erxhub.cli.serve:serve", "A hub for good: keys, certificates and a database of your own."),
+    "ca": ("erxhub.cli.ca:ca", "The trust domain: certificates and signing keys."),
+    "keys": ("erxhub.cli.keys:keys", "The hub's own keys."),
+    "seed": ("erxhub.cli.seeding:seed", "Register the fictional world with a running hub."),
+    "catalog": ("erxhub.cli.catalog:catalog", "Code lists: check, import, list."),
+    "registry": ("erxhub.cli.registry:registry", "Institutions, practitioners, persons, signing keys."),
+    "agreement": ("erxhub.cli.agreement:agreement", "Agreements with institutions."),
+    "voucher": ("erxhub.cli.voucher:voucher", "The e-voucher: activate, issue, verify, revoke."),
+    "encounter": ("erxhub.cli.encounter:encounter", "A visit, from registration to its end."),
+    "rx": ("erxhub.cli.rx:rx", "Prescriptions, as a hospital."),
+    "patient": ("erxhub.cli.patient:patient", "Prescriptions, as the patient's channel."),
+    "pharmacy": ("erxhub.cli.pharmacy:pharmacy", "Prescriptions, as a pharmacy."),
+    "delivery": ("erxhub.cli.delivery:delivery", "Deliveries, as a pharmacy."),
+    "trace": ("erxhub.cli.trace:trace", "One prescription's whole chain, as an auditor."),
+    "audit": ("erxhub.cli.audit:audit", "Verify the ledger, find chains."),
+    "errors": ("erxhub.cli.errors:errors", "Every refusal the hub can give, explained."),
+    "doctor": ("erxhub.cli.doctor:doctor", "Look for what is wrong on this machine."),
+    "context": ("erxhub.cli.contexts:context", "Which hub to speak to, and as whom."),
+}
+"""Verb → (module:attribute, one line of help)."""
+
+
+@click.group(cls=LazyGroup, verbs=VERBS, example="erxhub dev")
+@click.version_option(package_name="erxhub", prog_name="erxhub")
+def main() -> None:
+    """A simulator of China's national e-prescription centre (医保电子处方中心): stateful, offline, provable.
+
+    Data goes to stdout, messages to stderr. Exit codes: 0 ok, 1 negative verdict, 2 usage, 3 not found, 4 denied,
+    5 conflict or precondition, 6 unavailable.
+    """

@@ -1,0 +1,179 @@
+"""Runs the benchmark. See docs/benchmark.md; `--help` lists the settings."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.bench import load, report
+from tests.bench.answers import AnswerWrong, check_ledger, check_reply
+from tests.bench.load import Calls, Segment
+from tests.bench.processes import ROOT, ServerProcess
+from tests.bench.report import ECHO, UPLOADS, Measured, Rounds
+from tests.bench.signatures import openssl_sm2_verification_ns, verification_cpu_ns
+from tests.bench.world import Upload, World
+
+_VERIFICATIONS = 100  # uploads whose signatures are verified to time one
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured. `calls` is by number in flight, per round and target."""
+
+    rounds: int
+    calls: dict[int, int]
+    overload_in_flight: int
+    overload_calls: int
+
+
+FULL = Plan(rounds=7, calls={1: 400, 64: 1280, 256: 1536}, overload_in_flight=2048, overload_calls=4096)
+QUICK = Plan(rounds=1, calls={1: 20, 64: 128, 256: 256}, overload_in_flight=2048, overload_calls=2048)
+TINY = Plan(rounds=1, calls={1: 4, 64: 64}, overload_in_flight=128, overload_calls=128)
+"""For the test of the benchmark itself; its numbers say nothing."""
+
+
+class Bench:
+    """One run against one hub and one echo."""
+
+    def __init__(self, plan: Plan, world: World, hub: ServerProcess) -> None:
+        self.plan = plan
+        self.world = world
+        self.hub = hub
+        self.rounds = Rounds()
+        self.accepted: list[str] = []
+        self.overload: Counter[str] = Counter()
+
+    async def run(self) -> None:
+        """Warm up, then the rounds, then the greatest number in flight."""
+        async with load.connected(self.hub.port, self.world.hospital) as uploading:
+            warm = await self.world.prepare(self.hub.port, dict.fromkeys(UPLOADS.values(), 64))
+            for uploads in warm.values():
+                first = self._take(uploads, await load.run(uploading, _requests(uploads), 16))
+            reply_bytes = len(first.outcomes[0].reply)
+            with ServerProcess("tests.bench.echo_server", str(self.world.folder), str(reply_bytes)) as echo:
+                async with load.connected(echo.port, self.world.hospital) as echoing:
+                    self._echoed(await load.run(echoing, _requests(uploads), 16), reply_bytes)
+                    for number in range(self.plan.rounds):
+                        await self._round(number, echo, echoing, uploading, reply_bytes)
+                        _say(f"round {number + 1} of {self.plan.rounds}")
+            await self._overload(uploading)
+
+    async def _round(
+        self, number: int, echo: ServerProcess, echoing: Calls, uploading: Calls, reply_bytes: int
+    ) -> None:
+        ready = await self.world.prepare(
+            self.hub.port, dict.fromkeys(UPLOADS.values(), sum(self.plan.calls.values()))
+        )
+        for target, suite in UPLOADS.items():
+            used = verification_cpu_ns(self.world, suite, ready[suite][:_VERIFICATIONS])
+            self.rounds.verification_us.setdefault(target, []).append(used / 1000)
+        openssl_ns = openssl_sm2_verification_ns()
+        if openssl_ns is not None:
+            self.rounds.openssl_sm2_us.append(openssl_ns / 1000)
+        begin = 0
+        for in_flight, calls in self.plan.calls.items():
+            # Who comes first changes with the round, so that no target always runs on the cooler machine.
+            targets = [ECHO, *UPLOADS]
+            for target in targets[number % 3 :] + targets[: number % 3]:
+                uploads = ready[UPLOADS.get(target, "ES256")][begin : begin + calls]
+                server = echo if target == ECHO else self.hub
+                before = server.cpu_ns()
+                segment = await load.run(echoing if target == ECHO else uploading, _requests(uploads), in_flight)
+                used = server.cpu_ns() - before
+                if target == ECHO:
+                    self._echoed(segment, reply_bytes)
+                else:
+                    self._take(uploads, segment)
+                measured = Measured(
+                    used / calls / 1000, segment.throughput, segment.latency_ms(0.5), segment.latency_ms(0.99)
+                )
+                self.rounds.segments.setdefault((target, in_flight), []).append(measured)
+            begin += calls
+
+    async def _overload(self, uploading: Calls) -> None:
+        ready = await self.world.prepare(self.hub.port, {"ES256": self.plan.overload_calls})
+        uploads = ready["ES256"]
+        segment = await load.run(uploading, _requests(uploads), self.plan.overload_in_flight)
+        self.overload = segment.statuses()
+        self._keep(uploads, segment)
+
+    def _take(self, uploads: Sequence[Upload], segment: Segment) -> Segment:
+        """Every call of a measured stretch is OK, or the numbers are about something else."""
+        statuses = segment.statuses()
+        if set(statuses) != {"OK"}:
+            raise AnswerWrong(f"uploads ended {dict(statuses)}")
+        return self._keep(uploads, segment)
+
+    def _keep(self, uploads: Sequence[Upload], segment: Segment) -> Segment:
+        for outcome in segment.outcomes:
+            if outcome.status == "OK":
+                rx_no = uploads[outcome.place].rx_no
+                check_reply(rx_no, outcome.reply, self.world.receipt_keys)
+                self.accepted.append(rx_no)
+        return segment
+
+    @staticmethod
+    def _echoed(segment: Segment, reply_bytes: int) -> None:
+        if any(outcome.status != "OK" or len(outcome.reply) != reply_bytes for outcome in segment.outcomes):
+            raise AnswerWrong(f"the echo ended {dict(segment.statuses())}")
+
+
+def _requests(uploads: Sequence[Upload]) -> list[bytes]:
+    return [upload.request for upload in uploads]
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+async def measure(plan: Plan, output: Path) -> bool:
+    """Run the plan, print the table, write the file; returns whether every goal is met. Raises AnswerWrong."""
+    with tempfile.TemporaryDirectory(prefix="erxhub-bench-") as name:
+        folder = Path(name)
+        world = World(folder)
+        with ServerProcess("tests.bench.hub_server", name) as hub:
+            await world.populate(hub.port)
+            bench = Bench(plan, world, hub)
+            await bench.run()
+        entries = await check_ledger(folder / "ledger.db", bench.accepted, hashlib.sha256(world.file).digest())
+    answers = {"ok_replies": len(bench.accepted), "rows": len(bench.accepted), "entries_verified": entries}
+    content = {
+        "machine": report.machine(),
+        "goals": report.goals(bench.rounds, overload=bench.overload, overload_in_flight=plan.overload_in_flight),
+        "judged_at_in_flight": report.JUDGED_AT,
+        "figures": report.figures(bench.rounds, overload=bench.overload, answers=answers),
+    }
+    report.write(output, content)
+    print(report.table(bench.rounds, content))
+    return all(goal["ok"] for goal in content["goals"].values())
+
+
+def main() -> int:
+    """0 when the answers were true, and 1 when not; with --strict also 1 when a goal is missed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short round, under a minute")
+    parser.add_argument("--tiny", action="store_true", help="a few calls, to see that the benchmark itself works")
+    parser.add_argument("--rounds", type=int, help="rounds to measure")
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench.json", help="the file to write")
+    parser.add_argument("--strict", action="store_true", help="end with status 1 when a goal is missed")
+    arguments = parser.parse_args()
+    plan = TINY if arguments.tiny else QUICK if arguments.quick else FULL
+    if arguments.rounds:
+        plan = Plan(arguments.rounds, plan.calls, plan.overload_in_flight, plan.overload_calls)
+    try:
+        met = asyncio.run(measure(plan, arguments.output))
+    except AnswerWrong as error:
+        _say(f"the answers are wrong: {error}")
+        return 1
+    return 0 if met or not arguments.strict else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

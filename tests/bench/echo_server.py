@@ -1,0 +1,53 @@
+"""The yardstick: a grpc.aio server with mutual TLS that takes bytes and answers bytes, and does nothing else.
+
+Run by `processes.py` as `python -m tests.bench.echo_server FOLDER REPLY_BYTES`. It has the hub's transport settings,
+takes the same messages under the same method name, and answers each with as many bytes as an upload's reply has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from erxhub.config import Config
+from tests.bench.load import UPLOAD
+
+
+async def serve(folder: Path, reply_bytes: int) -> None:
+    reply = b"\x5a" * reply_bytes
+
+    async def echo(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        return reply
+
+    config = Config()
+    server = grpc.aio.server(
+        options=(
+            ("grpc.max_receive_message_length", config.message_bytes_max),
+            ("grpc.max_send_message_length", config.message_bytes_max),
+            ("grpc.server.max_pending_requests", config.calls_pending_max),
+            ("grpc.server.max_pending_requests_hard_limit", config.calls_pending_max),
+            ("grpc.max_concurrent_streams", config.calls_pending_max),
+            ("grpc.so_reuseport", 0),
+        )
+    )
+    _, service, method = UPLOAD.split("/")
+    handler = grpc.method_handlers_generic_handler(service, {method: grpc.unary_unary_rpc_method_handler(echo)})
+    server.add_generic_rpc_handlers((handler,))
+    credentials = grpc.ssl_server_credentials(
+        [((folder / "key.pem").read_bytes(), (folder / "cert.pem").read_bytes())],
+        root_certificates=(folder / "ca.pem").read_bytes(),
+        require_client_auth=True,
+    )
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    print(port, flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    await server.stop(None)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2])))

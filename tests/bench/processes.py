@@ -1,0 +1,85 @@
+"""Starting and stopping the two servers, and reading the CPU time that one has used."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+ROOT = Path(__file__).resolve().parents[2]
+_START_S = 60.0
+_STOP_S = 60.0
+
+
+class ServerProcess:
+    """A server in a process of its own. Use it as a context manager; `port` is where it listens."""
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.strip().isdigit():
+            self.stop()
+            raise RuntimeError(f"{module} did not start")
+        self.port = int(line)
+
+    def cpu_ns(self) -> int:
+        """CPU time that the process has used: user and system time of all its threads, also of those that ended."""
+        return process_cpu_ns(self._process.pid)
+
+    def stop(self) -> None:
+        """Ends the server in good order; raises when it does not end, or ends badly."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            code = self._process.wait(_STOP_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+        if code:
+            raise RuntimeError(f"a server ended with exit status {code}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.stop()
+        else:
+            self._process.kill()
+            self._process.wait()
+
+
+def process_cpu_ns(pid: int) -> int:
+    """CPU time of a process so far, all threads together, in nanoseconds.
+
+    On Linux this is the process's own CPU clock, which counts to the nanosecond what /proc/<pid>/stat shows in ticks
+    of 10 ms. Elsewhere `ps` is asked, which is coarser.
+    """
+    if sys.platform == "linux":
+        # What clock_getcpuclockid(3) returns: the process's number, inverted, over the kind of clock (2: scheduled).
+        return time.clock_gettime_ns((~pid << 3) | 2)
+    shown = subprocess.run(["ps", "-o", "cputime=", "-p", str(pid)], capture_output=True, text=True, check=True).stdout
+    seconds = 0.0
+    for part in shown.strip().replace("-", ":").split(":"):
+        seconds = seconds * 60 + float(part)
+    return int(seconds * 1e9)
+
+
+def stat_cpu_ns(pid: int) -> int:
+    """The same from /proc/<pid>/stat (utime + stime), for comparison; resolution is one clock tick."""
+    fields: Sequence[str] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")

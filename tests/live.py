@@ -1,0 +1,217 @@
+"""A real hub for tests: gRPC over mutual TLS on a random port, a seeded world, and one client for each identity.
+
+Time stands still unless a test moves it. Must never sleep, and must never reach into the hub where a call would do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from erxhub.app import Hub, start_hub
+from erxhub.client import (
+    AgencyClient,
+    AuditorClient,
+    ClientIdentity,
+    Connection,
+    HospitalClient,
+    PatientClient,
+    PharmacyClient,
+    RetryPolicy,
+)
+from erxhub.config import Config
+from erxhub.crypto.ca import TrustDomain
+from erxhub.crypto.suites import SigningKey
+from erxhub.keys import HubKeys
+from erxhub.ledger.memory import MemoryStore
+from erxhub.ledger.sqlite import open_sqlite
+from erxhub.ledger.store import Store
+from erxhub.ports import ManualClock, SeededIds
+from erxhub.rpc.server import FixedIdentity, ServerIdentity
+from erxhub.seed import SeedWorld, register_world
+
+START_MS = 1_795_312_800_000
+"""2026-11-22 10:00 in Beijing."""
+
+AGENCY = "330100"
+HOSPITAL = "H33010099901"
+HOSPITAL_B = "H33010099902"
+PHARMACY = "P33010099101"
+PHARMACY_B = "P33010099102"
+CHANNEL = "demo-app"
+PERSON = "33010000990001"
+EMPLOYEE = "33010000990002"
+CHILD = "33010000990003"
+AUDITOR = "auditor-1"
+
+MINUTE_MS = 60_000
+HOUR_MS = 3_600_000
+DAY_MS = 86_400_000
+
+_CLIENTS: dict[str, type[Any]] = {
+    "hospital": HospitalClient,
+    "pharmacy": PharmacyClient,
+    "channel": PatientClient,
+    "agency": AgencyClient,
+    "auditor": AuditorClient,
+}
+
+
+def _machine_now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class _Environment:
+    """The clients' clock is the hub's, and they never really wait."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        self._clock = clock
+
+    def now_ms(self) -> int:
+        return self._clock.now_ms()
+
+    def below(self, bound: int) -> int:
+        return bound // 2
+
+    async def sleep_ms(self, duration_ms: int) -> None:
+        await asyncio.sleep(0)
+
+
+class _RequestIds:
+    """Ids that never repeat in a test run, so that two clients of one institution never meet by chance."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+
+    def new(self) -> str:
+        return f"request-{next(self._numbers):012d}"
+
+
+_REQUEST_IDS = _RequestIds()
+
+
+@dataclass
+class Live:
+    """A running hub and what a test needs to talk to it."""
+
+    hub: Hub
+    clock: ManualClock
+    trust: TrustDomain
+    hub_keys: HubKeys
+    stack: AsyncExitStack
+    world: SeedWorld = field(init=False)
+    _clients: dict[tuple[str, str], Any] = field(default_factory=dict)
+
+    @property
+    def target(self) -> str:
+        """Where the hub listens."""
+        return f"localhost:{self.hub.port}"
+
+    @property
+    def receipt_keys(self) -> dict[str, bytes]:
+        """The hub's pinned receipt key."""
+        return {self.hub_keys.receipt.key_id: self.hub_keys.receipt.public_key}
+
+    def identity(self, role: str, peer_id: str) -> ClientIdentity:
+        """A fresh certificate of the trust domain."""
+        issued = self.trust.issue_tls(role, peer_id, _machine_now_ms(), 30)
+        return ClientIdentity(self.trust.ca_pem, issued.cert_pem, issued.key_pem)
+
+    async def connect(self, role: str, peer_id: str, identity: ClientIdentity | None = None) -> Any:
+        """A new typed client over a connection of its own."""
+        connection = Connection(
+            self.target,
+            identity or self.identity(role, peer_id),
+            receipt_keys=self.receipt_keys,
+            environment=_Environment(self.clock),
+            retry=RetryPolicy(attempts=2, backoff_ms=10, backoff_max_ms=20),
+        )
+        await self.stack.enter_async_context(connection)
+        kind = _CLIENTS[role]
+        reason = {"case_reason": "case T-1"} if kind is AuditorClient else {}
+        return kind(connection, request_ids=_REQUEST_IDS, **reason)
+
+    async def client(self, role: str, peer_id: str) -> Any:
+        """The client of an identity, connected once."""
+        if (role, peer_id) not in self._clients:
+            self._clients[role, peer_id] = await self.connect(role, peer_id)
+        return self._clients[role, peer_id]
+
+    async def hospital(self, code: str = HOSPITAL) -> HospitalClient:
+        """A hospital's client."""
+        client: HospitalClient = await self.client("hospital", code)
+        return client
+
+    async def pharmacy(self, code: str = PHARMACY) -> PharmacyClient:
+        """A pharmacy's client."""
+        client: PharmacyClient = await self.client("pharmacy", code)
+        return client
+
+    async def channel(self, channel_id: str = CHANNEL) -> PatientClient:
+        """The patient channel's client."""
+        client: PatientClient = await self.client("channel", channel_id)
+        return client
+
+    async def agency(self, area: str = AGENCY) -> AgencyClient:
+        """The agency's client."""
+        client: AgencyClient = await self.client("agency", area)
+        return client
+
+    async def auditor(self) -> AuditorClient:
+        """The auditor's client, with a case reason."""
+        client: AuditorClient = await self.client("auditor", AUDITOR)
+        return client
+
+    def key(self, subject: str, institution: str) -> SigningKey:
+        """A seeded signing key."""
+        return self.world.signing_keys[subject, institution]
+
+    def advance(self, ms: int) -> None:
+        """Move the hub's clock, and with it the clients'."""
+        self.clock.advance(ms)
+
+
+@asynccontextmanager
+async def live_hub(
+    *,
+    database: Path | None = None,
+    store: Store | None = None,
+    suite: str = "ES256",
+    config: Config | None = None,
+    seed: bool = True,
+) -> AsyncIterator[Live]:
+    """Start a hub on memory (or a SQLite file), seed it, and stop it at the end."""
+    clock = ManualClock(START_MS)
+    # TLS goes by the machine's clock, everything that the hub judges by the hub's: so there are two trust domains.
+    trust = TrustDomain.in_memory("erxhub.test", _machine_now_ms())
+    signers = TrustDomain.in_memory("erxhub.test", START_MS)
+    server = trust.issue_tls("hub", "hub-1", _machine_now_ms(), 30, hosts=("localhost", "127.0.0.1"))
+    hub_keys = HubKeys.generate(SeededIds(99))
+    if store is None:
+        store = await open_sqlite(database) if database is not None else MemoryStore()
+    hub = await start_hub(
+        store,
+        FixedIdentity(ServerIdentity(server.cert_pem, server.key_pem, trust.ca_pem)),
+        hub_keys,
+        config=config or Config(drain_ms=200),
+        clock=clock,
+        ids=SeededIds(11),
+    )
+    async with AsyncExitStack() as stack:
+        live = Live(hub, clock, trust, hub_keys, stack)
+        try:
+            if seed:
+                live.world = await register_world(await live.agency(), signers, START_MS, suite)
+                channel = await live.channel()
+                for person_no in (PERSON, EMPLOYEE, CHILD):
+                    await channel.activate_voucher(person_no=person_no)
+            yield live
+        finally:
+            await stack.aclose()
+            await hub.stop()
