@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from erxhub.queries import patient
 from erxhub.v1 import common_pb2, patient_pb2, prescribing_pb2
 from tests.core import population as people
 from tests.core.population import CHANNEL, HOSPITAL, OTHER_CHANNEL, OTHER_HOSPITAL, PERSON_NO, STRANGER_NO
@@ -137,7 +138,7 @@ def test_pages_of_accesses_meet_without_gap_even_inside_one_entry(hub: Hub, size
     assert len(whole) == 4
     paged: list[tuple[str, str, str, str, str]] = []
     token = ""
-    while True:
+    for _ in range(len(whole) + 1):
         reply = hub.read(CHANNEL, ACCESSES, accesses(page_size=size, page_token=token))
         assert len(reply.accesses) <= size
         paged += rows(reply)
@@ -145,3 +146,18 @@ def test_pages_of_accesses_meet_without_gap_even_inside_one_entry(hub: Hub, size
         if not token:
             break
     assert paged == whole
+    assert not token
+
+
+def test_a_page_ends_after_so_many_entries_and_its_token_goes_on(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patient, "ENTRIES_READ_MAX", 2)
+    world: Any = hub
+    rx_no = prescription(hub).rx_no
+    hub.read(HOSPITAL, GET, get(rx_no))
+    for _ in range(2):
+        # About the person, not about a prescription: listed under him, and no row.
+        people.decoded(world)
+    first = hub.read(CHANNEL, ACCESSES, accesses(page_size=1))
+    second = hub.read(CHANNEL, ACCESSES, accesses(page_size=1, page_token=first.next_page_token))
+    assert rows(first) == []
+    assert [row[2:] for row in rows(second)] == [(GET, "OK", rx_no)]

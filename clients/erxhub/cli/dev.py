@@ -15,13 +15,13 @@ from erxhub.cli.commands import command
 if TYPE_CHECKING:
     from erxhub.cli.context import Contexts
     from erxhub.crypto.ca import TrustDomain
+    from erxhub.keys import HubKeys
     from erxhub.ledger.store import Store
     from erxhub.seed import SeedWorld
 
 TRUST_DOMAIN: Final = "erxhub.test"
 HUB_ID: Final = "hub-1"
 HOSTS: Final = ("localhost", "127.0.0.1")
-CASE_REASON: Final = "dev: trying things out"
 
 
 @command("dev", example="erxhub dev\nerxhub dev --db demo.db --port 7443")
@@ -63,6 +63,7 @@ async def _dev(
 ) -> None:
     from erxhub.app import start_hub
     from erxhub.cli.hosting import configured, stop_signal, until_stopped, write_ready
+    from erxhub.cli.seeding import save_contexts
     from erxhub.config import Config
     from erxhub.ports import SystemClock
     from erxhub.rpc.server import FixedIdentity, ServerIdentity
@@ -150,47 +151,14 @@ async def _seed(target: str, trust: TrustDomain, pki: Path, suite: str) -> SeedW
         return await register_world(client, trust, now_ms, suite, directory=pki)
 
 
-def save_contexts(
-    home: Path, world: SeedWorld, target: str, receipt_keys: dict[str, str], reason: str = CASE_REASON
-) -> Contexts:
-    """One context for each seeded caller, `agency` and the like; the current one becomes `hospital` if there is none."""
-    from erxhub.cli.context import Context, Contexts
-
-    contexts = Contexts.load(home)
-    for name, caller in world.callers.items():
-        assert caller.path is not None, "a seeded identity in memory has no files"
-        contexts.by_name[name] = Context(
-            name=name,
-            target=target,
-            role=caller.role,
-            id=caller.id,
-            ca=caller.path / "ca.pem",
-            cert=caller.path / "cert.pem",
-            key=caller.path / "key.pem",
-            receipt_keys=receipt_keys,
-            signing_keys={
-                subject: held.path / "key.pem"
-                for (subject, institution), held in world.signing_identities.items()
-                if institution == caller.id and held.path is not None
-            },
-            case_reason=reason if caller.role == "auditor" else "",
-        )
-    contexts.current = contexts.current or "hospital"
-    contexts.save()
-    return contexts
-
-
 def _introduce(contexts: Contexts, world: SeedWorld, target: str, home: Path, db: Path | None) -> None:
     from erxhub.cli.output import Output
+    from erxhub.cli.seeding import caller_rows
 
     out = Output()
     where = f"the ledger is in {db}" if db else "in memory: gone when it stops"
     click.echo(f"erxhub dev listens on {target} (mTLS), {where}\n")
-    rows = [
-        {"context": name, "caller": f"{one.role}/{one.id}", "certificate, key and ca": str(one.cert.parent)}
-        for name, one in contexts.by_name.items()
-    ]
-    out.rows(rows, title="Seeded identities")
+    out.rows(caller_rows(contexts, world), title="Seeded identities")
     click.echo("")
     rows = [
         {"signer": subject, "institution": institution, "suite": held.suite, "private key": str(held.path)}

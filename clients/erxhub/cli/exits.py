@@ -48,6 +48,11 @@ class Failed(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]
 
 
+def exit_code_of_status(grpc_status: str) -> int:
+    """The exit code of a gRPC status by its name. OK is 0: a finding travels in a reply that succeeded."""
+    return OK if grpc_status == "OK" else _BY_STATUS.get(grpc_status, NEGATIVE)
+
+
 def exit_code_for(failure: ClientFailure) -> int:
-    """The exit code of a failed call, by its gRPC status. A receipt that proves nothing is a negative verdict."""
-    return _BY_STATUS.get(getattr(failure, "grpc_status", ""), NEGATIVE)
+    """The exit code of a failed call, by its status. A receipt that proves nothing is a negative verdict."""
+    return exit_code_of_status(getattr(failure, "grpc_status", ""))

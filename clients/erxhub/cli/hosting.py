@@ -1,4 +1,4 @@
-"""What `dev` and `serve` have in common: settings from words, structured logs, a signal to stop, a file that says ready.
+"""What `dev` and `serve` have in common: settings from words, structured logs, a signal to stop, a file for "ready".
 
 Owns the running of a hub inside this process. Must never: make a key or a certificate, or log what a caller sent.
 """

@@ -62,6 +62,11 @@ def trace_record(reply: audit_pb2.TraceChainResponse, *, verify: bool) -> dict[s
     for entry in reply.entries:
         stage = (enum_word(audit_pb2.Stage.DESCRIPTOR, entry.stage) or "other").lower()
         stages.setdefault(stage, []).append(_trace_entry(entry))
+    # A flow that the hub says nothing about agrees with nothing.
+    flows: dict[str, dict[str, Any]] = {
+        _flow(number): {"agrees": False, "summary": ""} for number in audit_pb2.Flow.values() if number
+    }
+    flows |= {_flow(flow.flow): {"agrees": flow.agrees, "summary": flow.summary} for flow in reply.flows}
     light = enum_word(audit_pb2.Light.DESCRIPTOR, reply.light)
     return {
         "rx_no": reply.rx_no,
@@ -71,7 +76,7 @@ def trace_record(reply: audit_pb2.TraceChainResponse, *, verify: bool) -> dict[s
         "verified": reply.verified if verify else None,
         "as_of": reply.as_of_position,
         "stages": [{"stage": stage, "entries": entries} for stage, entries in stages.items()],
-        "flows": {_flow(flow.flow): {"agrees": flow.agrees, "summary": flow.summary} for flow in reply.flows},
+        "flows": flows,
         "accesses": [
             {
                 "at": iso_beijing(access.at_ms),

@@ -1,12 +1,21 @@
-"""`erxhub serve`: a hub with keys, certificates and a database that exist already."""
+"""`erxhub serve`: a hub with keys, certificates and a database of its operator.
+
+Must never: make a key, a certificate or anybody's registration; `erxhub ca`, `keys` and `registry` do.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from erxhub.cli.commands import command
+
+if TYPE_CHECKING:
+    from erxhub.config import Config
+    from erxhub.keys import HubKeys
+    from erxhub.rpc.server import IdentityFiles
 
 _File = click.Path(path_type=Path, dir_okay=False, exists=True)
 
@@ -30,7 +39,7 @@ _File = click.Path(path_type=Path, dir_okay=False, exists=True)
 @click.option("--address", default="127.0.0.1:7443", show_default=True, metavar="HOST:PORT")
 @click.option("--trust-domain", required=True, metavar="NAME", help="Callers are spiffe://NAME/<role>/<id>.")
 @click.option("--hub-id", default="hub-1", show_default=True, metavar="ID", help="This process among the hubs.")
-@click.option("--origin", metavar="NAME", help="The ledger's name in receipts. Default: NAME/ledger of the trust domain.")
+@click.option("--origin", metavar="NAME", help="The ledger's name in receipts; by default <trust domain>/ledger.")
 @click.option("--config", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the hub; repeatable.")
 @click.option(
     "--log-level",

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from erxhub.cli.exits import CONFLICT, UNAVAILABLE, USAGE, Failed
-from erxhub.ledger.sqlite import SqliteStore, StoreFormatError, StoreInUse, open_sqlite
-from erxhub.ledger.store import StoreUnavailable
+from erxhub.ledger.sqlite import SqliteStore, open_sqlite
+from erxhub.ledger.store import StoreFormatError, StoreInUse, StoreUnavailable
 
 
 async def open_store(path: Path, *, create: bool = True) -> SqliteStore:

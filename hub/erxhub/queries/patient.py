@@ -180,7 +180,7 @@ async def _attempts(page: Paging, space: str, key: bytes, own: set[bytes]) -> tu
         rows = await page.ctx.store.listing(space, key, before, page.size, newest_first=True)
         for row in rows:
             for attempt in await _of_entry(page.ctx, row, own):
-                if False:
+                if attempt.place < skipped:
                     continue
                 if len(found) == page.size:
                     return found, page.token(place_of(row.position + 1) + place_of(attempt.place))

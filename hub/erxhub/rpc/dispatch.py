@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -28,6 +28,7 @@ from erxhub.admission import (
 )
 from erxhub.config import Config
 from erxhub.core.catalog import CatalogImport, refused_row
+from erxhub.core.decide import HANDLERS
 from erxhub.core.model import Caller, Command, Evidence, Refused, Target
 from erxhub.engine import Declined, Engine, HubBusy, HubStopped
 from erxhub.ledger.store import StoreUnavailable, Wanted
@@ -35,12 +36,14 @@ from erxhub.ports import Pause
 from erxhub.queries import QUERIES, STREAMS
 from erxhub.queries.base import ReadContext
 from erxhub.rpc.errors import wire_status
-from erxhub.rpc.methods import Method
+from erxhub.rpc.methods import COMMAND, Method
 
 _log = logging.getLogger("erxhub.rpc")
 
 SENT_AT_HEADER: Final = "erxhub-sent-at-ms"
 """The caller's clock when it sent the request; optional, and the only place where its clock is compared."""
+
+_INTERNAL: Final = "The hub failed inside; its operator finds the cause in the log."
 
 _CONTEXT = grpc.aio.ServicerContext[Any, Any]
 
@@ -74,31 +77,20 @@ class Dispatcher:
         self._open_streams: dict[str, int] = {}
 
     def handler(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
-        """The gRPC handler of a method; bytes go in and out unread, so that unreadable ones get an answer too."""
+        """The gRPC handler of a method; bytes go in and out unread, so that unreadable ones get an answer too.
+
+        Raises KeyError for a method that nothing serves.
+        """
         if method.streams_in:
-
-            async def take(requests: AsyncIterator[bytes], context: _CONTEXT) -> bytes:
-                return await self._import(method, requests, context)
-
-            return grpc.stream_unary_rpc_method_handler(take)
+            return grpc.stream_unary_rpc_method_handler(_sealed(method, self._import))
         if method.streams_out:
-
-            async def stream(raw: bytes, context: _CONTEXT) -> AsyncIterator[bytes]:
-                async for message in self._stream(method, raw, context):
-                    yield message
-
-            return grpc.unary_stream_rpc_method_handler(stream)
-        if method.name in QUERIES:
-
-            async def read(raw: bytes, context: _CONTEXT) -> bytes:
-                return await self._read(method, raw, context)
-
-            return grpc.unary_unary_rpc_method_handler(read)
-
-        async def command(raw: bytes, context: _CONTEXT) -> bytes:
-            return await self._command(method, raw, context)
-
-        return grpc.unary_unary_rpc_method_handler(command)
+            STREAMS[method.name]
+            return grpc.unary_stream_rpc_method_handler(_sealed_stream(method, self._stream))
+        if method.effect == COMMAND:
+            HANDLERS[method.name]
+            return grpc.unary_unary_rpc_method_handler(_sealed(method, self._command))
+        QUERIES[method.name]
+        return grpc.unary_unary_rpc_method_handler(_sealed(method, self._read))
 
     # ---- the four kinds of call ----
 
@@ -338,6 +330,37 @@ class Dispatcher:
         status = wire_status(refused, self._config, violations or ())
         await context.abort(status.code, status.message, (("grpc-status-details-bin", status.details),))
         raise AssertionError("abort always raises")
+
+
+def _sealed(method: Method, serve: Callable[[Method, Any, _CONTEXT], Awaitable[bytes]]) -> Any:
+    """The method as gRPC calls it. A bug is logged here, and the caller learns nothing of the inside."""
+
+    async def call(request: Any, context: _CONTEXT) -> bytes:
+        try:
+            return await serve(method, request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            _log.exception("%s failed", method.name)
+            await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)
+            raise
+
+    return call
+
+
+def _sealed_stream(method: Method, serve: Callable[[Method, bytes, _CONTEXT], AsyncIterator[bytes]]) -> Any:
+    async def call(request: bytes, context: _CONTEXT) -> AsyncIterator[bytes]:
+        try:
+            async for message in serve(method, request, context):
+                yield message
+        except grpc.aio.AbortError:
+            raise
+        except Exception:
+            _log.exception("%s failed", method.name)
+            await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)
+            raise
+
+    return call
 
 
 def handlers(dispatcher: Dispatcher, methods: Mapping[str, Method]) -> list[grpc.GenericRpcHandler]:

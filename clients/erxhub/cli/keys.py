@@ -1,0 +1,112 @@
+"""`erxhub keys`: the hub's own keys. Prints public parts only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from erxhub.cli.commands import group
+from erxhub.cli.output import Output, output_option
+
+if TYPE_CHECKING:
+    from erxhub.keys import HubKeys
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@group("keys", example="erxhub keys init --keys keys")
+def keys() -> None:
+    """The hub's own keys: receipts, log, and the keyed hashes of the ledger.
+
+    All hubs of one ledger share the hmac keys; the receipt key is each hub's own. Without its hmac keys a ledger's
+    secrets and personal numbers cannot be found any more, so keep a copy.
+    """
+
+
+def _keys_option(function: _Function) -> _Function:
+    return click.option(
+        "--keys",
+        "folder",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="The folder. Default: keys in ERXHUB_HOME.",
+        callback=lambda _context, _parameter, value: value or _default_folder(),
+    )(function)
+
+
+def _default_folder() -> Path:
+    from erxhub.cli.context import home
+
+    return home() / "keys"
+
+
+@contextmanager
+def _faults_are_usage() -> Iterator[None]:
+    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.keys import HubKeysError
+
+    try:
+        yield
+    except HubKeysError as error:
+        raise Failed(str(error), USAGE) from None
+    except OSError as error:
+        raise Failed(f"{error.filename}: {error.strerror}", USAGE) from None
+
+
+@keys.command("init", example="erxhub keys init --keys keys")
+@_keys_option
+@output_option
+def init(folder: Path, out: Output) -> None:
+    """Make the keys in an empty folder, readable by its owner only."""
+    from erxhub.keys import HubKeys
+    from erxhub.ports import SystemIds
+
+    with _faults_are_usage():
+        made = HubKeys.init(folder, SystemIds())
+        _print(made, folder, out)
+
+
+@keys.command("rotate", example="erxhub keys rotate receipt --keys keys")
+@click.argument("what", type=click.Choice(["receipt", "log", "hmac"]))
+@_keys_option
+@output_option
+def rotate(what: str, folder: Path, out: Output) -> None:
+    """Renew one key. The old one stays good for what it signed; the hub uses the new one after a restart."""
+    from erxhub.keys import HubKeys
+    from erxhub.ports import SystemIds
+
+    with _faults_are_usage():
+        made = HubKeys.rotate(folder, what, SystemIds())
+        _print(made, folder, out)
+
+
+@keys.command("list", example="erxhub keys list --keys keys -o json")
+@_keys_option
+@output_option
+def list_(folder: Path, out: Output) -> None:
+    """The public parts: pin the receipt keys (`erxhub context add … --receipt-key ID=HEX`)."""
+    from erxhub.keys import HubKeys
+
+    with _faults_are_usage():
+        _print(HubKeys.load(folder), folder, out)
+
+
+def _print(held: HubKeys, folder: Path, out: Output) -> None:
+    from erxhub.crypto.suites import SigningKey
+
+    rows: list[dict[str, Any]] = []
+    for kind, current in (("receipt", held.receipt), ("log", held.log)):
+        retired = [SigningKey.from_pem(path.read_bytes()) for path in sorted(folder.glob(f"{kind}-*.old.pem"))]
+        rows += [
+            {"key": kind, "id": one.key_id, "public": one.public_key.hex(), "in_use": one is current}
+            for one in [current, *retired]
+        ]
+    newest = max(held.hmac_keys)
+    rows += [
+        {"key": "hmac", "id": str(version), "public": "", "in_use": version == newest}
+        for version in sorted(held.hmac_keys)
+    ]
+    out.rows(rows, ("key", "id", "public", "in_use"))

@@ -1,0 +1,111 @@
+"""`erxhub seed`: the fictional world, registered with a hub that runs already, and the contexts to speak as its people.
+
+Owns the names of those contexts. What is in the world belongs to `erxhub.seed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from erxhub.cli.commands import command
+from erxhub.cli.session import with_client
+
+if TYPE_CHECKING:
+    from erxhub.cli.context import Context, Contexts
+    from erxhub.cli.output import Output
+    from erxhub.client import AgencyClient
+    from erxhub.seed import SeedWorld
+
+CASE_REASON: Final = "dev: trying things out"
+
+
+@command("seed", example="erxhub seed --pki pki --context agency")
+@click.option(
+    "--pki",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False, exists=True, resolve_path=True),
+    help="The trust domain's folder, as `erxhub ca init` makes it.",
+)
+@click.option(
+    "--suite",
+    type=click.Choice(["ES256", "EdDSA", "SM2-SM3"]),
+    default="ES256",
+    show_default=True,
+    help="Of the signing keys.",
+)
+@with_client("agency")
+async def seed(client: AgencyClient, ctx: Context, out: Output, pki: Path, suite: str) -> None:
+    """Issue, import and register the fictional world of `erxhub dev` at a running hub.
+
+    The agency is that of area 330100. Doing it again changes nothing. The contexts hospital, hospital2, pharmacy,
+    pharmacy2, channel and auditor are written beside the agency's.
+    """
+    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.crypto.ca import TrustDomain, TrustDomainError
+    from erxhub.ports import SystemClock
+    from erxhub.seed import register_world
+    from erxhub.seed.world import AREA
+
+    if ctx.id != AREA:
+        raise Failed(f"context {ctx.name} is agency/{ctx.id}; the seeded world lies in {AREA}", USAGE)
+    try:
+        trust = TrustDomain.open(pki)
+        world = await register_world(client, trust, SystemClock().now_ms(), suite, directory=pki)
+    except TrustDomainError as error:
+        raise Failed(str(error), USAGE) from None
+    contexts = save_contexts(None, world, ctx.target, ctx.receipt_keys, server_name=ctx.server_name)
+    out.rows(caller_rows(contexts, world), title="Seeded identities")
+
+
+def caller_rows(contexts: Contexts, world: SeedWorld) -> list[dict[str, Any]]:
+    """What a person wants to know of the seeded contexts."""
+    found = [contexts.by_name[name] for name in world.callers]
+    return [
+        {
+            "context": one.name,
+            "caller": f"{one.role}/{one.id}",
+            "folder": str(one.cert.parent),
+            "signs_for": sorted(one.signing_keys),
+        }
+        for one in found
+    ]
+
+
+def save_contexts(
+    home: Path | None,
+    world: SeedWorld,
+    target: str,
+    receipt_keys: Mapping[str, str],
+    *,
+    server_name: str = "",
+) -> Contexts:
+    """One context for each seeded caller; the current one becomes `hospital` if there is none."""
+    from erxhub.cli.context import Context, Contexts
+
+    contexts = Contexts.load(home)
+    for name, caller in world.callers.items():
+        assert caller.path is not None, "a seeded identity in memory has no files"
+        contexts.by_name[name] = Context(
+            name=name,
+            target=target,
+            role=caller.role,
+            id=caller.id,
+            ca=caller.path / "ca.pem",
+            cert=caller.path / "cert.pem",
+            key=caller.path / "key.pem",
+            server_name=server_name,
+            receipt_keys=receipt_keys,
+            signing_keys={
+                subject: held.path / "key.pem"
+                for (subject, institution), held in world.signing_identities.items()
+                if institution == caller.id and held.path is not None
+            },
+            case_reason=CASE_REASON if caller.role == "auditor" else "",
+        )
+    contexts.current = contexts.current or "hospital"
+    contexts.save()
+    return contexts
