@@ -24,7 +24,7 @@ LATER: Final[dict[str, str]] = {
     "MON_LIMIT_INSURANCE": "as MON_LIMIT_SEX",
     "MON_LIMIT_LEVEL": "as MON_LIMIT_SEX",
     "MON_LIMIT_VISIT": "as MON_LIMIT_SEX",
-    "MON_INDICATION": "as MON_LIMIT_SEX; a restricted drug is a warning that the doctor acknowledges (MON_UNACKNOWLEDGED)",
+    "MON_INDICATION": "as MON_LIMIT_SEX; a restricted drug is a warning to be acknowledged (MON_UNACKNOWLEDGED)",
     "MON_ANNUAL_AMOUNT": "needs yearly totals per drug (monitoring)",
     "MON_DUPLICATE": "needs the patient's supply in hand across institutions (monitoring)",
     "MON_SPLIT": "needs the prescriptions of the day (monitoring)",

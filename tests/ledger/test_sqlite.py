@@ -191,7 +191,11 @@ async def test_row_outside_the_schema_is_a_bug_and_not_a_conflict(store: SqliteS
     entry = next_entry("a")
     for batch in (
         [Write(entries=(replace(entry, commitment=b"short"),))],
-        [Write(replies=(reply_to(None),)), Write(replies=(reply_to(None),)), Write(entries=(replace(entry, commitment=b""),))],
+        [
+            Write(replies=(reply_to(None),)),
+            Write(replies=(reply_to(None),)),
+            Write(entries=(replace(entry, commitment=b""),)),
+        ],
     ):
         with pytest.raises(sqlite3.IntegrityError):
             await store.append(batch)

@@ -28,7 +28,8 @@ BUSINESS_TYPES: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Names for the business types that the national rule pack asks for (用码业务类型); any five digits serve too."""
 
-_DECIMAL: Final = r"[0-9]{1,10}(?:\.[0-9]{1,6})?"
+_QUANTITY: Final = r"(?P<quantity>[0-9]{1,10}(?:\.[0-9]{1,4})?)"
+_PRICE: Final = r"(?P<price>[0-9]{1,10}(?:\.[0-9]{1,6})?)"
 _LINE: Final = r"(?P<line>[0-9]{1,3})(?::(?P<drug>[^=@:]+))?"
 
 
@@ -81,7 +82,7 @@ class SaleType(click.ParamType[SaleArgument]):
     """A sold line."""
 
     name = "LINE_NO[:DRUG]=QTY@PRICE"
-    _form = re.compile(rf"{_LINE}=(?P<quantity>{_DECIMAL})@(?P<price>{_DECIMAL})")
+    _form = re.compile(rf"{_LINE}={_QUANTITY}@{_PRICE}")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> SaleArgument:
         if isinstance(value, SaleArgument):
@@ -97,7 +98,7 @@ class LotType(click.ParamType[LotArgument]):
 
     name = "LINE_NO[:DRUG]=QTY@LOT/EXPIRES[/CODE,…]"
     _form = re.compile(
-        rf"{_LINE}=(?P<quantity>{_DECIMAL})@(?P<lot>[^/]+)/(?P<expires>[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})(?:/(?P<codes>.*))?"
+        rf"{_LINE}={_QUANTITY}@(?P<lot>[^/]+)/(?P<expires>[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}})(?:/(?P<codes>.*))?"
     )
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> LotArgument:

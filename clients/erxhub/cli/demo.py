@@ -86,7 +86,7 @@ class _Demo:
 
         self._title("Setting the stage")
         async with self._hub():
-            self._say("hub", "own process, SQLite file, mutual TLS; trust domain, keys and a fictional world made for it")
+            self._say("hub", "own process, SQLite file, mutual TLS; keys and a fictional world made for it")
             async with self._cast():
                 rx_no = await self._job(SeedWorld.person_no)
             traced = await self._trace(rx_no)
@@ -141,7 +141,8 @@ class _Demo:
     async def _verify(self) -> int:
         self._title("The auditor verifies the ledger")
         verified = await self._verb("audit", "verify", "--reason", "demonstration", "-o", "json")
-        self._say("auditor", f"{verified['entries']} entries in {verified['streams']} streams: every hash and link holds")
+        counted = f"{verified['entries']} entries in {verified['streams']} streams"
+        self._say("auditor", f"{counted}: every hash and link holds")
         if verified["verified"] is not True:
             raise DemoFailed(f"the ledger does not verify: {verified['findings']}")
         return int(verified["entries"])

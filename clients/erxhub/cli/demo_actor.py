@@ -1,8 +1,8 @@
 """One actor of the demonstration, as a process of its own: `python -m erxhub.cli.demo_actor ROLE`.
 
 Reads one JSON object a line from stdin ({"do": …, …}), makes the calls with its own certificate and keys, and answers
-with one line: {"said": what a person wants to read, …}, or {"failed": …}. What passes between actors is only what people
-would show or say: a code on a screen, a prescription number, a sign-for code.
+with one line: {"said": what a person wants to read, …}, or {"failed": …}. What passes between actors is only what
+people would show or say: a code on a screen, a prescription number, a sign-for code.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from erxhub.cli.commands import group
 from erxhub.cli.output import Output, output_option
 
 
-@group("errors", example="erxhub errors explain VOUCHER_EXPIRED")
+@group("errors", example="erxhub errors explain VCH_EXPIRED")
 def errors() -> None:
     """Every "no" that the hub can say: status, rules, both languages, and what helps."""
 
@@ -29,7 +29,7 @@ def list_(prefix: str, out: Output) -> None:
     out.rows(rows, ("code", "grpc_status", "retriable", "en", "zh"))
 
 
-@errors.command("explain", example="erxhub errors explain VOUCHER_EXPIRED")
+@errors.command("explain", example="erxhub errors explain VCH_EXPIRED")
 @click.argument("code")
 @output_option
 def explain(code: str, out: Output) -> None:

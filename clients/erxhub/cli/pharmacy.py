@@ -1,7 +1,7 @@
 """`erxhub pharmacy`: from the patient at the counter to the goods in his hands (零售药店).
 
 Owns the words of these verbs and where a download lies: in the folder that `--out` and `--from` name, by default one
-called like the prescription. It must never compute an amount; the quote's are signed as they came.
+called like the prescription. It must never compute what a fund or an account pays; a quote is signed as it came.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from erxhub.cli.replies import show, signed_request_id_option, watch, watch_opti
 from erxhub.cli.session import request_id_option, with_client
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
     from erxhub.cli.context import Context
     from erxhub.cli.output import Output
     from erxhub.cli.statements import Download
     from erxhub.client import PharmacyClient
-    from erxhub.v1 import dispensing_pb2
+    from erxhub.crypto.suites import SigningKey
+    from erxhub.v1 import dispensing_pb2, signed_pb2
 
 DECISIONS: Final = ("pass", "reject", "return-to-doctor")
 TRANSACTIONS: Final = {"settle": "2102", "undo": "2103"}
@@ -257,13 +260,14 @@ async def settle(
     """Settle a quote, or record a self-payment, under the pharmacy's seal (结算)."""
     from erxhub.cli.statements import read_quote, sale_lines
 
+    reply: Message
     request_id = request_id or client.request_ids.new()
     seal_key = ctx.signing_key(ctx.id)
     if self_paid:
         if path is not None:
             raise click.UsageError("a self-payment takes up no quote")
         lines = sale_lines(typed, _kept_for(typed, folder, rx_no))
-        reply = await client.record_self_payment(rx_no=rx_no, lines=lines, seal_key=seal_key, request_id=request_id)
+        reply = await _record_self_payment(client, ctx.id, rx_no, lines, seal_key, request_id)
     else:
         if path is None or typed:
             raise click.UsageError("name --quote with the quote's file, or --self-paid with its lines")
@@ -436,6 +440,30 @@ async def watch_(client: PharmacyClient, ctx: Context, out: Output, cursor: str,
 
 
 # --- what the verbs share ---
+
+
+async def _record_self_payment(
+    client: PharmacyClient,
+    pharmacy_code: str,
+    rx_no: str,
+    lines: list[signed_pb2.SaleLine],
+    seal_key: SigningKey,
+    request_id: str,
+) -> Message:
+    """The seal covers what the patient paid, too: the hub compares it with the lines (T-14)."""
+    from erxhub.cli.statements import self_paid_amounts
+    from erxhub.client import sign
+    from erxhub.v1 import dispensing_pb2, signed_pb2
+
+    statement = signed_pb2.SettleStatement(
+        rx_no=rx_no,
+        pharmacy_code=pharmacy_code,
+        pay_mode=signed_pb2.PAY_MODE_SELF,
+        amounts=self_paid_amounts(lines),
+        lines=lines,
+        signed_at_ms=client.connection.environment.now_ms(),
+    )
+    return await client.send(dispensing_pb2.SettleRequest(request_id=request_id, statement=sign(statement, seal_key)))
 
 
 def _show_download(out: Output, reply: dispensing_pb2.DownloadPrescriptionResponse, written: list[Path]) -> None:

@@ -68,11 +68,16 @@ def caller_rows(contexts: Contexts, world: SeedWorld) -> list[dict[str, Any]]:
         {
             "context": one.name,
             "caller": f"{one.role}/{one.id}",
-            "folder": str(one.cert.parent),
+            "folder": shown_path(contexts.folder, one.cert.parent),
             "signs_for": sorted(one.signing_keys),
         }
         for one in found
     ]
+
+
+def shown_path(home: Path, path: Path) -> str:
+    """A path as it is shown: relative to the home folder where it lies in it."""
+    return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)
 
 
 def save_contexts(

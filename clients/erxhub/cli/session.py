@@ -177,5 +177,4 @@ def say_failure(failure: ClientFailure, out: Output) -> None:
     for name, value in data.get("metadata", {}).items():
         out.say(f"  {name}: {value}")
     if data.get("retriable"):
-        after = f" after {data['retry_after_ms']} ms" if "retry_after_ms" in data else ""
-        out.say(f"  the same request may be repeated{after} (--request-id)")
+        out.say("  once that is met, the same request can succeed" + (" (--request-id)" if failure.request_id else ""))

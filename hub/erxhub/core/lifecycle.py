@@ -2,14 +2,15 @@
 
 Two rules hold this file together:
 
-1. A status changes only by `advance`, which finds the row that the event names. The fold calls it and nothing else does,
-   so the state of a thing is the fold of its events and an event that no row allows is a bug (`IllegalTransition`).
-2. Whether a caller may fire a trigger is asked of `permits`, never of an `if` on a status elsewhere. A guard that is not
-   about a status (a signature, a hold's owner, a time) belongs to the module that decides the command.
+1. A status changes only by `advance`, which finds the row that the event names. The fold calls it and nothing else
+   does, so the state of a thing is the fold of its events and an event that no row allows is a bug
+   (`IllegalTransition`).
+2. Whether a caller may fire a trigger is asked of `permits`, never of an `if` on a status elsewhere. A guard that is
+   not about a status (a signature, a hold's owner, a time) belongs to the module that decides the command.
 
 Theory of operation. A prescription carries three orthogonal statuses (in force, use, review of an order); an order, its
-claim, its dispensing and its delivery have one each. One command may move several of them: a download moves the order to
-HELD, the use status to HELD and the review to PENDING, each by its own row. `START` stands for "does not exist yet".
+claim, its dispensing and its delivery have one each. One command may move several of them: a download moves the order
+to HELD, the use status to HELD and the review to PENDING, each by its own row. `START` stands for "does not exist yet".
 `BEFORE_HOLD` as a next state means the use status that the prescription had when the hold began.
 
 The diagrams in docs/lifecycle.md are generated from these tables.
@@ -110,7 +111,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _row(_M.VOUCHER, "ISSUED", "decode refused for the third time", "HOSPITAL|PHARMACY", "voucher.revoked", "REVOKED"),
     _row(_M.VOUCHER, "ISSUED", "lifetime over", "TIMER", "voucher.expired", "EXPIRED"),
     _row(_M.VOUCHER, "ISSUED", "revoke", "PATIENT|AGENCY", "voucher.revoked", "REVOKED"),
-    # Encounter (就诊)
+    # Encounters (就诊), from registration to their end
     _row(_M.ENCOUNTER, START, "register", "HOSPITAL", "encounter.registered", "REGISTERED"),
     _row(_M.ENCOUNTER, "REGISTERED", "start consultation", "DOCTOR", "encounter.started", "IN_CONSULT"),
     _row(_M.ENCOUNTER, "IN_CONSULT", "attest doctor", "HOSPITAL", "encounter.doctor_attested", ""),
@@ -153,15 +154,20 @@ ROWS: Final[tuple[Row, ...]] = (
     _row(_M.USE, "HELD", "goods out, something left", "HUB", "prescription.used partial", "PARTLY_USED"),
     _row(_M.USE, "HELD", "goods out, nothing left", "HUB", "prescription.used", "USED"),
     _row(_M.USE, "UNUSED|PARTLY_USED", "undo reversed", "PHARMACY", "settlement.reversed undo", "HELD"),
-    # Authorisation (流转授权)
+    # Authorisations (流转授权) of a pharmacy
     _row(
-        _M.AUTHORIZATION, START, "list prescriptions, or resolve a QR value", "PHARMACY", "authorization.issued", "ISSUED"
+        _M.AUTHORIZATION,
+        START,
+        "list prescriptions, or resolve a QR value",
+        "PHARMACY",
+        "authorization.issued",
+        "ISSUED",
     ),
     _row(_M.AUTHORIZATION, "ISSUED", "list or resolve again", "PHARMACY", "authorization.revoked", "REVOKED"),
     _row(_M.AUTHORIZATION, "ISSUED", "download", "PHARMACY", "authorization.consumed", "CONSUMED"),
     _row(_M.AUTHORIZATION, "ISSUED", "time over", "TIMER", "authorization.expired", "EXPIRED"),
     _row(_M.AUTHORIZATION, "ISSUED", "revoke", "HUB|PATIENT|DELEGATE", "authorization.revoked", "REVOKED"),
-    # Order: claim and hold (订单)
+    # Orders (订单): claim and hold of a pharmacy
     _row(_M.ORDER, START, "create", "PATIENT|DELEGATE", "order.created", "CREATED"),
     _row(_M.ORDER, START, "create at the counter", "HUB", "order.created", "CREATED"),
     _row(_M.ORDER, "CREATED", "download and hold", "PHARMACY", "order.held", "HELD"),
@@ -189,7 +195,7 @@ ROWS: Final[tuple[Row, ...]] = (
         _M.ORDER, "CREATED|HELD|REVIEWED|PRESETTLED", "cancel", "PATIENT|DELEGATE", "order.cancelled", "CANCELLED"
     ),
     _row(_M.ORDER, "CREATED|HELD|REVIEWED|PRESETTLED", "time over", "TIMER|HUB", "order.expired", "TIMED_OUT"),
-    # Settlement (结算)
+    # Settlements (结算), from the quote on
     _row(_M.SETTLEMENT, f"{START}|PRE|LAPSED", "quote", "PHARMACY", "settlement.quoted", "PRE"),
     _row(_M.SETTLEMENT, "PRE", "time over", "TIMER", "settlement.quote_expired", "LAPSED"),
     _row(_M.SETTLEMENT, "PRE", "commit", "PHARMACY", "settlement.committed", "SETTLED"),
@@ -204,7 +210,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _row(_M.SETTLEMENT, "SETTLED|SELF_PAID", "undo", "PHARMACY", "settlement.undone", "UNDONE"),
     _row(_M.SETTLEMENT, "SETTLED", "reverse", "PHARMACY", "settlement.reversed", "REVERSED"),
     _row(_M.SETTLEMENT, "UNDONE", "reverse the undo", "PHARMACY", "settlement.reversed undo", "SETTLED"),
-    # Dispense (调配)
+    # Dispensing (调配) of a settled order
     _row(_M.DISPENSE, f"{START}|VOIDED", "settled, or self-pay recorded", "HUB", "dispense.ready", "READY"),
     _row(_M.DISPENSE, "READY", "pick", "DISPENSER", "dispense.picked", "PICKED"),
     _row(_M.DISPENSE, "PICKED", "check", "CHECKER", "dispense.checked", "CHECKED"),
@@ -212,7 +218,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _row(_M.DISPENSE, "OUT", "hand over", "PHARMACY", "dispense.handed_over", "HANDED_OVER"),
     _row(_M.DISPENSE, "OUT", "give to courier", "COURIER", "delivery.picked_up", "SHIPPED"),
     _row(_M.DISPENSE, "READY|PICKED|CHECKED", "void", "PHARMACY|HUB", "dispense.voided", "VOIDED"),
-    # Delivery (配送)
+    # Deliveries (配送) to the door
     _row(_M.DELIVERY, START, "request", "PATIENT|DELEGATE", "delivery.requested", "REQUESTED"),
     _row(
         _M.DELIVERY,
@@ -233,7 +239,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _row(_M.DELIVERY, "REFUSED", "go back", "COURIER", "delivery.returning", "RETURNING"),
     _row(_M.DELIVERY, "RETURNING", "received", "PHARMACY", "delivery.returned", "RETURNED"),
     _row(_M.DELIVERY, "REQUESTED|ASSIGNED", "cancel", "HUB", "delivery.cancelled", "CANCELLED"),
-    # Agreement (服务协议)
+    # Agreements (服务协议) with institutions
     _row(_M.AGREEMENT, f"{START}|TERMINATED", "sign", "AGENCY", "agreement.signed", "ACTIVE"),
     _row(_M.AGREEMENT, "ACTIVE", "suspend", "AGENCY", "agreement.suspended", "SUSPENDED"),
     _row(_M.AGREEMENT, "SUSPENDED", "resume", "AGENCY", "agreement.resumed", "ACTIVE"),
@@ -244,7 +250,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _row(_M.PRACTITIONER, "ACTIVE", "suspend", "AGENCY", "practitioner.suspended", "SUSPENDED"),
     _row(_M.PRACTITIONER, "SUSPENDED", "resume", "AGENCY", "practitioner.resumed", "ACTIVE"),
     _row(_M.PRACTITIONER, "ACTIVE|SUSPENDED", "end", "AGENCY", "practitioner.terminated", "TERMINATED"),
-    # Insured person (参保人)
+    # Insured persons (参保人)
     _row(_M.PERSON, START, "register", "AGENCY", "person.registered", "ACTIVE"),
     _row(_M.PERSON, "ACTIVE", "pause insurance", "AGENCY", "person.status_changed PAUSED", "PAUSED"),
     _row(_M.PERSON, "PAUSED", "resume insurance", "AGENCY", "person.status_changed ACTIVE", "ACTIVE"),

@@ -209,8 +209,8 @@ class Draft(Protocol):
     ) -> None:
         """Add an event.
 
-        `actor` is the acting person's registry code, or "" for the caller alone. A cause is the leaf hash of a committed
-        entry, or (stream key, version) of one in this draft.
+        `actor` is the acting person's registry code, or "" for the caller alone. A cause is the leaf hash of a
+        committed entry, or (stream key, version) of one in this draft.
         """
 
 

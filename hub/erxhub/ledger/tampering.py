@@ -1,7 +1,7 @@
 """What an intruder with write access to the database file could do: for the demonstration and for tests only.
 
-It drops the guards of a copy and changes one payload in place, leaving every hash as it was. It must never be pointed at a
-ledger that somebody needs.
+It drops the guards of a copy and changes one payload in place, leaving every hash as it was. It must never be pointed
+at a ledger that somebody needs.
 """
 
 from __future__ import annotations
