@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,12 +32,12 @@ from erxhub.keys import HubKeys
 from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.sqlite import open_sqlite
 from erxhub.ledger.store import Store
-from erxhub.ports import ManualClock, SeededIds
+from erxhub.ports import ManualClock, Pause, SeededIds, system_pause
 from erxhub.rpc.server import FixedIdentity, ServerIdentity
 from erxhub.seed import SeedWorld, register_world
 
-START_MS = 1_795_312_800_000
-"""2026-11-22 10:00 in Beijing."""
+START_MS = 1_795_140_000_000
+"""2026-11-20 10:00 in Beijing. The hub's clock begins here; only TLS goes by the machine's."""
 
 AGENCY = "330100"
 HOSPITAL = "H33010099901"
@@ -105,6 +105,7 @@ class Live:
     trust: TrustDomain
     hub_keys: HubKeys
     stack: AsyncExitStack
+    start: Callable[[Store, str], Awaitable[Hub]]
     world: SeedWorld = field(init=False)
     _clients: dict[tuple[str, str], Any] = field(default_factory=dict)
 
@@ -172,6 +173,11 @@ class Live:
         """A seeded signing key."""
         return self.world.signing_keys[subject, institution]
 
+    async def restart(self, store: Callable[[], Awaitable[Store]]) -> None:
+        """Stop the hub and start it again with the same keys at the same port, on the store that is opened then."""
+        await self.hub.stop()
+        self.hub = await self.start(await store(), f"127.0.0.1:{self.hub.port}")
+
     def advance(self, ms: int) -> None:
         """Move the hub's clock, and with it the clients'."""
         self.clock.advance(ms)
@@ -185,33 +191,44 @@ async def live_hub(
     suite: str = "ES256",
     config: Config | None = None,
     seed: bool = True,
+    pause: Pause = system_pause,
+    start_ms: int = START_MS,
 ) -> AsyncIterator[Live]:
-    """Start a hub on memory (or a SQLite file), seed it, and stop it at the end."""
-    clock = ManualClock(START_MS)
-    # TLS goes by the machine's clock, everything that the hub judges by the hub's: so there are two trust domains.
-    trust = TrustDomain.in_memory("erxhub.test", _machine_now_ms())
-    signers = TrustDomain.in_memory("erxhub.test", START_MS)
+    """Start a hub on memory (or a SQLite file), seed it, and stop it at the end.
+
+    `start_ms` is where its clock begins; never after the machine's, by which TLS judges the trust domain.
+    """
+    clock = ManualClock(start_ms)
+    trust = TrustDomain.in_memory("erxhub.test", start_ms)
     server = trust.issue_tls("hub", "hub-1", _machine_now_ms(), 30, hosts=("localhost", "127.0.0.1"))
     hub_keys = HubKeys.generate(SeededIds(99))
+    seeds = itertools.count(11)
+
+    async def start(on: Store, address: str) -> Hub:
+        return await start_hub(
+            on,
+            FixedIdentity(ServerIdentity(server.cert_pem, server.key_pem, trust.ca_pem)),
+            hub_keys,
+            address=address,
+            config=config or Config(drain_ms=200),
+            clock=clock,
+            # A hub that starts again on its ledger draws other values than before.
+            ids=SeededIds(next(seeds)),
+            pause=pause,
+        )
+
     if store is None:
         store = await open_sqlite(database) if database is not None else MemoryStore()
-    hub = await start_hub(
-        store,
-        FixedIdentity(ServerIdentity(server.cert_pem, server.key_pem, trust.ca_pem)),
-        hub_keys,
-        config=config or Config(drain_ms=200),
-        clock=clock,
-        ids=SeededIds(11),
-    )
+    hub = await start(store, "127.0.0.1:0")
     async with AsyncExitStack() as stack:
-        live = Live(hub, clock, trust, hub_keys, stack)
+        live = Live(hub, clock, trust, hub_keys, stack, start)
         try:
             if seed:
-                live.world = await register_world(await live.agency(), signers, START_MS, suite)
+                live.world = await register_world(await live.agency(), trust, start_ms, suite)
                 channel = await live.channel()
                 for person_no in (PERSON, EMPLOYEE, CHILD):
                     await channel.activate_voucher(person_no=person_no)
             yield live
         finally:
             await stack.aclose()
-            await hub.stop()
+            await live.hub.stop()

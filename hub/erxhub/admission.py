@@ -10,17 +10,23 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import protovalidate
 from google.protobuf.message import DecodeError, Message
 
-from erxhub.core.model import Caller, Evidence, SignatureFact
-from erxhub.crypto.certs import PeerIdentity, PeerIdentityError, peer_identity
+from erxhub.core.model import Caller, CertifiedKey, Evidence, SignatureFact
+from erxhub.crypto.certs import (
+    PeerIdentity,
+    PeerIdentityError,
+    SigningCertificateError,
+    peer_identity,
+    signing_certificate,
+)
 from erxhub.crypto.envelope import pae
-from erxhub.crypto.suites import Verifier
+from erxhub.crypto.suites import SUITES, Verifier
 from erxhub.ledger.store import Store, Wanted
 from erxhub.v1 import common_pb2, registry_pb2, state_pb2
 
@@ -119,9 +125,10 @@ def _path(violation: Any) -> str:
 class SignatureProof:
     """Verifies the signatures of a request over the received bytes."""
 
-    def __init__(self, store: Store, verifier: Verifier) -> None:
+    def __init__(self, store: Store, verifier: Verifier, ca_certificates: Callable[[], bytes]) -> None:
         self._store = store
         self._verifier = verifier
+        self._ca_certificates = ca_certificates
         # What is kept cannot change: a key id is the hash of suite and public key.
         self._keys: OrderedDict[str, _Key] = OrderedDict()
 
@@ -129,10 +136,11 @@ class SignatureProof:
         """Signature facts and digests of every signed content, and the digest of a file."""
         contents = {name: getattr(request, name) for name in signed_fields if request.HasField(name)}
         digests = {name: hashlib.sha256(signed.payload).digest() for name, signed in contents.items()}
-        if "file" in request.DESCRIPTOR.fields_by_name:
+        fields = request.DESCRIPTOR.fields_by_name
+        if "file" in fields:
             digests["file"] = hashlib.sha256(request.file.data).digest()
         if not contents:
-            return Evidence({}, digests)
+            return self._key_evidence(request) if "public_key" in fields else Evidence({}, digests)
         ids = {signature.key_id for signed in contents.values() for signature in signed.signatures}
         keys = await self._registered(ids)
         checks: list[tuple[str, bytes, bytes, bytes]] = []
@@ -151,6 +159,26 @@ class SignatureProof:
             fact = facts[name][position]
             facts[name][position] = SignatureFact(fact.key_id, fact.suite, valid)
         return Evidence(facts, digests)
+
+    def _key_evidence(self, request: registry_pb2.RegisterSigningKeyRequest) -> Evidence:
+        """Whether a key to be registered is one, and what its certificate says."""
+        suite = SUITES.get(request.suite)
+        sound = suite is None or suite.is_public_key(request.public_key)
+        if not request.certificate_pem:
+            return Evidence(key_is_sound=sound)
+        try:
+            certificate = signing_certificate(request.certificate_pem, self._ca_certificates())
+        except SigningCertificateError as error:
+            return Evidence(certificate_fault=str(error), key_is_sound=sound)
+        certified = CertifiedKey(
+            certificate.subject_code,
+            certificate.institution_code,
+            certificate.suite,
+            certificate.public_key,
+            certificate.not_before_ms,
+            certificate.not_after_ms,
+        )
+        return Evidence(certificate=certified, key_is_sound=sound)
 
     async def _registered(self, ids: set[str]) -> Mapping[str, _Key]:
         unknown = [key_id for key_id in ids if key_id not in self._keys]

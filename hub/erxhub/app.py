@@ -56,8 +56,8 @@ class Hub:
         """Drain the server, finish the lane, close the store."""
         self._sweeper.cancel()
         await asyncio.gather(self._sweeper, return_exceptions=True)
-        await self.server.announce(serving=False)
-        # The lane first refuses new commands, so that open watches end; calls in flight are answered while it drains.
+        # Watches end first, or the drain would wait for them; calls in flight are answered by a lane that still runs.
+        self.engine.end_watches()
         await self.server.drain()
         await self.engine.stop()
         self._verifier.close()
@@ -99,13 +99,13 @@ async def start_hub(
         verifier=verifier,
         subscribe=engine.subscribe,
         unsubscribe=engine.unsubscribe,
-        running=lambda: engine.running,
+        running=lambda: engine.feeds_watches,
         page_key=hashlib.sha256(keys.content_mac_key() + b"page").digest(),
     )
     dispatcher = Dispatcher(
         engine=engine,
         reads=reads,
-        proof=SignatureProof(store, verifier),
+        proof=SignatureProof(store, verifier, lambda: identity.current().ca_certificates),
         rules=rules,
         config=config,
         pause=pause,

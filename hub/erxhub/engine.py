@@ -162,6 +162,7 @@ class Engine:
         self._newest_ms = 0
         self._accesses = AccessLog(ids, config)
         self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._watches_ended = False
         self._rules: tuple[int, dict[str, Rules]] = (-1, {})
 
     # ---- life ----
@@ -186,6 +187,11 @@ class Engine:
         self._wake.set()
         if self._task is not None:
             await self._task
+        self.end_watches()
+
+    def end_watches(self) -> None:
+        """Tell every open watch to end, while commands are still taken: a drain must not wait for the watches."""
+        self._watches_ended = True
         for event in [event for events_ in self._watchers.values() for event in events_]:
             event.set()
 
@@ -193,6 +199,11 @@ class Engine:
     def running(self) -> bool:
         """Whether the lane takes commands."""
         return self._task is not None and not self._task.done() and not self._stopping
+
+    @property
+    def feeds_watches(self) -> bool:
+        """Whether watches may stay open."""
+        return self.running and not self._watches_ended
 
     @property
     def queue_depth(self) -> int:
@@ -242,7 +253,7 @@ class Engine:
         return await asyncio.shield(job.future)
 
     def subscribe(self, institution_code: str) -> asyncio.Event:
-        """An event that is set after each commit that concerns the institution, and when the lane stops."""
+        """An event that is set after each commit that concerns the institution, and when watches have to end."""
         event = asyncio.Event()
         self._watchers.setdefault(institution_code, set()).add(event)
         return event

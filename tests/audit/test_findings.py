@@ -18,7 +18,6 @@ from erxhub.v1 import audit_pb2, events_pb2, signed_pb2
 from tests.audit.story import (
     ACCOUNT,
     DOCTOR,
-    ENCOUNTER,
     FILE,
     HOSPITAL,
     LEDGER,
@@ -303,4 +302,3 @@ def test_the_registry_that_vouches_for_the_keys_is_verified_too() -> None:
     trace = tampered(story, place, with_payload(lambda payload: payload.key.ClearField("valid_until_ms")))
     assert (*place, "COMMITMENT") in found(trace)
     assert {"GAP_CHAIN", "GAP_SIGNATURE"} == set(trace.gaps)
-    assert ENCOUNTER in {entry.stream_key for entry in trace.entries}

@@ -8,19 +8,16 @@ import pytest
 
 from erxhub.audit.gaps import GAPS
 from erxhub.core.keys import trace_code_key
-from erxhub.v1 import audit_pb2, common_pb2, events_pb2, signed_pb2
+from erxhub.v1 import audit_pb2, events_pb2, signed_pb2
 from tests.audit.story import (
-    ACCOUNT,
     CODES,
     DAY_MS,
     DELEGATE,
     DOCTOR,
     ORDER,
     PHARMACY,
-    RX,
     STRANGER,
     Story,
-    voucher,
 )
 
 
@@ -109,13 +106,12 @@ def test_no_encounter() -> None:
 def test_a_cancelled_visit_is_no_encounter() -> None:
     story = Story(until="diagnosis.recorded")
     cancelled = events_pb2.EncounterCancelled()
-    key, version = story.ledger.place("diagnosis.recorded")
+    key, _ = story.ledger.place("diagnosis.recorded")
     story.ledger.add("encounter", key, "encounter.cancelled", cancelled, actor="hospital/H")
     story._ended, story._until = False, ""
     story._prescription()
     # The precheck rests on the cancellation, which is no diagnosis.
     assert gaps_of(story) == {"GAP_NO_ENCOUNTER", "GAP_CHAIN"}
-    assert version == 3
 
 
 def test_no_diagnosis() -> None:
@@ -362,20 +358,28 @@ def test_a_gap_makes_its_flow_disagree() -> None:
     assert [flow.agrees for flow in story.trace().flows] == [False, True, True]
 
 
-@pytest.mark.parametrize("event", ["prescription.prechecked", "dispense.outbound", "settlement.committed"])
-def test_an_entry_that_rests_on_nothing_breaks_the_chain(event: str) -> None:
-    trace = (story := Story(causes={event: []})).trace()
-    assert "GAP_CHAIN" in trace.gaps
-    key, version = story.ledger.place(event)
-    # The account names its settlement, so there the money's entry is the one without a link.
-    places = {(finding.stream_key, finding.version) for finding in trace.findings if finding.reason == "LINK"}
-    assert (key, version) in places or ACCOUNT in {place[0] for place in places}
+@pytest.mark.parametrize(
+    ("event", "broken"),
+    [
+        ("prescription.prechecked", "prescription.prechecked"),
+        ("encounter.registered", "encounter.registered"),
+        ("dispense.outbound", "dispense.outbound"),
+        ("dispense.handed_over", "dispense.handed_over"),
+        # The account's entry names its settlement, which does not name it back.
+        ("settlement.committed", "account.debited"),
+    ],
+)
+def test_an_entry_that_rests_on_nothing_breaks_the_chain(event: str, broken: str) -> None:
+    story = Story(causes={event: []})
+    trace = story.trace()
+    assert list(trace.gaps) == ["GAP_CHAIN"]
+    links = [(finding.stream_key, finding.version) for finding in trace.findings if finding.reason == "LINK"]
+    assert story.ledger.place(broken) in links
 
 
 def test_the_voucher_of_a_step_must_be_its_cause() -> None:
     story = Story(causes={"settlement.quoted": []})
     assert gaps_of(story) == {"GAP_CHAIN"}
-    assert voucher("pay") != RX
 
 
 def test_a_quantity_that_is_no_number_is_a_quantity_gap() -> None:
@@ -383,4 +387,3 @@ def test_a_quantity_that_is_no_number_is_a_quantity_gap() -> None:
         payload.content.lines[0].quantity = "two"
 
     assert gaps_of(Story(changed={"prescription.prechecked": nonsense})) == {"GAP_QUANTITY"}
-    assert common_pb2.RxLine().quantity == ""

@@ -1,5 +1,6 @@
 """The main job by command-line verbs alone, against a dev hub in its own process; refusals and their exit codes."""
 
+import io
 import itertools
 import json
 import os
@@ -12,12 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
 from erxhub.cli.main import main
+from erxhub.cli.trace import in_colour
 from erxhub.cli.trace_view import columns
+from erxhub.client import AuditorClient
 from erxhub.seed import SeedWorld
+from erxhub.v1 import audit_pb2
 from tests.cli.test_trace_view import COLOUR
 
 PERSON = SeedWorld.person_no
@@ -278,6 +283,8 @@ def test_watches_show_what_happened_and_end_after_a_count(cli: Cli) -> None:
         assert len(steps) == 3
         assert all(step["cursor"] and step["events"] for step in steps)
     assert rx_no in {one["rx_no"] for one in cli.ok("rx", "list", "--limit", "1")}
+    assert f"{rx_no}  " in (table := cli.run("rx", "list", "--limit", "1").stdout)
+    assert "EFFECTIVE HELD" in table
 
 
 def test_an_auditor_finds_chains_and_verifies_the_ledger(cli: Cli) -> None:
@@ -309,6 +316,70 @@ def test_a_voucher_code_is_revoked_before_use(cli: Cli) -> None:
     assert (exit_code, error["code"]) == (4, "VCH_REVOKED")
 
 
+# --- verdicts ---
+
+
+def answered(monkeypatch: pytest.MonkeyPatch, method: str, reply: Any) -> None:
+    async def answer(*_: Any, **__: Any) -> Any:
+        return reply
+
+    monkeypatch.setattr(AuditorClient, method, answer)
+
+
+FINDING = audit_pb2.VerificationFinding(
+    stream_kind="prescription", stream_key=bytes(range(32)), version=7, reason="COMMITMENT"
+)
+
+
+@pytest.mark.parametrize(
+    ("light", "verified", "asked", "exit_code"),
+    [
+        ("GREEN", True, True, 0),
+        ("CLOSED", True, True, 0),
+        ("GREEN", False, False, 0),
+        ("GREEN", False, True, 1),
+        ("OPEN", True, True, 1),
+        ("RED", True, False, 1),
+    ],
+)
+def test_a_trace_succeeds_only_when_complete_and_as_asked_verified(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, light: str, verified: bool, asked: bool, exit_code: int
+) -> None:
+    findings = [] if verified else [FINDING]
+    reply = audit_pb2.TraceChainResponse(
+        light=audit_pb2.Light.Value(f"LIGHT_{light}"), verified=verified, findings=findings
+    )
+    answered(monkeypatch, "trace", reply)
+    result = cli.run("trace", "1", "-o", "json", *(["--verify"] if asked else []))
+    assert result.exit_code == exit_code
+    assert json.loads(result.stdout)["verified"] is (verified if asked else None)
+    assert result.stderr == ("" if verified else "prescription/0001020304050607/7: COMMITMENT\n")
+
+
+def test_a_broken_ledger_is_a_negative_verdict(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered(monkeypatch, "verify_ledger", audit_pb2.VerifyLedgerResponse(entries=9, findings=[FINDING]))
+    result = cli.run("audit", "verify", "-o", "json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["findings"] == [
+        {"stream": "prescription/0001020304050607", "version": 7, "reason": "COMMITMENT"}
+    ]
+
+
+@pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+def test_a_terminal_gets_colour_unless_it_asks_for_none(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], coloured: bool
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    for name, value in ({"TERM": "xterm", "NO_COLOR": ""} | variables).items():
+        monkeypatch.setenv(name, value)
+    assert in_colour() is coloured
+
+
 # --- refusals ---
 
 
@@ -323,7 +394,7 @@ def test_each_kind_of_refusal_has_its_exit_code(cli: Cli) -> None:
         (["pharmacy", "release", rx_no], 3, "RX_UNKNOWN"),
         (["patient", "cancel", PERSON, rx_no, PHARMACY], 5, "ORDER_HOLD_LOST"),
         (["voucher", "verify", "12", "--for", "visit", "--context", "hospital"], 2, "INPUT_MALFORMED"),
-        (["encounter", "start", "no-such-visit", "--doctor", SeedWorld.doctor_code], 3, ""),
+        (["encounter", "start", "no-such-visit", "--doctor", SeedWorld.doctor_code], 5, "ENCOUNTER_STATE"),
     ]
     for words, exit_code, code in cases:
         found, error = cli.refused(*words)
@@ -394,7 +465,10 @@ def test_a_download_that_has_no_place_does_not_use_up_its_number(cli: Cli) -> No
 
 def test_every_verb_begins_its_help_with_an_example(cli: Cli) -> None:
     groups = ("voucher", "encounter", "rx", "patient", "pharmacy", "delivery", "audit")
-    verbs = [(group, verb) for group in groups for verb in main.get_command(None, group).commands]  # type: ignore[arg-type, union-attr]
+    commands = {group: main.get_command(click.Context(main), group) for group in groups}
+    verbs = [
+        (name, verb) for name, group in commands.items() if isinstance(group, click.Group) for verb in group.commands
+    ]
     assert len(verbs) == 40
     for words in [*verbs, ("trace",)]:
         result = cli.run(*words, "--help")

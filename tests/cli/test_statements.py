@@ -22,7 +22,7 @@ from erxhub.cli.arguments import (
 )
 from erxhub.cli.records import enum_word, record, trace_record
 from erxhub.seed import SeedWorld, sample_prescription
-from erxhub.v1 import audit_pb2, common_pb2, dispensing_pb2, prescribing_pb2, signed_pb2
+from erxhub.v1 import audit_pb2, common_pb2, dispensing_pb2, patient_pb2, prescribing_pb2, signed_pb2
 
 NOW_MS = 1_795_312_800_000
 RX_NO = "330100000000000000000000001"
@@ -103,6 +103,7 @@ def test_a_reply_shows_words_times_and_digits() -> None:
     shown = record(reply)
     assert shown["statuses"] == {"rx": "EFFECTIVE", "use": None, "undo_requested": False}
     assert shown["valid_until"] == "2026-11-22T10:00:00.000+08:00"
+    assert record(patient_pb2.Access(at_ms=NOW_MS))["at"] == "2026-11-22T10:00:00.000+08:00"
     assert shown["receipt"]["max_merge_delay_ms"] == 60_000
     assert shown["receipt"]["signature"] == "01ff"
     assert record(prescribing_pb2.UploadPrescriptionResponse())["statuses"] is None

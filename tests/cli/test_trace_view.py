@@ -77,6 +77,10 @@ def test_no_line_is_wider_than_asked(width: int, colour: bool) -> None:
         assert columns(COLOUR.sub("", line)) <= width, line
 
 
+def test_the_prescription_and_its_light_come_first() -> None:
+    assert render_trace(trace()).splitlines()[:2] == [f"处方编号 rx_no {RX_NO}", "● GREEN 绿灯 链条完整"]
+
+
 def test_four_stages_stand_in_order_with_their_chinese_names() -> None:
     text = render_trace(trace())
     places = [text.index(f"{chinese} {stage}") for stage, chinese in STAGES.items()]
@@ -87,7 +91,7 @@ def test_every_entry_shows_time_flow_type_actor_and_version() -> None:
     line = next(one for one in render_trace(trace()).splitlines() if "settlement.committed" in one)
     assert line.startswith("│ 10:00:04.123 资 settlement.committed")
     assert "hospital/H33010099901/D330100990001" in line
-    assert line.endswith("#4")
+    assert line.endswith(" 012345#4")
 
 
 def test_a_long_summary_is_wrapped_and_kept_whole() -> None:
@@ -119,7 +123,7 @@ def test_accesses_and_refused_attempts_are_both_listed() -> None:
     assert re.search(r"· 2026-11-22 10:00:10 auditor/auditor-1 +TraceChain +OK", text)
 
 
-def test_streams_are_named_so_that_a_version_means_one_entry() -> None:
+def test_streams_are_named_in_full_below() -> None:
     text = render_trace(trace())
     assert "encounter/fedcba9876543210  1" in text
     assert "prescription/0123456789abcdef  4" in text

@@ -6,21 +6,21 @@ Owns the words of these verbs. It must never call without a reason of its own or
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from erxhub.cli.commands import group
 from erxhub.cli.exits import NEGATIVE, OK
-from erxhub.cli.replies import limit_option, rows_of
-from erxhub.cli.session import with_client
+from erxhub.cli.replies import limit_option, rows_of, show_rows, speaks_as
 
 if TYPE_CHECKING:
     from erxhub.cli.context import Context
     from erxhub.cli.output import Output
     from erxhub.client import AuditorClient
 
-REASON_HELP = "审计事由; by default the context's."
+LIST_COLUMNS: Final = ("rx_no", "hospital_code", "prescribed_at")
+REASON_HELP: Final = "审计事由; by default the context's."
 
 
 @group("audit", example="erxhub audit verify --reason 'case 2026-17'")
@@ -30,7 +30,7 @@ def audit() -> None:
 
 @audit.command("verify", example="erxhub audit verify --reason 'case 2026-17'")
 @click.option("--reason", help=REASON_HELP)
-@with_client("auditor")
+@speaks_as("auditor")
 async def verify(client: AuditorClient, ctx: Context, out: Output, reason: str | None) -> int:
     """Verify every entry of the hub's ledger; exit code 1 when anything is broken (账本校验)."""
     from erxhub.cli.records import finding_record
@@ -56,7 +56,7 @@ async def verify(client: AuditorClient, ctx: Context, out: Output, reason: str |
 @click.option("--trace-code", metavar="CODE", help="The one with which this pack was sold (药品追溯码).")
 @click.option("--reason", help=REASON_HELP)
 @limit_option
-@with_client("auditor")
+@speaks_as("auditor")
 async def find(
     client: AuditorClient,
     ctx: Context,
@@ -80,4 +80,4 @@ async def find(
         trace_code=trace_code,
         case_reason=reason,
     )
-    out.rows(await rows_of(fetch, "chains", limit), columns=("rx_no", "hospital_code", "prescribed_at"))
+    show_rows(out, await rows_of(fetch, "chains", limit), LIST_COLUMNS)

@@ -63,6 +63,7 @@ async def _dev(
 ) -> None:
     from erxhub.app import start_hub
     from erxhub.cli.hosting import configured, stop_signal, until_stopped, write_ready
+    from erxhub.cli.keys import receipt_pins
     from erxhub.cli.seeding import save_contexts
     from erxhub.config import Config
     from erxhub.ports import SystemClock
@@ -86,9 +87,9 @@ async def _dev(
     target = f"localhost:{hub.port}"
     try:
         world = await _seed(target, trust, home / "pki", suite)
-        contexts = save_contexts(home, world, target, {keys.receipt.key_id: keys.receipt.public_key.hex()})
-        _introduce(contexts, world, target, home, db)
+        contexts = save_contexts(home, world, target, receipt_pins(keys, home / "keys"))
         write_ready(ready_file, target=target, home=str(home))
+        _introduce(contexts, world, target, home, db)
     except BaseException:
         await hub.stop()
         raise
@@ -153,21 +154,17 @@ async def _seed(target: str, trust: TrustDomain, pki: Path, suite: str) -> SeedW
 
 def _introduce(contexts: Contexts, world: SeedWorld, target: str, home: Path, db: Path | None) -> None:
     from erxhub.cli.output import Output
-    from erxhub.cli.seeding import caller_rows
+    from erxhub.cli.seeding import caller_rows, signer_rows
 
     out = Output()
     where = f"the ledger is in {db}" if db else "in memory: gone when it stops"
-    click.echo(f"erxhub dev listens on {target} (mTLS), {where}\n")
+    click.echo(f"erxhub dev listens on {target} (mTLS), {where}\nFolder: {home}\n")
     out.rows(caller_rows(contexts, world), title="Seeded identities")
     click.echo("")
-    rows = [
-        {"signer": subject, "institution": institution, "suite": held.suite, "private key": str(held.path)}
-        for (subject, institution), held in world.signing_identities.items()
-    ]
-    out.rows(rows, title="Signing keys")
+    out.rows(signer_rows(home, world), title="Signing keys")
     click.echo("")
-    receipt_keys = next(iter(contexts.by_name.values())).receipt_keys
-    out.rows([{"receipt key": key_id, "public (Ed25519)": key} for key_id, key in receipt_keys.items()])
+    pins = next(iter(contexts.by_name.values())).receipt_keys
+    out.rows([{"receipt key": key_id, "public (Ed25519)": key} for key_id, key in pins.items()])
     click.echo(
         "\nTry in another terminal:\n"
         f"  export ERXHUB_HOME={home}\n"

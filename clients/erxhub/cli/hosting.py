@@ -56,7 +56,7 @@ def _value(default: Any, text: str) -> Any:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: at, level, logger, message, and the kind of an error with its place.
+    """One JSON object a line: at, level, logger, message, the facts of a call, and the kind of an error with its place.
 
     An exception's own text is left out: it may quote what a caller sent.
     """
@@ -68,6 +68,7 @@ class JsonLines(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        line.update(getattr(record, "call", {}))
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = record.exc_info[0].__name__
             line["place"] = _place(record.exc_info[2])

@@ -13,6 +13,7 @@ from erxhub.cli.commands import group
 from erxhub.cli.output import Output, output_option
 
 if TYPE_CHECKING:
+    from erxhub.crypto.suites import SigningKey
     from erxhub.keys import HubKeys
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -94,15 +95,23 @@ def list_(folder: Path, out: Output) -> None:
         _print(HubKeys.load(folder), folder, out)
 
 
-def _print(held: HubKeys, folder: Path, out: Output) -> None:
+def receipt_pins(held: HubKeys, folder: Path) -> dict[str, str]:
+    """Every receipt key that the hub ever used, key id to the public key in hexadecimal: old receipts stay good."""
+    return {one.key_id: one.public_key.hex() for one in (*_retired("receipt", folder), held.receipt)}
+
+
+def _retired(kind: str, folder: Path) -> list[SigningKey]:
     from erxhub.crypto.suites import SigningKey
 
+    return [SigningKey.from_pem(path.read_bytes()) for path in sorted(folder.glob(f"{kind}-*.old.pem"))]
+
+
+def _print(held: HubKeys, folder: Path, out: Output) -> None:
     rows: list[dict[str, Any]] = []
     for kind, current in (("receipt", held.receipt), ("log", held.log)):
-        retired = [SigningKey.from_pem(path.read_bytes()) for path in sorted(folder.glob(f"{kind}-*.old.pem"))]
         rows += [
             {"key": kind, "id": one.key_id, "public": one.public_key.hex(), "in_use": one is current}
-            for one in [current, *retired]
+            for one in (current, *_retired(kind, folder))
         ]
     newest = max(held.hmac_keys)
     rows += [

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from erxhub.cli.commands import group
-from erxhub.cli.replies import limit_option, rows_of, show
-from erxhub.cli.session import request_id_option, with_client
+from erxhub.cli.replies import limit_option, rows_of, show, show_rows, speaks_as
+from erxhub.cli.session import request_id_option
 
 if TYPE_CHECKING:
     from erxhub.cli.context import Context
@@ -29,6 +29,8 @@ LIST_COLUMNS: Final = (
     "held_by_pharmacy_code",
     "delivery",
 )
+
+ACCESS_COLUMNS: Final = ("at", "institution", "role", "method", "outcome", "rx_no")
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -49,11 +51,11 @@ def patient() -> None:
 @click.argument("person_no")
 @delegate_option
 @limit_option
-@with_client("channel")
+@speaks_as("channel")
 async def list_(client: PatientClient, ctx: Context, out: Output, person_no: str, delegate: str, limit: int) -> None:
     """The person's prescriptions, newest first: summaries, no diagnosis."""
     fetch = functools.partial(client.list_prescriptions, person_no=person_no, delegate_person_no=delegate)
-    out.rows(await rows_of(fetch, "prescriptions", limit), columns=LIST_COLUMNS)
+    show_rows(out, await rows_of(fetch, "prescriptions", limit), LIST_COLUMNS)
 
 
 @patient.command("choose", example="erxhub patient choose 33010000990001 RX_NO P33010099101 --delivery")
@@ -63,7 +65,7 @@ async def list_(client: PatientClient, ctx: Context, out: Output, person_no: str
 @click.option("--pickup/--delivery", default=True, show_default=True, help="How the goods get to the patient.")
 @delegate_option
 @request_id_option
-@with_client("channel")
+@speaks_as("channel")
 async def choose(
     client: PatientClient,
     ctx: Context,
@@ -95,7 +97,7 @@ async def choose(
 @click.argument("pharmacy_code")
 @delegate_option
 @request_id_option
-@with_client("channel")
+@speaks_as("channel")
 async def cancel(
     client: PatientClient,
     ctx: Context,
@@ -122,7 +124,7 @@ async def cancel(
 @click.argument("rx_no")
 @delegate_option
 @request_id_option
-@with_client("channel")
+@speaks_as("channel")
 async def qr(
     client: PatientClient,
     ctx: Context,
@@ -148,7 +150,7 @@ async def qr(
 @click.option("--phone", required=True, help="Whom to call (收货人电话).")
 @delegate_option
 @request_id_option
-@with_client("channel")
+@speaks_as("channel")
 async def deliver(
     client: PatientClient,
     ctx: Context,
@@ -179,10 +181,10 @@ async def deliver(
 @click.option("--rx", "rx_no", default="", metavar="RX_NO", help="Only this prescription.")
 @delegate_option
 @limit_option
-@with_client("channel")
+@speaks_as("channel")
 async def accesses(
     client: PatientClient, ctx: Context, out: Output, person_no: str, rx_no: str, delegate: str, limit: int
 ) -> None:
     """Who accessed the person's prescriptions, newest first (访问记录)."""
     fetch = functools.partial(client.list_accesses, person_no=person_no, rx_no=rx_no, delegate_person_no=delegate)
-    out.rows(await rows_of(fetch, "accesses", limit))
+    show_rows(out, await rows_of(fetch, "accesses", limit), ACCESS_COLUMNS)

@@ -14,8 +14,8 @@ import click
 
 from erxhub.cli.arguments import LotArgument, LotType, SaleArgument, SaleType
 from erxhub.cli.commands import group
-from erxhub.cli.replies import show, signed_request_id_option, watch, watch_options
-from erxhub.cli.session import request_id_option, with_client
+from erxhub.cli.replies import show, show_rows, signed_request_id_option, speaks_as, watch, watch_options
+from erxhub.cli.session import request_id_option
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -65,7 +65,7 @@ def pharmacy() -> None:
 @click.option("--page-size", type=click.IntRange(0, 200), default=0, help="Rows of a page; 0 for the hub's default.")
 @click.option("--page-token", default="", help="The next page, as the page before said.")
 @request_id_option
-@with_client("pharmacy")
+@speaks_as("pharmacy")
 async def list_(
     client: PharmacyClient,
     ctx: Context,
@@ -84,7 +84,7 @@ async def list_(
     reply = await client.list_by_voucher(
         voucher_ref=voucher_ref, page_size=page_size, page_token=page_token, request_id=request_id
     )
-    out.rows([record(one) for one in reply.prescriptions], columns=LIST_COLUMNS)
+    show_rows(out, [record(one) for one in reply.prescriptions], LIST_COLUMNS)
     if reply.next_page_token:
         out.say(f"there are more: --page-token {reply.next_page_token}")
 
@@ -106,7 +106,7 @@ erxhub pharmacy download --qr QR_VALUE --out shelf/17""",
     help="Where to; by default ./RX_NO.",
 )
 @request_id_option
-@with_client("pharmacy")
+@speaks_as("pharmacy")
 async def download(
     client: PharmacyClient,
     ctx: Context,
@@ -138,7 +138,7 @@ async def download(
 @click.argument("rx_no")
 @click.option("--reason", default="", help="Why.")
 @request_id_option
-@with_client("pharmacy")
+@speaks_as("pharmacy")
 async def release(
     client: PharmacyClient, ctx: Context, out: Output, rx_no: str, reason: str, request_id: str | None
 ) -> None:
@@ -153,7 +153,7 @@ async def release(
 @click.option("--opinion", help="审核意见; a rejection states its reason, a return its question.")
 @from_option
 @signed_request_id_option
-@with_client("pharmacy")
+@speaks_as("pharmacy")
 async def review(
     client: PharmacyClient,
     ctx: Context,
@@ -204,7 +204,7 @@ async def review(
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the quote, for `pharmacy settle`.")
 @from_option
 @request_id_option
-@with_client("pharmacy")
+@speaks_as("pharmacy")
 async def quote(
     client: PharmacyClient,
     ctx: Context,
@@ -244,7 +244,7 @@ erxhub pharmacy settle RX_NO --self-paid --line 1=2@12.50""",
 @click.option("--line", "typed", type=SaleType(), multiple=True, help="With --self-paid: a sold line.")
 @from_option
 @signed_request_id_option
-@with_client("pharmacy")
+@speaks_as("pharmacy")
 async def settle(
     client: PharmacyClient,
     ctx: Context,
@@ -288,7 +288,7 @@ async def settle(
 @click.argument("settlement_id")
 @click.option("--reason", required=True, help="Why (撤销原因).")
 @request_id_option
-@with_client("pharmacy")
+@speaks_as("pharmacy")
 async def undo(
     client: PharmacyClient,
     ctx: Context,
@@ -309,7 +309,7 @@ async def undo(
 @click.option("--of", "original", type=click.Choice(tuple(TRANSACTIONS)), default="settle", show_default=True)
 @click.option("--person", default="", metavar="PERSON", help="人员编号, when it is known.")
 @request_id_option
-@with_client("pharmacy")
+@speaks_as("pharmacy")
 async def reverse(
     client: PharmacyClient,
     ctx: Context,
@@ -353,7 +353,7 @@ erxhub pharmacy dispense RX_NO --settlement SETTLEMENT_ID --reviewer YS330100990
 )
 @from_option
 @signed_request_id_option
-@with_client("pharmacy")
+@speaks_as("pharmacy")
 async def dispense(
     client: PharmacyClient,
     ctx: Context,
@@ -397,7 +397,7 @@ async def dispense(
 @click.argument("rx_no")
 @click.option("--reason", required=True, help="Why (作废原因).")
 @request_id_option
-@with_client("pharmacy")
+@speaks_as("pharmacy")
 async def void(
     client: PharmacyClient, ctx: Context, out: Output, rx_no: str, reason: str, request_id: str | None
 ) -> None:
@@ -410,7 +410,7 @@ async def void(
 @click.option("--voucher-ref", required=True, help="From `voucher verify --for pickup`, of patient or delegate.")
 @click.option("--staff", default="", metavar="CODE", help="Who hands over.")
 @signed_request_id_option
-@with_client("pharmacy")
+@speaks_as("pharmacy")
 async def handover(
     client: PharmacyClient,
     ctx: Context,
@@ -433,7 +433,7 @@ async def handover(
 
 @pharmacy.command("watch", example="erxhub pharmacy watch --from-start -o jsonl")
 @watch_options
-@with_client("pharmacy")
+@speaks_as("pharmacy")
 async def watch_(client: PharmacyClient, ctx: Context, out: Output, cursor: str, from_start: bool, count: int) -> None:
     """Print what happens to this pharmacy's orders, step by step."""
     await watch(client.watch(cursor=cursor, from_start=from_start), out, count)

@@ -1,24 +1,49 @@
 """What the business verbs share: the ids they print beside a reply, lists that run over pages, typed options.
 
-Owns no verb. It must never keep anything between two commands: every verb prints what the next one needs.
+Owns no verb, and the request ids of all of them. It must never keep anything between two commands: every verb prints what the next one needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from erxhub.cli.session import with_client
+
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+    from erxhub.cli.context import Context
     from erxhub.cli.output import Output
+    from erxhub.client.base import Client
 
 PAGE_ROWS: Final = 200
 """The hub's largest page."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def speaks_as(*roles: str) -> Callable[[Callable[..., Awaitable[int | None]]], Callable[..., None]]:
+    """`with_client`, whose client makes random request ids.
+
+    Every verb is a process of its own. The national shape numbers the requests of one process, and those of many would
+    meet within a second: one of them would be refused, or taken for a repeat of the other.
+    """
+
+    def decorate(function: Callable[..., Awaitable[int | None]]) -> Callable[..., None]:
+        @functools.wraps(function)
+        async def verb(client: Client, ctx: Context, out: Output, **options: Any) -> int | None:
+            from erxhub.client import RandomRequestIds
+
+            client.request_ids = RandomRequestIds(client.connection.environment)
+            return await function(client, ctx, out, **options)
+
+        return with_client(*roles)(verb)
+
+    return decorate
 
 
 def show(out: Output, reply: Message, **named: Any) -> None:
@@ -29,6 +54,20 @@ def show(out: Output, reply: Message, **named: Any) -> None:
     if out.format == "table":
         data.pop("receipt", None)
     out.object(data)
+
+
+def show_rows(out: Output, rows: list[dict[str, Any]], columns: Sequence[str]) -> None:
+    """A list; the table has these columns and says nested statuses in words."""
+    if out.format == "table":
+        rows = [{name: _in_words(row.get(name)) for name in columns} for row in rows]
+    out.rows(rows, columns=columns)
+
+
+def _in_words(value: Any) -> Any:
+    """{"rx": "EFFECTIVE", "undo_requested": True} as "EFFECTIVE undo_requested"; anything else as it is."""
+    if not isinstance(value, Mapping):
+        return value
+    return " ".join(name if found is True else str(found) for name, found in value.items() if found)
 
 
 async def rows_of(fetch: Callable[..., Awaitable[Message]], field: str, limit: int) -> list[dict[str, Any]]:

@@ -12,8 +12,17 @@ from typing import TYPE_CHECKING, Final, cast
 import click
 
 from erxhub.cli.commands import group
-from erxhub.cli.replies import limit_option, rows_of, show, signed_request_id_option, watch, watch_options
-from erxhub.cli.session import request_id_option, with_client
+from erxhub.cli.replies import (
+    limit_option,
+    rows_of,
+    show,
+    show_rows,
+    signed_request_id_option,
+    speaks_as,
+    watch,
+    watch_options,
+)
+from erxhub.cli.session import request_id_option
 
 if TYPE_CHECKING:
     from erxhub.cli.context import Context
@@ -45,7 +54,7 @@ erxhub rx precheck --file rx.json --encounter ENCOUNTER_ID --person 330100009900
     "--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the checked prescription, for `rx upload`."
 )
 @request_id_option
-@with_client("hospital")
+@speaks_as("hospital")
 async def precheck(
     client: HospitalClient,
     ctx: Context,
@@ -103,7 +112,7 @@ erxhub rx upload RX_NO RX_TRACE_CODE --file checked.json --sample-pdf --pharmaci
 @click.option("--pharmacist", required=True, metavar="CODE", help="The hospital pharmacist who passed it.")
 @click.option("--opinion", default="审核通过", show_default=True, help="What the pharmacist says.")
 @signed_request_id_option
-@with_client("hospital")
+@speaks_as("hospital")
 async def upload(
     client: HospitalClient,
     ctx: Context,
@@ -146,7 +155,7 @@ async def upload(
 
 @rx.command("get", example="erxhub rx get RX_NO -o json")
 @click.argument("rx_no")
-@with_client("hospital")
+@speaks_as("hospital")
 async def get(client: HospitalClient, ctx: Context, out: Output, rx_no: str) -> None:
     """One prescription of this hospital: its statuses, content and orders."""
     show(out, await client.get(rx_no=rx_no))
@@ -154,10 +163,10 @@ async def get(client: HospitalClient, ctx: Context, out: Output, rx_no: str) -> 
 
 @rx.command("list", example="erxhub rx list --limit 10")
 @limit_option
-@with_client("hospital")
+@speaks_as("hospital")
 async def list_(client: HospitalClient, ctx: Context, out: Output, limit: int) -> None:
     """This hospital's prescriptions, newest first."""
-    out.rows(await rows_of(client.list_prescriptions, "prescriptions", limit), columns=LIST_COLUMNS)
+    show_rows(out, await rows_of(client.list_prescriptions, "prescriptions", limit), LIST_COLUMNS)
 
 
 @rx.command("revoke", example="erxhub rx revoke RX_NO --doctor D330100990001 --reason 'wrong dose'")
@@ -165,7 +174,7 @@ async def list_(client: HospitalClient, ctx: Context, out: Output, limit: int) -
 @click.option("--doctor", required=True, metavar="CODE", help="The doctor who wrote it.")
 @click.option("--reason", required=True, help="Why (撤销原因).")
 @request_id_option
-@with_client("hospital")
+@speaks_as("hospital")
 async def revoke(
     client: HospitalClient, ctx: Context, out: Output, rx_no: str, doctor: str, reason: str, request_id: str | None
 ) -> None:
@@ -175,7 +184,7 @@ async def revoke(
 
 @rx.command("watch", example="erxhub rx watch --from-start -o jsonl")
 @watch_options
-@with_client("hospital")
+@speaks_as("hospital")
 async def watch_(client: HospitalClient, ctx: Context, out: Output, cursor: str, from_start: bool, count: int) -> None:
     """Print what happens to this hospital's prescriptions, step by step."""
     await watch(client.watch(cursor=cursor, from_start=from_start), out, count)

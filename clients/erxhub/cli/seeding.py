@@ -75,6 +75,19 @@ def caller_rows(contexts: Contexts, world: SeedWorld) -> list[dict[str, Any]]:
     ]
 
 
+def signer_rows(home: Path, world: SeedWorld) -> list[dict[str, Any]]:
+    """Where the seeded signing keys are."""
+    return [
+        {
+            "signer": subject,
+            "institution": institution,
+            "suite": held.suite,
+            "private_key": shown_path(home, held.path / "key.pem") if held.path is not None else "",
+        }
+        for (subject, institution), held in world.signing_identities.items()
+    ]
+
+
 def shown_path(home: Path, path: Path) -> str:
     """A path as it is shown: relative to the home folder where it lies in it."""
     return str(path.relative_to(home)) if path.is_relative_to(home) else str(path)

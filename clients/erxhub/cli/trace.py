@@ -14,7 +14,7 @@ import click
 
 from erxhub.cli.commands import command
 from erxhub.cli.exits import NEGATIVE, OK
-from erxhub.cli.session import with_client
+from erxhub.cli.replies import speaks_as
 
 if TYPE_CHECKING:
     from erxhub.cli.context import Context
@@ -31,7 +31,7 @@ erxhub trace RX_NO --reason 'case 2026-17' --verify -o json""",
 @click.argument("rx_no")
 @click.option("--reason", help="审计事由; by default the context's. Every trace is recorded, and shown to the patient.")
 @click.option("--verify", is_flag=True, help="Verify hashes, links and signatures of the chain too.")
-@with_client("auditor")
+@speaks_as("auditor")
 async def trace(client: AuditorClient, ctx: Context, out: Output, rx_no: str, reason: str | None, verify: bool) -> int:
     """Trace one prescription through its four stages (诊疗 → 处方 → 交易 → 配送).
 
@@ -44,7 +44,7 @@ async def trace(client: AuditorClient, ctx: Context, out: Output, rx_no: str, re
     traced = trace_record(reply, verify=verify)
     if out.format == "table":
         # The width is fixed: what a terminal shows is what a file or a ticket shows.
-        click.echo(render_trace(traced, colour=_in_colour()), nl=False)
+        click.echo(render_trace(traced, colour=in_colour()), nl=False)
     else:
         out.object(traced)
     for finding in map(finding_record, reply.findings):
@@ -53,6 +53,6 @@ async def trace(client: AuditorClient, ctx: Context, out: Output, rx_no: str, re
     return OK if traced["complete"] and is_proven else NEGATIVE
 
 
-def _in_colour() -> bool:
+def in_colour() -> bool:
     """On a terminal that takes it, unless NO_COLOR is set to anything (no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -71,6 +71,8 @@ _STYLES: Final[Mapping[str, str]] = MappingProxyType(
 )
 _CLOCK_WIDTH: Final = 12
 _MARK_WIDTH: Final = 2
+_KEY_DIGITS: Final = 6
+_PLACE_WIDTH: Final = _KEY_DIGITS + len("#999")
 _MOMENT_WIDTH: Final = 19
 _METHOD_WIDTH: Final = 22
 _OUTCOME_WIDTH: Final = 22
@@ -182,6 +184,7 @@ def render_trace(trace: Mapping[str, Any], width: int = WIDTH, colour: bool = Fa
 def _head(trace: Mapping[str, Any], pen: _Pen) -> Iterator[str]:
     light = plain(trace["light"])
     chinese, english = LIGHTS.get(light, ("未知", "unknown"))
+    yield from pen.wrapped(f"处方编号 rx_no {trace['rx_no']}", "", "bold")
     yield f"{pen.style(f'● {light}', light)} {chinese}"
     yield from pen.wrapped(english, "  ")
     verified = {True: "是 yes", False: "校验失败 NO", None: "未校验 not asked for (--verify)"}[trace["verified"]]
@@ -191,16 +194,16 @@ def _head(trace: Mapping[str, Any], pen: _Pen) -> Iterator[str]:
 
 
 def _entry(entry: Mapping[str, Any], pen: _Pen) -> Iterator[str]:
-    """One or more lines: clock, flow, type, actor and version; below them the summary."""
-    version = f" #{entry['version']}"
-    # A line begins with the bar and holds three separating spaces.
-    text_width = pen.width - len("│ ") - _CLOCK_WIDTH - _MARK_WIDTH - len(version) - 3
+    """One or more lines: clock, flow, type, actor and place; below them the summary."""
+    place = f"{plain(entry['stream']).rpartition('/')[2][:_KEY_DIGITS]}#{entry['version']}".rjust(_PLACE_WIDTH)
+    # A line begins with the bar and holds four separating spaces.
+    text_width = pen.width - len("│ ") - _CLOCK_WIDTH - _MARK_WIDTH - len(place) - 4
     type_width = min(31, text_width // 2)
     clock = fit(plain(entry["at"][11:23]), _CLOCK_WIDTH)
     mark = pen.style(fit(FLOW_MARKS.get(entry["flow"], "··"), _MARK_WIDTH), entry["flow"])
     kind = fit(plain(entry["type"]), type_width)
     actor = fit(plain(entry["actor"]), text_width - type_width)
-    yield f"│ {pen.style(clock, 'dim')} {mark} {kind} {actor}{pen.style(version, 'dim')}"
+    yield f"│ {pen.style(clock, 'dim')} {mark} {kind} {actor} {pen.style(place, 'dim')}"
     if entry["summary"]:
         yield from pen.wrapped(entry["summary"], "│" + " " * (_CLOCK_WIDTH + _MARK_WIDTH + 3), "dim")
 
@@ -241,7 +244,7 @@ def _accesses(accesses: Sequence[Mapping[str, Any]], pen: _Pen) -> Iterator[str]
 
 
 def _streams(stages: Sequence[Mapping[str, Any]], pen: _Pen) -> Iterator[str]:
-    """Where the entries lie, so that `#version` names exactly one of them."""
+    """The streams in full, of which the entries show the first digits, and how many entries of each are here."""
     yield pen.heading("账本流 streams")
     counts: dict[str, int] = {}
     for stage in stages:

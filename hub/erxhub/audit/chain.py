@@ -329,6 +329,7 @@ def assemble(rx_key: bytes, sources: Sources) -> Chain:
 
 # ---- links between streams ----
 
+
 def link_findings(chain: Chain) -> list[Finding]:
     """Every place where the streams of the chain are not joined by the leaf hashes that their entries name."""
     return [_finding(record) for record in _unlinked(chain)]

@@ -47,11 +47,30 @@ class SignatureFact:
 
 
 @dataclass(frozen=True, slots=True)
+class CertifiedKey:
+    """What a signing certificate of the trust domain says. Instants in UTC ms."""
+
+    subject_code: str
+    institution_code: str
+    suite: str
+    public_key: bytes
+    not_before_ms: int
+    not_after_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was proven about bytes before the lane: signatures by field, and SHA-256 by field."""
+    """What was proven about bytes before the lane: signatures by field, and SHA-256 by field.
+
+    `certificate` is what a signing certificate in the request says; None with `certificate_fault` when it was not
+    issued by the trust domain or cannot be read. `key_is_sound` is False for a public key that is no key of its suite.
+    """
 
     signatures: Mapping[str, Sequence[SignatureFact]] = field(default_factory=dict)
     sha256: Mapping[str, bytes] = field(default_factory=dict)
+    certificate: CertifiedKey | None = None
+    certificate_fault: str = ""
+    key_is_sound: bool = True
 
 
 @dataclass(frozen=True, slots=True)

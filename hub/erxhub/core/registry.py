@@ -20,7 +20,7 @@ from erxhub.core.fold import state_name
 from erxhub.core.guards import area_covers
 from erxhub.core.keys import stream_key
 from erxhub.core.lifecycle import START, Machine, Role, permits, triggers_exist
-from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused, Target
+from erxhub.core.model import Accepted, Command, Draft, Evidence, Handler, Outcome, Refused, Target
 from erxhub.policy import codes
 from erxhub.policy.pack import china_date
 from erxhub.v1 import common_pb2, events_pb2, registry_pb2, state_pb2
@@ -404,7 +404,8 @@ def register_signing_key(tx: Draft, command: Command) -> Outcome:
 
     Leaves `signing_key.registered` in the subject's stream. A key belongs to one subject at one institution.
     Refusals: INST_CODE, RECORD_UNKNOWN (institution or subject), INPUT_MALFORMED (suite, public_key, valid_until_ms),
-    RECORD_EXISTS (the key is registered otherwise), RECORD_STATE (it was revoked, or the subject ended).
+    SIG_CERT (the certificate is foreign, or says something else than the request), RECORD_EXISTS (the key is
+    registered otherwise), RECORD_STATE (it was revoked, or the subject ended).
     """
     request: registry_pb2.RegisterSigningKeyRequest = command.request
     size = PUBLIC_KEY_BYTES.get(request.suite)
@@ -413,6 +414,10 @@ def register_signing_key(tx: Draft, command: Command) -> Outcome:
     public_key = request.public_key
     if len(public_key) != size or (size == 65 and public_key[0] != _UNCOMPRESSED_POINT):
         return Refused("INPUT_MALFORMED", field="public_key")
+    if not command.evidence.key_is_sound:
+        return Refused("INPUT_MALFORMED", field="public_key")
+    if request.certificate_pem and (fault := _certificate_fault(request, command.evidence)):
+        return Refused("SIG_CERT", field="certificate_pem", detail={"reason": fault})
     if not request.valid_from_ms < request.valid_until_ms:
         return Refused("INPUT_MALFORMED", field="valid_until_ms")
     key_id = signing_key_id(request.suite, public_key)
@@ -449,6 +454,20 @@ def register_signing_key(tx: Draft, command: Command) -> Outcome:
         registered = events_pb2.SigningKeyRegistered(key=wanted, certificate_pem=request.certificate_pem)
         tx.emit(kind, key, "signing_key.registered", registered)
     return Accepted(registry_pb2.RegisterSigningKeyResponse(key_id=key_id))
+
+
+def _certificate_fault(request: registry_pb2.RegisterSigningKeyRequest, evidence: Evidence) -> str:
+    """What is wrong with the certificate that the record is made from, or ""."""
+    certified = evidence.certificate
+    if certified is None:
+        return evidence.certificate_fault or "the certificate was not read"
+    said = (certified.subject_code, certified.institution_code, certified.suite, certified.public_key)
+    asked = (request.subject_code, request.institution_code, request.suite, request.public_key)
+    if said != asked:
+        return "the certificate is another signer's or another key's"
+    if request.valid_from_ms < certified.not_before_ms or request.valid_until_ms > certified.not_after_ms:
+        return "the key would outlive its certificate"
+    return ""
 
 
 def _subject(

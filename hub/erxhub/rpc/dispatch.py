@@ -275,6 +275,7 @@ class Dispatcher:
         command = Command(call.method.name, request, call.caller, request_id, call.received_at_ms, evidence)
         try:
             answer = await self._engine.submit(command, content)
+            _told(call, request_id, answer.refused.code if isinstance(answer, Declined) else "OK")
             if isinstance(answer, Declined):
                 if answer.slowed:
                     await self._pause(self._config.slowed_reply_ms)
@@ -305,6 +306,7 @@ class Dispatcher:
         violations: list[Violation] | None = None,
     ) -> NoReturn:
         """Record a refusal that the lane has not seen, then answer with it."""
+        _told(call, request_id, refused.code)
         note = ReadNote(call.caller.actor, call.caller.kind, call.method.name, request_id, refused.targets, refused)
         try:
             if await self._engine.note(note):
@@ -330,6 +332,19 @@ class Dispatcher:
         status = wire_status(refused, self._config, violations or ())
         await context.abort(status.code, status.message, (("grpc-status-details-bin", status.details),))
         raise AssertionError("abort always raises")
+
+
+def _told(call: _Call, request_id: str, outcome: str) -> None:
+    """One log line of a call: who, what, under which request. Never what the request says."""
+    if _log.isEnabledFor(logging.INFO):
+        facts = {
+            "method": call.method.name,
+            "caller": call.caller.actor,
+            "request_id": request_id,
+            "outcome": outcome,
+            "received_at_ms": call.received_at_ms,
+        }
+        _log.info("call", extra={"call": facts})
 
 
 def _sealed(method: Method, serve: Callable[[Method, Any, _CONTEXT], Awaitable[bytes]]) -> Any:
