@@ -287,6 +287,21 @@ def test_watches_show_what_happened_and_end_after_a_count(cli: Cli) -> None:
     assert "EFFECTIVE HELD" in table
 
 
+def test_ctrl_c_ends_a_watch_without_a_failure(cli: Cli) -> None:
+    uploaded(cli)
+    command = [sys.executable, "-c", "from erxhub.cli.main import main; main()", "rx", "watch", "--from-start"]
+    variables = os.environ | {"ERXHUB_HOME": str(cli.home)}
+    with subprocess.Popen(
+        command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as watching:
+        assert watching.stdout is not None
+        assert "prescription.prechecked" in watching.stdout.readline()
+        watching.send_signal(signal.SIGINT)
+        _, messages = watching.communicate(timeout=30)
+    assert watching.returncode == 0, messages
+    assert messages == ""
+
+
 def test_an_auditor_finds_chains_and_verifies_the_ledger(cli: Cli) -> None:
     rx_no = uploaded(cli)
     found = cli.ok("audit", "find", "--institution", SeedWorld.hospital_code, "--reason", "case 1", "--limit", "0")
@@ -474,3 +489,16 @@ def test_every_verb_begins_its_help_with_an_example(cli: Cli) -> None:
         result = cli.run(*words, "--help")
         assert result.stdout.startswith("Example:\n  erxhub "), words
         assert " ".join(words) in result.stdout.splitlines()[1]
+
+
+def test_help_loads_neither_grpc_nor_anything_else_that_is_slow() -> None:
+    modules = ("voucher", "encounter", "rx", "patient", "pharmacy", "delivery", "trace", "audit")
+    slow = ("grpc", "google.protobuf", "cryptography", "rich")
+    code = f"""
+import importlib, sys
+for name in {modules}:
+    importlib.import_module("erxhub.cli." + name)
+print([name for name in {slow} if name in sys.modules])
+"""
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "[]"

@@ -170,9 +170,7 @@ def scenario_drugs(
     entries: Iterable[catalog_pb2.CatalogEntry], scenarios: Iterable[Scenario]
 ) -> list[catalog_pb2.CatalogEntry]:
     """The real drugs with what only the scenarios say: payment standards (illustrative), dual channel, cold chain."""
-    lines = {
-        line["med_list_codg"]: (line, scenario.data) for scenario in scenarios for line in scenario.data["lines"]
-    }
+    lines = {line["med_list_codg"]: (line, scenario.data) for scenario in scenarios for line in scenario.data["lines"]}
     changed = []
     for entry in entries:
         line, data = lines.get(entry.drug.code, (None, None))
@@ -471,9 +469,7 @@ def _diagnoses(listed: Iterable[Mapping[str, Any]]) -> list[common_pb2.Diagnosis
     for item in listed:
         is_main = item["main_flag"] == "1"
         found.append(
-            common_pb2.Diagnosis(
-                code=item["code"], name=item["name"], main=is_main, diagnosis_type=item["diag_type"]
-            )
+            common_pb2.Diagnosis(code=item["code"], name=item["name"], main=is_main, diagnosis_type=item["diag_type"])
         )
         if "tcmsymp_code" in item:
             syndrome = common_pb2.Diagnosis(code=item["tcmsymp_code"], name=item["tcmsymp"], diagnosis_type="3")

@@ -1,6 +1,7 @@
 """What the business verbs share: the ids they print beside a reply, lists that run over pages, typed options.
 
-Owns no verb, and the request ids of all of them. It must never keep anything between two commands: every verb prints what the next one needs.
+Owns no verb, and the request ids of all of them. It must never keep anything between two commands: every verb prints
+what the next one needs.
 """
 
 from __future__ import annotations
@@ -113,12 +114,18 @@ def watch_options(function: _Function) -> _Function:
 
 
 async def watch(messages: AsyncIterator[Any], out: Output, count: int) -> None:
-    """Prints the messages of a watch as they come, `count` of them or (0) until somebody ends the command."""
+    """Prints the messages of a watch as they come, `count` of them or (0) until Ctrl-C."""
+    import asyncio
+
     from erxhub.cli.records import record
 
     shown = 0
-    async for message in messages:
-        out.event(record(message))
-        shown += 1
-        if shown == count:
-            return
+    try:
+        async for message in messages:
+            out.event(record(message))
+            shown += 1
+            if shown == count:
+                return
+    except asyncio.CancelledError:
+        # Ctrl-C cancels the command's task; it is how a person ends a watch, and no failure.
+        return

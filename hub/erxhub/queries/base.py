@@ -40,8 +40,8 @@ class ReadContext:
     """What the reads of one hub share.
 
     `subscribe(institution code)` gives an event that is set after each commit that concerns the institution and when
-    the lane stops; `unsubscribe` ends that. `running` is False once watches have to end. `page_key` is 32 bytes, the same in
-    all hubs of a ledger, so that a token of one is good at another.
+    watches have to end, which is when `running` becomes False; `unsubscribe` ends that. `page_key` is 32 bytes, the same
+    in all hubs of a ledger, so that a token of one is good at another.
     """
 
     store: Store

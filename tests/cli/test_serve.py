@@ -1,0 +1,92 @@
+"""`erxhub serve`: from an empty folder to a hub that is seeded, drained and started again."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from erxhub.cli.exits import Failed
+from erxhub.cli.hosting import configured
+from erxhub.config import Config
+from tests.cli.conftest import erxhub_in, start_process, stop_process
+
+
+def serve_words(folder: Path, *more: str) -> tuple[str, ...]:
+    tls = folder / "pki/tls/hub/hub-1"
+    return (
+        *("serve", "--db", str(folder / "hub.db"), "--keys", str(folder / "keys")),
+        *("--cert", str(tls / "cert.pem"), "--key", str(tls / "key.pem"), "--ca", str(folder / "pki/ca.pem")),
+        *("--trust-domain", "example.org", "--address", "127.0.0.1:0", *more),
+    )
+
+
+def test_a_hub_is_set_up_served_seeded_and_started_again(tmp_path: Path) -> None:
+    erxhub = erxhub_in(tmp_path)
+    pki, ready = ("--pki", str(tmp_path / "pki")), tmp_path / "ready.json"
+    assert erxhub("ca", "init", "--trust-domain", "example.org").exit_code == 0
+    assert erxhub("ca", "issue", "hub/hub-1", "--host", "localhost", "--host", "127.0.0.1").exit_code == 0
+    assert erxhub("ca", "issue", "agency/330100").exit_code == 0
+
+    without_keys = erxhub(*serve_words(tmp_path))
+    assert without_keys.exit_code == 2
+    assert "erxhub keys init" in without_keys.stderr
+    assert erxhub("keys", "init").exit_code == 0
+
+    for start in ("first", "second"):
+        process = start_process(*serve_words(tmp_path, "--ready-file", str(ready)), until="listens on port")
+        # The line is written before the file: wait for the file by asking the hub's own port below.
+        target = _target(ready)
+        added = erxhub("context", "add", "agency", "--target", target, "--dir", str(tmp_path / "pki/tls/agency/330100"))
+        assert added.exit_code == 0, added.stderr
+        seeded = erxhub("seed", *pki, "--context", "agency", "-o", "json")
+        assert seeded.exit_code == 0, (start, seeded.stderr)
+        assert len(json.loads(seeded.stdout)) == 7
+        rows = json.loads(erxhub("registry", "list", "institutions", "-o", "json").stdout)
+        assert len(rows) == 4
+        etags = [row["etag"] for row in rows]
+        assert etags == ["4", "3", "5", "4"], "seeding again leaves no entry"
+        code, printed = stop_process(process)
+        ready.unlink()
+        assert code == 0
+        for line in printed.splitlines():
+            assert {"at", "level", "logger", "message"} <= json.loads(line).keys()
+    database = erxhub("doctor", "--context", "agency", "--db", str(tmp_path / "hub.db"), "-o", "json")
+    assert database.exit_code == 6
+    checks = {row["check"]: row["result"] for row in json.loads(database.stdout)}
+    assert checks["database: journal"] == "ok"
+
+
+def _target(ready: Path) -> str:
+    for _ in range(10_000):
+        if ready.exists():
+            return str(json.loads(ready.read_text())["target"])
+    raise AssertionError("the hub did not say that it is ready")
+
+
+def test_a_taken_address_and_a_missing_certificate_are_named(tmp_path: Path) -> None:
+    erxhub = erxhub_in(tmp_path)
+    for words in (("ca", "init"), ("ca", "issue", "hub/hub-1", "--host", "localhost"), ("keys", "init")):
+        assert erxhub(*words).exit_code == 0
+    absent = erxhub(*serve_words(tmp_path)[:5], "--cert", "absent.pem")
+    assert absent.exit_code == 2
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        run = erxhub(*serve_words(tmp_path, "--address", address))
+    assert run.exit_code == 2
+    assert address in run.stderr
+
+
+def test_settings_are_read_by_the_type_of_their_default() -> None:
+    config = configured(Config(), ["reflection=no", "drain_ms=5", "hub_id=hub-9"])
+    assert (config.reflection, config.drain_ms, config.hub_id) == (False, 5, "hub-9")
+
+
+@pytest.mark.parametrize(
+    "setting", ["drain_ms", "drain_ms=", "drain_ms=-1", "reflection=maybe", "hub_id=", "nothing=1"]
+)
+def test_a_wrong_setting_is_named(setting: str) -> None:
+    with pytest.raises(Failed, match=f"--config {setting}"):
+        configured(Config(), [setting])
