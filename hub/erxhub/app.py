@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
 from erxhub.admission import FieldRules, SignatureProof
@@ -78,40 +79,46 @@ async def start_hub(
 ) -> Hub:
     """Verify the newest entries, open or join the ledger, and listen.
 
-    Raises LedgerRefused when an entry does not verify, StoreUnavailable when the store cannot be used.
+    Raises LedgerRefused when an entry does not verify, StoreUnavailable when the store cannot be used, RuntimeError
+    when the address cannot be listened on. The store belongs to the hub from here on: a failed start closes it too.
     """
     config = config or Config()
     clock = clock or SystemClock()
     packs = packs or shipped_packs()
-    verification = await _verify_newest(store, config)
-    engine = Engine(store, clock=clock, ids=ids or SystemIds(), keys=keys, packs=packs, config=config)
-    await engine.start()
-    verifier = Verifier()
-    rules = FieldRules(STATEMENTS)
-    rules.warm([*(method.request for method in METHODS.values()), *STATEMENTS.values()])
-    reads = ReadContext(
-        store=store,
-        mac_keys=keys.mac_keys,
-        ledger_key=engine.ledger_key,
-        config=config,
-        clock=clock,
-        packs=packs,
-        verifier=verifier,
-        subscribe=engine.subscribe,
-        unsubscribe=engine.unsubscribe,
-        running=lambda: engine.feeds_watches,
-        page_key=hashlib.sha256(keys.content_mac_key() + b"page").digest(),
-    )
-    dispatcher = Dispatcher(
-        engine=engine,
-        reads=reads,
-        proof=SignatureProof(store, verifier, lambda: identity.current().ca_certificates),
-        rules=rules,
-        config=config,
-        pause=pause,
-    )
-    server = HubServer(dispatcher, identity, config)
-    port = await server.start(address)
+    async with AsyncExitStack() as undo:
+        undo.push_async_callback(store.close)
+        verification = await _verify_newest(store, config)
+        engine = Engine(store, clock=clock, ids=ids or SystemIds(), keys=keys, packs=packs, config=config)
+        await engine.start()
+        undo.push_async_callback(engine.stop)
+        verifier = Verifier()
+        undo.callback(verifier.close)
+        rules = FieldRules(STATEMENTS)
+        rules.warm([*(method.request for method in METHODS.values()), *STATEMENTS.values()])
+        reads = ReadContext(
+            store=store,
+            mac_keys=keys.mac_keys,
+            ledger_key=engine.ledger_key,
+            config=config,
+            clock=clock,
+            packs=packs,
+            verifier=verifier,
+            subscribe=engine.subscribe,
+            unsubscribe=engine.unsubscribe,
+            running=lambda: engine.feeds_watches,
+            page_key=hashlib.sha256(keys.content_mac_key() + b"page").digest(),
+        )
+        dispatcher = Dispatcher(
+            engine=engine,
+            reads=reads,
+            proof=SignatureProof(store, verifier, lambda: identity.current().ca_certificates),
+            rules=rules,
+            config=config,
+            pause=pause,
+        )
+        server = HubServer(dispatcher, identity, config)
+        port = await server.start(address)
+        undo.pop_all()
     sweeper = asyncio.create_task(_sweep(engine, config, pause), name="sweep")
     _log.info("hub %s listens on port %d; %d entries verified", config.hub_id, port, verification.entries)
     return Hub(engine, server, store, keys, port, verification.entries, sweeper, verifier)

@@ -14,8 +14,8 @@ from erxhub.cli.main import main
 Erxhub = Callable[..., Result]
 
 
-def start_process(*words: str, until: str) -> "subprocess.Popen[str]":
-    """`erxhub <words>`, once it has printed a line with `until`."""
+def start_process(*words: str, until: str) -> tuple["subprocess.Popen[str]", str]:
+    """`erxhub <words>` as a process, once it has printed a line with `until`, and that line."""
     process = subprocess.Popen(
         [sys.executable, "-m", "erxhub.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -24,7 +24,7 @@ def start_process(*words: str, until: str) -> "subprocess.Popen[str]":
     for line in process.stdout:
         printed.append(line)
         if until in line:
-            return process
+            return process, line
     raise AssertionError(f"erxhub {words[0]} ended with {process.wait()}:\n{''.join(printed)}")
 
 
@@ -39,7 +39,7 @@ def stop_process(process: "subprocess.Popen[str]") -> tuple[int, str]:
 def dev_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The home of a dev hub that runs until the end of the session."""
     home = tmp_path_factory.mktemp("dev") / "home"
-    process = start_process("dev", "--home", str(home), until="Try in another terminal")
+    process, _ = start_process("dev", "--home", str(home), until="Try in another terminal")
     yield home
     code, _ = stop_process(process)
     assert code == 0

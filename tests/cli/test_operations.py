@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+from erxhub.client import SystemEnvironment
 from erxhub.core.refusals import CATALOGUE
-from tests.cli.conftest import Erxhub, start_process, stop_process
+from erxhub.crypto.ca import TrustDomain
+from tests.cli.conftest import Erxhub, erxhub_in, start_process, stop_process
 
 DOCTOR = "D330100990001"
 JUNIOR = "D330100990002"
@@ -39,19 +41,21 @@ def test_private_files_of_dev_are_for_the_owner_only(dev_home: Path) -> None:
     assert [path for path in private if path.stat().st_mode & 0o077] == []
 
 
-def test_a_dev_ledger_survives_a_restart_and_seeds_only_once(tmp_path: Path) -> None:
-    words = ("dev", "--db", str(tmp_path / "demo.db"))
-    entries = []
+def test_a_dev_ledger_survives_a_restart_and_is_seeded_only_once(tmp_path: Path) -> None:
+    ready, home = tmp_path / "ready.json", tmp_path / "demo.db-home"
+    erxhub = erxhub_in(home)
+    found = []
     for _ in range(2):
-        process = start_process(*words, until="Try in another terminal")
-        home = tmp_path / "demo.db-home"
-        run = start_process("audit", "verify", "-o", "jsonl", until="entries") if False else None
-        assert run is None
-        entries.append((home / "contexts.json").read_bytes() != b"")
+        words = ("dev", "--db", str(tmp_path / "demo.db"), "--ready-file", str(ready))
+        process, _ = start_process(*words, until="Try in another terminal")
+        assert json.loads(ready.read_text())["home"] == str(home)
+        institutions = json.loads(erxhub("registry", "list", "institutions", "-o", "json").stdout)
+        contexts = json.loads(erxhub("context", "list", "-o", "json").stdout)
+        found.append([institutions, [(row["signs_for"], row["receipt_keys"]) for row in contexts]])
         code, printed = stop_process(process)
         assert code == 0
         assert "stopped" in printed
-    assert entries == [True, True]
+    assert found[0] == found[1]
 
 
 # --- registry and agreements ----------------------------------------------------------------------
@@ -278,9 +282,6 @@ def test_doctor_finds_nothing_wrong_with_a_dev_hub(at_dev: Erxhub) -> None:
 
 
 def test_doctor_names_an_expired_certificate_and_a_foreign_one(erxhub: Erxhub, tmp_path: Path) -> None:
-    from erxhub.client import SystemEnvironment
-    from erxhub.crypto.ca import TrustDomain
-
     now_ms = SystemEnvironment().now_ms()
     trust = TrustDomain.init(tmp_path / "pki", "erxhub.test", now_ms)
     trust.issue_tls("agency", "330100", now_ms - 40 * 86_400_000, 30)

@@ -24,7 +24,6 @@ from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.store import AppendResult, Head, Loaded, StoredEntry, StoreUnavailable, Wanted, Write
 from erxhub.ports import Pause, system_pause
 from erxhub.rpc.methods import METHODS
-from erxhub.seed import sample_prescription
 from erxhub.v1 import common_pb2, encounter_pb2, registry_pb2
 from tests.chain import DOCTOR, Chain
 from tests.live import DAY_MS, HOSPITAL, PERSON, Live, live_hub
@@ -98,10 +97,6 @@ class Rx(Chain):
         prescription.person_no = self.person_no = known
         self.change(prescription)
         return prescription
-
-    async def code(self, business_type: str) -> str:
-        # Time moves in these tests; a seeded doctor's patient keeps an activation for ever.
-        return await super().code(business_type)
 
     async def internet(self, *, proven: bool = True) -> Rx:
         """An internet visit in consultation; with `proven` the doctor is attested and the follow-up proven."""

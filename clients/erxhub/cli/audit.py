@@ -12,7 +12,8 @@ import click
 
 from erxhub.cli.commands import group
 from erxhub.cli.exits import NEGATIVE, OK
-from erxhub.cli.replies import limit_option, rows_of, show_rows, speaks_as
+from erxhub.cli.replies import limit_option, rows_of, show_rows
+from erxhub.cli.session import with_client
 
 if TYPE_CHECKING:
     from erxhub.cli.context import Context
@@ -30,7 +31,7 @@ def audit() -> None:
 
 @audit.command("verify", example="erxhub audit verify --reason 'case 2026-17'")
 @click.option("--reason", help=REASON_HELP)
-@speaks_as("auditor")
+@with_client("auditor")
 async def verify(client: AuditorClient, ctx: Context, out: Output, reason: str | None) -> int:
     """Verify every entry of the hub's ledger; exit code 1 when anything is broken (账本校验)."""
     from erxhub.cli.records import finding_record
@@ -56,7 +57,7 @@ async def verify(client: AuditorClient, ctx: Context, out: Output, reason: str |
 @click.option("--trace-code", metavar="CODE", help="The one with which this pack was sold (药品追溯码).")
 @click.option("--reason", help=REASON_HELP)
 @limit_option
-@speaks_as("auditor")
+@with_client("auditor")
 async def find(
     client: AuditorClient,
     ctx: Context,

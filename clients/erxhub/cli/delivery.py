@@ -11,8 +11,8 @@ import click
 
 from erxhub.cli.arguments import InstantType, PositionType
 from erxhub.cli.commands import group
-from erxhub.cli.replies import show, signed_request_id_option, speaks_as
-from erxhub.cli.session import request_id_option
+from erxhub.cli.replies import show, signed_request_id_option
+from erxhub.cli.session import request_id_option, with_client
 
 if TYPE_CHECKING:
     from erxhub.cli.context import Context
@@ -35,7 +35,7 @@ def delivery() -> None:
 @click.option("--picked-up-at", type=InstantType(), help="When the courier took the goods; by default now.")
 @click.option("--distance-m", type=click.IntRange(min=0), default=0, help="配送距离, metres.")
 @request_id_option
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def start(
     client: PharmacyClient,
     ctx: Context,
@@ -72,7 +72,7 @@ async def start(
 @click.option("--position", type=PositionType(), help="Where, WGS-84 degrees.")
 @click.option("--note", default="", help="说明.")
 @request_id_option
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def update(
     client: PharmacyClient,
     ctx: Context,
@@ -110,7 +110,7 @@ async def update(
 @click.option("--code", "sign_code", default="", help="The six digits that the patient says (签收码).")
 @click.option("--voucher-ref", default="", help="Or from `voucher verify --for pickup`.")
 @signed_request_id_option
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def sign(
     client: PharmacyClient,
     ctx: Context,

@@ -69,7 +69,7 @@ class Hospital:
 
     async def prescribe(self, person_no: str, now_ms: int) -> Reply:
         """Pre-check, sign, upload."""
-        self._prescription = sample_prescription(_WORLD, self._encounter_id, person_no, now_ms, lines=2)
+        self._prescription = sample_prescription(SeedWorld, self._encounter_id, person_no, now_ms, lines=2)
         checked = await self._client.precheck(prescription=self._prescription)
         document = signed_pb2.PrescriptionDocument(
             rx_no=checked.rx_no,
@@ -254,8 +254,6 @@ class Pharmacy:
         return {"said": "the patient said the sign-for code; the delivery is signed"}
 
 
-# The samples read only the codes of the seeded world, and those are attributes of the class.
-_WORLD: Any = SeedWorld
 _ACTORS: Final[Mapping[str, Any]] = {"hospital": Hospital, "channel": Patient, "pharmacy": Pharmacy}
 
 

@@ -61,8 +61,7 @@ def dev(
 async def _dev(
     db: Path | None, home: Path | None, port: int, suite: str, settings: tuple[str, ...], ready_file: Path | None
 ) -> None:
-    from erxhub.app import start_hub
-    from erxhub.cli.hosting import configured, stop_signal, until_stopped, write_ready
+    from erxhub.cli.hosting import configured, started, stop_signal, until_stopped, write_ready
     from erxhub.cli.keys import receipt_pins
     from erxhub.cli.seeding import save_contexts
     from erxhub.config import Config
@@ -77,13 +76,8 @@ async def _dev(
     keys = _hub_keys(home / "keys")
     config = configured(Config(trust_domain=trust.trust_domain, hub_id=HUB_ID), settings)
     served = identity(trust, "hub", HUB_ID, now_ms, hosts=HOSTS, directory=home / "pki")
-    hub = await start_hub(
-        await _store(db),
-        FixedIdentity(ServerIdentity(served.cert_pem, served.key_pem, served.ca_pem)),
-        keys,
-        address=f"127.0.0.1:{port}",
-        config=config,
-    )
+    fixed = FixedIdentity(ServerIdentity(served.cert_pem, served.key_pem, served.ca_pem))
+    hub = await started(await _store(db), fixed, keys, f"127.0.0.1:{port}", config)
     target = f"localhost:{hub.port}"
     try:
         world = await _seed(target, trust, home / "pki", suite)

@@ -14,8 +14,8 @@ import click
 
 from erxhub.cli.arguments import DiagnosisArgument, DiagnosisType
 from erxhub.cli.commands import group
-from erxhub.cli.replies import show, signed_request_id_option, speaks_as
-from erxhub.cli.session import request_id_option
+from erxhub.cli.replies import show, signed_request_id_option
+from erxhub.cli.session import request_id_option, with_client
 
 if TYPE_CHECKING:
     from erxhub.cli.context import Context
@@ -39,7 +39,7 @@ def encounter() -> None:
 @click.option("--department", default="", help="科室.")
 @click.option("--first-visit", is_flag=True, help="初诊.")
 @request_id_option
-@speaks_as("hospital")
+@with_client("hospital")
 async def register(
     client: HospitalClient,
     ctx: Context,
@@ -84,7 +84,7 @@ async def register(
 @click.argument("encounter_id")
 @click.option("--doctor", required=True, metavar="CODE", help="The treating doctor.")
 @request_id_option
-@speaks_as("hospital")
+@with_client("hospital")
 async def start(
     client: HospitalClient, ctx: Context, out: Output, encounter_id: str, doctor: str, request_id: str | None
 ) -> None:
@@ -103,7 +103,7 @@ async def start(
 )
 @click.option("--liveness/--no-liveness", default=True, show_default=True, help="Whether the liveness check passed.")
 @request_id_option
-@speaks_as("hospital")
+@with_client("hospital")
 async def attest(
     client: HospitalClient,
     ctx: Context,
@@ -131,7 +131,7 @@ async def attest(
 @click.option("--hospital", required=True, metavar="CODE", help="Where the earlier visit was.")
 @click.option("--on", "visit_on", required=True, metavar="YYYY-MM-DD", help="When it was.")
 @request_id_option
-@speaks_as("hospital")
+@with_client("hospital")
 async def follow_up(
     client: HospitalClient,
     ctx: Context,
@@ -169,7 +169,7 @@ async def follow_up(
 )
 @click.option("--amend", "reason", metavar="REASON", help="Replace the recorded diagnosis, and say why (更正诊断).")
 @signed_request_id_option
-@speaks_as("hospital")
+@with_client("hospital")
 async def diagnose(
     client: HospitalClient,
     ctx: Context,
@@ -211,7 +211,7 @@ async def diagnose(
 @encounter.command("close", example="erxhub encounter close ENCOUNTER_ID")
 @click.argument("encounter_id")
 @request_id_option
-@speaks_as("hospital")
+@with_client("hospital")
 async def close(client: HospitalClient, ctx: Context, out: Output, encounter_id: str, request_id: str | None) -> None:
     """Close the visit (结束就诊)."""
     show(out, await client.close_encounter(encounter_id=encounter_id, request_id=request_id), encounter_id=encounter_id)
@@ -221,7 +221,7 @@ async def close(client: HospitalClient, ctx: Context, out: Output, encounter_id:
 @click.argument("encounter_id")
 @click.option("--reason", default="", help="Why (退号原因).")
 @request_id_option
-@speaks_as("hospital")
+@with_client("hospital")
 async def cancel(
     client: HospitalClient, ctx: Context, out: Output, encounter_id: str, reason: str, request_id: str | None
 ) -> None:

@@ -16,10 +16,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from erxhub.app import Hub
-from erxhub.cli.exits import USAGE, Failed
+from erxhub.app import Hub, LedgerRefused, start_hub
+from erxhub.cli.exits import NEGATIVE, UNAVAILABLE, USAGE, Failed
 from erxhub.config import Config
 from erxhub.crypto.certs import iso_time
+from erxhub.keys import HubKeys
+from erxhub.ledger.store import Store, StoreUnavailable
+from erxhub.rpc.server import IdentitySource
 
 _TRUE: Final = frozenset({"true", "yes", "on", "1"})
 _FALSE: Final = frozenset({"false", "no", "off", "0"})
@@ -98,6 +101,23 @@ def write_ready(path: Path | None, **facts: object) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(json.dumps(facts) + "\n", encoding="utf-8")
     unfinished.replace(path)
+
+
+async def started(store: Store, identity: IdentitySource, keys: HubKeys, address: str, config: Config) -> Hub:
+    """The hub, listening. Otherwise the store is closed and Failed says why."""
+    try:
+        return await start_hub(store, identity, keys, address=address, config=config)
+    except BaseException as error:
+        # The database's threads would keep the process alive.
+        await store.close()
+        if isinstance(error, LedgerRefused):
+            raise Failed(str(error), NEGATIVE) from None
+        if isinstance(error, StoreUnavailable):
+            raise Failed(f"the database: {error}", UNAVAILABLE) from None
+        if isinstance(error, RuntimeError):
+            # grpc has no other error for an address that it cannot listen on.
+            raise Failed(f"{address}: {error}", USAGE) from None
+        raise
 
 
 async def until_stopped(hub: Hub, stopping: asyncio.Event) -> None:

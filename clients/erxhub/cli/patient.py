@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from erxhub.cli.commands import group
-from erxhub.cli.replies import limit_option, rows_of, show, show_rows, speaks_as
-from erxhub.cli.session import request_id_option
+from erxhub.cli.replies import limit_option, rows_of, show, show_rows
+from erxhub.cli.session import request_id_option, with_client
 
 if TYPE_CHECKING:
     from erxhub.cli.context import Context
@@ -51,7 +51,7 @@ def patient() -> None:
 @click.argument("person_no")
 @delegate_option
 @limit_option
-@speaks_as("channel")
+@with_client("channel")
 async def list_(client: PatientClient, ctx: Context, out: Output, person_no: str, delegate: str, limit: int) -> None:
     """The person's prescriptions, newest first: summaries, no diagnosis."""
     fetch = functools.partial(client.list_prescriptions, person_no=person_no, delegate_person_no=delegate)
@@ -65,7 +65,7 @@ async def list_(client: PatientClient, ctx: Context, out: Output, person_no: str
 @click.option("--pickup/--delivery", default=True, show_default=True, help="How the goods get to the patient.")
 @delegate_option
 @request_id_option
-@speaks_as("channel")
+@with_client("channel")
 async def choose(
     client: PatientClient,
     ctx: Context,
@@ -97,7 +97,7 @@ async def choose(
 @click.argument("pharmacy_code")
 @delegate_option
 @request_id_option
-@speaks_as("channel")
+@with_client("channel")
 async def cancel(
     client: PatientClient,
     ctx: Context,
@@ -124,7 +124,7 @@ async def cancel(
 @click.argument("rx_no")
 @delegate_option
 @request_id_option
-@speaks_as("channel")
+@with_client("channel")
 async def qr(
     client: PatientClient,
     ctx: Context,
@@ -150,7 +150,7 @@ async def qr(
 @click.option("--phone", required=True, help="Whom to call (收货人电话).")
 @delegate_option
 @request_id_option
-@speaks_as("channel")
+@with_client("channel")
 async def deliver(
     client: PatientClient,
     ctx: Context,
@@ -181,7 +181,7 @@ async def deliver(
 @click.option("--rx", "rx_no", default="", metavar="RX_NO", help="Only this prescription.")
 @delegate_option
 @limit_option
-@speaks_as("channel")
+@with_client("channel")
 async def accesses(
     client: PatientClient, ctx: Context, out: Output, person_no: str, rx_no: str, delegate: str, limit: int
 ) -> None:

@@ -14,8 +14,8 @@ import click
 
 from erxhub.cli.arguments import LotArgument, LotType, SaleArgument, SaleType
 from erxhub.cli.commands import group
-from erxhub.cli.replies import show, show_rows, signed_request_id_option, speaks_as, watch, watch_options
-from erxhub.cli.session import request_id_option
+from erxhub.cli.replies import show, show_rows, signed_request_id_option, watch, watch_options
+from erxhub.cli.session import request_id_option, with_client
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from erxhub.cli.output import Output
     from erxhub.cli.statements import Download
     from erxhub.client import PharmacyClient
-    from erxhub.crypto.suites import SigningKey
-    from erxhub.v1 import dispensing_pb2, signed_pb2
+    from erxhub.v1 import dispensing_pb2
 
 DECISIONS: Final = ("pass", "reject", "return-to-doctor")
 TRANSACTIONS: Final = {"settle": "2102", "undo": "2103"}
@@ -65,7 +64,7 @@ def pharmacy() -> None:
 @click.option("--page-size", type=click.IntRange(0, 200), default=0, help="Rows of a page; 0 for the hub's default.")
 @click.option("--page-token", default="", help="The next page, as the page before said.")
 @request_id_option
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def list_(
     client: PharmacyClient,
     ctx: Context,
@@ -106,7 +105,7 @@ erxhub pharmacy download --qr QR_VALUE --out shelf/17""",
     help="Where to; by default ./RX_NO.",
 )
 @request_id_option
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def download(
     client: PharmacyClient,
     ctx: Context,
@@ -138,7 +137,7 @@ async def download(
 @click.argument("rx_no")
 @click.option("--reason", default="", help="Why.")
 @request_id_option
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def release(
     client: PharmacyClient, ctx: Context, out: Output, rx_no: str, reason: str, request_id: str | None
 ) -> None:
@@ -153,7 +152,7 @@ async def release(
 @click.option("--opinion", help="审核意见; a rejection states its reason, a return its question.")
 @from_option
 @signed_request_id_option
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def review(
     client: PharmacyClient,
     ctx: Context,
@@ -204,7 +203,7 @@ async def review(
 @click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the quote, for `pharmacy settle`.")
 @from_option
 @request_id_option
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def quote(
     client: PharmacyClient,
     ctx: Context,
@@ -244,7 +243,7 @@ erxhub pharmacy settle RX_NO --self-paid --line 1=2@12.50""",
 @click.option("--line", "typed", type=SaleType(), multiple=True, help="With --self-paid: a sold line.")
 @from_option
 @signed_request_id_option
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def settle(
     client: PharmacyClient,
     ctx: Context,
@@ -267,7 +266,12 @@ async def settle(
         if path is not None:
             raise click.UsageError("a self-payment takes up no quote")
         lines = sale_lines(typed, _kept_for(typed, folder, rx_no))
-        reply = await _record_self_payment(client, ctx.id, rx_no, lines, seal_key, request_id)
+        try:
+            reply = await client.record_self_payment(
+                rx_no=rx_no, lines=lines, seal_key=seal_key, request_id=request_id
+            )
+        except ValueError as error:
+            raise click.UsageError(f"the sold lines: {error}") from error
     else:
         if path is None or typed:
             raise click.UsageError("name --quote with the quote's file, or --self-paid with its lines")
@@ -288,7 +292,7 @@ async def settle(
 @click.argument("settlement_id")
 @click.option("--reason", required=True, help="Why (撤销原因).")
 @request_id_option
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def undo(
     client: PharmacyClient,
     ctx: Context,
@@ -309,7 +313,7 @@ async def undo(
 @click.option("--of", "original", type=click.Choice(tuple(TRANSACTIONS)), default="settle", show_default=True)
 @click.option("--person", default="", metavar="PERSON", help="人员编号, when it is known.")
 @request_id_option
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def reverse(
     client: PharmacyClient,
     ctx: Context,
@@ -353,7 +357,7 @@ erxhub pharmacy dispense RX_NO --settlement SETTLEMENT_ID --reviewer YS330100990
 )
 @from_option
 @signed_request_id_option
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def dispense(
     client: PharmacyClient,
     ctx: Context,
@@ -397,7 +401,7 @@ async def dispense(
 @click.argument("rx_no")
 @click.option("--reason", required=True, help="Why (作废原因).")
 @request_id_option
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def void(
     client: PharmacyClient, ctx: Context, out: Output, rx_no: str, reason: str, request_id: str | None
 ) -> None:
@@ -410,7 +414,7 @@ async def void(
 @click.option("--voucher-ref", required=True, help="From `voucher verify --for pickup`, of patient or delegate.")
 @click.option("--staff", default="", metavar="CODE", help="Who hands over.")
 @signed_request_id_option
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def handover(
     client: PharmacyClient,
     ctx: Context,
@@ -433,37 +437,13 @@ async def handover(
 
 @pharmacy.command("watch", example="erxhub pharmacy watch --from-start -o jsonl")
 @watch_options
-@speaks_as("pharmacy")
+@with_client("pharmacy")
 async def watch_(client: PharmacyClient, ctx: Context, out: Output, cursor: str, from_start: bool, count: int) -> None:
     """Print what happens to this pharmacy's orders, step by step."""
     await watch(client.watch(cursor=cursor, from_start=from_start), out, count)
 
 
 # --- what the verbs share ---
-
-
-async def _record_self_payment(
-    client: PharmacyClient,
-    pharmacy_code: str,
-    rx_no: str,
-    lines: list[signed_pb2.SaleLine],
-    seal_key: SigningKey,
-    request_id: str,
-) -> Message:
-    """The seal covers what the patient paid, too: the hub compares it with the lines (T-14)."""
-    from erxhub.cli.statements import self_paid_amounts
-    from erxhub.client import sign
-    from erxhub.v1 import dispensing_pb2, signed_pb2
-
-    statement = signed_pb2.SettleStatement(
-        rx_no=rx_no,
-        pharmacy_code=pharmacy_code,
-        pay_mode=signed_pb2.PAY_MODE_SELF,
-        amounts=self_paid_amounts(lines),
-        lines=lines,
-        signed_at_ms=client.connection.environment.now_ms(),
-    )
-    return await client.send(dispensing_pb2.SettleRequest(request_id=request_id, statement=sign(statement, seal_key)))
 
 
 def _show_download(out: Output, reply: dispensing_pb2.DownloadPrescriptionResponse, written: list[Path]) -> None:

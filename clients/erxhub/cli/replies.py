@@ -6,45 +6,20 @@ what the next one needs.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from erxhub.cli.session import with_client
-
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
-    from erxhub.cli.context import Context
     from erxhub.cli.output import Output
-    from erxhub.client.base import Client
 
 PAGE_ROWS: Final = 200
 """The hub's largest page."""
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-def speaks_as(*roles: str) -> Callable[[Callable[..., Awaitable[int | None]]], Callable[..., None]]:
-    """`with_client`, whose client makes random request ids.
-
-    Every verb is a process of its own. The national shape numbers the requests of one process, and those of many would
-    meet within a second: one of them would be refused, or taken for a repeat of the other.
-    """
-
-    def decorate(function: Callable[..., Awaitable[int | None]]) -> Callable[..., None]:
-        @functools.wraps(function)
-        async def verb(client: Client, ctx: Context, out: Output, **options: Any) -> int | None:
-            from erxhub.client import RandomRequestIds
-
-            client.request_ids = RandomRequestIds(client.connection.environment)
-            return await function(client, ctx, out, **options)
-
-        return with_client(*roles)(verb)
-
-    return decorate
 
 
 def show(out: Output, reply: Message, **named: Any) -> None:

@@ -7,7 +7,7 @@ what was pre-checked.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -18,11 +18,10 @@ from erxhub.cli.replies import (
     show,
     show_rows,
     signed_request_id_option,
-    speaks_as,
     watch,
     watch_options,
 )
-from erxhub.cli.session import request_id_option
+from erxhub.cli.session import request_id_option, with_client
 
 if TYPE_CHECKING:
     from erxhub.cli.context import Context
@@ -54,7 +53,7 @@ erxhub rx precheck --file rx.json --encounter ENCOUNTER_ID --person 330100009900
     "--save", type=click.Path(dir_okay=False, path_type=Path), help="Write the checked prescription, for `rx upload`."
 )
 @request_id_option
-@speaks_as("hospital")
+@with_client("hospital")
 async def precheck(
     client: HospitalClient,
     ctx: Context,
@@ -112,7 +111,7 @@ erxhub rx upload RX_NO RX_TRACE_CODE --file checked.json --sample-pdf --pharmaci
 @click.option("--pharmacist", required=True, metavar="CODE", help="The hospital pharmacist who passed it.")
 @click.option("--opinion", default="审核通过", show_default=True, help="What the pharmacist says.")
 @signed_request_id_option
-@speaks_as("hospital")
+@with_client("hospital")
 async def upload(
     client: HospitalClient,
     ctx: Context,
@@ -155,7 +154,7 @@ async def upload(
 
 @rx.command("get", example="erxhub rx get RX_NO -o json")
 @click.argument("rx_no")
-@speaks_as("hospital")
+@with_client("hospital")
 async def get(client: HospitalClient, ctx: Context, out: Output, rx_no: str) -> None:
     """One prescription of this hospital: its statuses, content and orders."""
     show(out, await client.get(rx_no=rx_no))
@@ -163,7 +162,7 @@ async def get(client: HospitalClient, ctx: Context, out: Output, rx_no: str) -> 
 
 @rx.command("list", example="erxhub rx list --limit 10")
 @limit_option
-@speaks_as("hospital")
+@with_client("hospital")
 async def list_(client: HospitalClient, ctx: Context, out: Output, limit: int) -> None:
     """This hospital's prescriptions, newest first."""
     show_rows(out, await rows_of(client.list_prescriptions, "prescriptions", limit), LIST_COLUMNS)
@@ -174,7 +173,7 @@ async def list_(client: HospitalClient, ctx: Context, out: Output, limit: int) -
 @click.option("--doctor", required=True, metavar="CODE", help="The doctor who wrote it.")
 @click.option("--reason", required=True, help="Why (撤销原因).")
 @request_id_option
-@speaks_as("hospital")
+@with_client("hospital")
 async def revoke(
     client: HospitalClient, ctx: Context, out: Output, rx_no: str, doctor: str, reason: str, request_id: str | None
 ) -> None:
@@ -184,7 +183,7 @@ async def revoke(
 
 @rx.command("watch", example="erxhub rx watch --from-start -o jsonl")
 @watch_options
-@speaks_as("hospital")
+@with_client("hospital")
 async def watch_(client: HospitalClient, ctx: Context, out: Output, cursor: str, from_start: bool, count: int) -> None:
     """Print what happens to this hospital's prescriptions, step by step."""
     await watch(client.watch(cursor=cursor, from_start=from_start), out, count)
@@ -202,10 +201,8 @@ def _sample(encounter_id: str, person_no: str, now_ms: int, lines: int) -> commo
 
     if not encounter_id or not person_no:
         raise click.UsageError("--sample needs --encounter and --person")
-    # The codes of the world belong to the class; nothing of a registered world is needed.
-    world = cast(seed.SeedWorld, seed.SeedWorld)
     try:
-        return seed.sample_prescription(world, encounter_id, person_no, now_ms, lines)
+        return seed.sample_prescription(seed.SeedWorld, encounter_id, person_no, now_ms, lines)
     except KeyError:
         raise click.UsageError(f"{person_no} is nobody of the fictional world: write a --file for him") from None
 

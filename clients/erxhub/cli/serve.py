@@ -96,23 +96,10 @@ async def _serve(
 ) -> None:
     import os
 
-    from erxhub.app import LedgerRefused, start_hub
-    from erxhub.cli.exits import NEGATIVE, UNAVAILABLE, USAGE, Failed
-    from erxhub.cli.hosting import stop_signal, until_stopped, write_ready
+    from erxhub.cli.hosting import started, stop_signal, until_stopped, write_ready
     from erxhub.cli.stores import open_store
-    from erxhub.ledger.store import StoreUnavailable
 
     stopping = stop_signal()
-    store = await open_store(db)
-    try:
-        hub = await start_hub(store, identity, keys, address=address, config=config)
-    except LedgerRefused as error:
-        raise Failed(str(error), NEGATIVE) from None
-    except StoreUnavailable as error:
-        raise Failed(f"{db}: {error}", UNAVAILABLE) from None
-    except RuntimeError as error:
-        # grpc's only error for an address that cannot be listened on.
-        raise Failed(f"{address}: {error}", USAGE) from None
-    host = address.rpartition(":")[0]
-    write_ready(ready_file, target=f"{host}:{hub.port}", pid=os.getpid())
+    hub = await started(await open_store(db), identity, keys, address, config)
+    write_ready(ready_file, target=f"{address.rpartition(':')[0]}:{hub.port}", pid=os.getpid())
     await until_stopped(hub, stopping)

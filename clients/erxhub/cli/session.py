@@ -116,10 +116,15 @@ def connect(context: Context) -> Connection:
 
 
 def client_of(context: Context, connection: Connection) -> Client:
-    """The typed client of the context's role; an auditor's has the context's case reason."""
+    """The typed client of the context's role; an auditor's has the context's case reason.
+
+    Its request ids are random. Every verb is a process of its own, and the national shape numbers the requests of one
+    process: those of many would meet within a second, and one be taken for a repeat of the other.
+    """
     from erxhub import client as library
 
-    made: Client = getattr(library, _CLIENTS[context.role])(connection)
+    ids = library.RandomRequestIds(connection.environment)
+    made: Client = getattr(library, _CLIENTS[context.role])(connection, request_ids=ids)
     if isinstance(made, library.AuditorClient):
         made.case_reason = context.case_reason
     return made

@@ -17,7 +17,6 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
 from erxhub.cli.arguments import DiagnosisArgument, LotArgument, SaleArgument
-from erxhub.core.settlement import line_amount_fen, parse_price_e6, parse_quantity_e4
 from erxhub.v1 import common_pb2, dispensing_pb2, signed_pb2
 
 DAY_MS: Final = 86_400_000
@@ -223,17 +222,6 @@ def sale_lines(arguments: Iterable[SaleArgument], download: Download | None) -> 
         )
         for line in lines
     ]
-
-
-def self_paid_amounts(lines: Iterable[signed_pb2.SaleLine]) -> signed_pb2.ClaimAmounts:
-    """What the patient pays who pays everything himself: every line, each rounded half up to the fen."""
-    try:
-        total_fen = sum(
-            line_amount_fen(parse_quantity_e4(line.quantity), parse_price_e6(line.unit_price)) for line in lines
-        )
-    except ValueError as error:
-        raise click.UsageError(f"the sold lines: {error}") from error
-    return signed_pb2.ClaimAmounts(total_fen=total_fen, own_pay_fen=total_fen, person_fen=total_fen, cash_fen=total_fen)
 
 
 def dispensed_lots(

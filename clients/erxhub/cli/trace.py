@@ -14,7 +14,7 @@ import click
 
 from erxhub.cli.commands import command
 from erxhub.cli.exits import NEGATIVE, OK
-from erxhub.cli.replies import speaks_as
+from erxhub.cli.session import with_client
 
 if TYPE_CHECKING:
     from erxhub.cli.context import Context
@@ -31,7 +31,7 @@ erxhub trace RX_NO --reason 'case 2026-17' --verify -o json""",
 @click.argument("rx_no")
 @click.option("--reason", help="审计事由; by default the context's. Every trace is recorded, and shown to the patient.")
 @click.option("--verify", is_flag=True, help="Verify hashes, links and signatures of the chain too.")
-@speaks_as("auditor")
+@with_client("auditor")
 async def trace(client: AuditorClient, ctx: Context, out: Output, rx_no: str, reason: str | None, verify: bool) -> int:
     """Trace one prescription through its four stages (诊疗 → 处方 → 交易 → 配送).
 

@@ -11,8 +11,8 @@ import click
 
 from erxhub.cli.arguments import BusinessType
 from erxhub.cli.commands import group
-from erxhub.cli.replies import show, speaks_as
-from erxhub.cli.session import request_id_option
+from erxhub.cli.replies import show
+from erxhub.cli.session import request_id_option, with_client
 
 if TYPE_CHECKING:
     from erxhub.cli.context import Context
@@ -33,7 +33,7 @@ def voucher() -> None:
     "--level", type=click.Choice(LEVELS), default=LEVELS[0], show_default=True, help="How identity was proven."
 )
 @request_id_option
-@speaks_as("channel")
+@with_client("channel")
 async def activate(
     client: PatientClient, ctx: Context, out: Output, person_no: str, level: str, request_id: str | None
 ) -> None:
@@ -56,7 +56,7 @@ async def activate(
 )
 @click.option("--delegate", default="", metavar="PERSON", help="Who shows the code for the person (亲情账户).")
 @request_id_option
-@speaks_as("channel")
+@with_client("channel")
 async def issue(
     client: PatientClient,
     ctx: Context,
@@ -82,7 +82,7 @@ async def issue(
 @click.option("--person", default="", help="The person who is expected; another one's code is refused.")
 @click.option("--operator", default="", help="Who decodes (操作员).")
 @request_id_option
-@speaks_as("hospital", "pharmacy")
+@with_client("hospital", "pharmacy")
 async def verify(
     client: HospitalClient | PharmacyClient,
     ctx: Context,
@@ -110,7 +110,7 @@ async def verify(
 @click.argument("voucher_code")
 @click.option("--reason", default="", help="Why (作废原因).")
 @request_id_option
-@speaks_as("channel", "agency")
+@with_client("channel", "agency")
 async def revoke(
     client: PatientClient | AgencyClient,
     ctx: Context,

@@ -6,6 +6,7 @@ Owns: the calls that a pharmacy's certificate may make. Must never: keep state o
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
+from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 
 from erxhub.client.base import Client, page_of
 from erxhub.client.connection import Connection
@@ -14,6 +15,18 @@ from erxhub.client.shared_calls import CatalogReader, VoucherVerifier
 from erxhub.client.signing import sha256, sign
 from erxhub.crypto.suites import SigningKey
 from erxhub.v1 import common_pb2, dispensing_pb2, dispensing_pb2_grpc, signed_pb2
+
+
+def self_paid_amounts(lines: Iterable[signed_pb2.SaleLine]) -> signed_pb2.ClaimAmounts:
+    """What the patient pays who pays everything himself, fen. Raises ValueError for what is no decimal number."""
+    total_fen = 0
+    for line in lines:
+        try:
+            amount = Decimal(line.quantity) * Decimal(line.unit_price) * 100
+        except InvalidOperation:
+            raise ValueError(f"line {line.line_no}: quantity and unit price are decimal numbers") from None
+        total_fen += int(amount.quantize(Decimal(1), ROUND_HALF_UP))
+    return signed_pb2.ClaimAmounts(total_fen=total_fen, own_pay_fen=total_fen, person_fen=total_fen, cash_fen=total_fen)
 
 
 class PharmacyClient(CatalogReader, VoucherVerifier, Client):
@@ -163,12 +176,18 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> dispensing_pb2.SettleResponse:
-        """Records that the patient paid everything himself (自费), under the pharmacy's seal."""
+        """Records that the patient paid everything himself (自费), under the pharmacy's seal.
+
+        The seal covers the amounts too: every line, each rounded half up to the fen. Raises ValueError for a quantity
+        or price that is no decimal number.
+        """
+        sold = list(lines)
         statement = signed_pb2.SettleStatement(
             rx_no=rx_no,
             pharmacy_code=self._institution(pharmacy_code),
             pay_mode=signed_pb2.PAY_MODE_SELF,
-            lines=lines,
+            amounts=self_paid_amounts(sold),
+            lines=sold,
             signed_at_ms=self._now_unless(signed_at_ms),
         )
         request = dispensing_pb2.SettleRequest(request_id=self._id(request_id), statement=sign(statement, seal_key))

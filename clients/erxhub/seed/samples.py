@@ -49,7 +49,7 @@ def sample_diagnoses() -> list[common_pb2.Diagnosis]:
 
 
 def sample_prescription(
-    world: SeedWorld,
+    world: SeedWorld | type[SeedWorld],
     encounter_id: str,
     person_no: str,
     now_ms: int,
@@ -59,6 +59,8 @@ def sample_prescription(
     number: int = 1,
 ) -> common_pb2.Prescription:
     """A prescription of the seed's first hospital and doctor for an adult, with 1 to 5 lines.
+
+    Only the codes of the world are read, so its class is enough.
 
     `now_ms` (UTC milliseconds) is after the visit began and not in the hub's future. `number` tells apart several
     prescriptions of one visit. Raises ValueError for another number of lines, KeyError for a person not of the seed.
