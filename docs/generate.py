@@ -40,6 +40,10 @@ LATER: Final[dict[str, str]] = {
     "CONSULT_PRICE": "remote consultation is not charged yet",
     "RECON_MISMATCH": "reconciliation (3201–3203) has no call yet",
     "RET_INVALID": "returns have no call yet",
+    "READ_DENIED": "whoever may read a record in this release may see all that the call shows; parts need permissions "
+    "that no call gives yet",
+    "CHAIN_BROKEN": "no call rests on a proof of the chain: a trace and a verification report damage as findings, and "
+    "a hub does not start on a damaged ledger",
     "RETENTION": "erasure has no call yet",
     "CONTENT_ERASED": "erasure has no call yet; the stored reply goes with the content",
     "REWARD_INVALID": "reports and rewards have no call yet",

@@ -165,7 +165,7 @@ async def register_signing_key(live: Live) -> Case:
         lambda: agency.register_signing_key(
             subject_code=DOCTOR,
             institution_code=HOSPITAL,
-            suite=key.suite,
+            suite=key.suite.name,
             public_key=key.public_key,
             valid_from_ms=now_ms,
             valid_until_ms=now_ms + DAY_MS,
@@ -228,9 +228,7 @@ async def get_practitioner(live: Live) -> Case:
 
 async def list_practitioners(live: Live) -> Case:
     agency = await live.agency()
-    return left(
-        lambda: agency.list_practitioners(institution_code=PHARMACY, page_size=3), shows=["practitioner"] * 3
-    )
+    return left(lambda: agency.list_practitioners(institution_code=PHARMACY, page_size=3), shows=["practitioner"] * 3)
 
 
 async def get_person(live: Live) -> Case:
@@ -413,7 +411,7 @@ async def list_prescriptions(live: Live) -> Case:
     hospital = await live.hospital()
     await Chain(live).uploaded()
     await Chain(live).prechecked()
-    return left(lambda: hospital.list_prescriptions(), shows=RX * 2)
+    return left(hospital.list_prescriptions, shows=RX * 2)
 
 
 async def watch_prescriptions(live: Live) -> Case:
@@ -523,7 +521,7 @@ async def release_order(live: Live) -> Case:
 
 async def review_prescription(live: Live) -> Case:
     chain = await Chain(live).held()
-    return left(lambda: chain.review(), prescription="review.passed", shows=RX)
+    return left(chain.review, prescription="review.passed", shows=RX)
 
 
 async def quote_settlement(live: Live) -> Case:
@@ -550,9 +548,7 @@ async def settle(live: Live) -> Case:
 async def undo_settlement(live: Live) -> Case:
     pharmacy, chain = await live.pharmacy(), await Chain(live).settled()
     return left(
-        lambda: pharmacy.undo_settlement(
-            rx_no=chain.rx_no, settlement_id=chain.settlement_id, reason="顾客退单"
-        ),
+        lambda: pharmacy.undo_settlement(rx_no=chain.rx_no, settlement_id=chain.settlement_id, reason="顾客退单"),
         account="account.restored",
         prescription="settlement.undone dispense.voided order.released",
         shows=RX,
@@ -576,9 +572,7 @@ async def dispense(live: Live) -> Case:
     return left(
         lambda: pharmacy.dispense(**arguments),
         trace_code="trace_code.sold",
-        prescription=(
-            "dispense.picked dispense.checked dispense.outbound prescription.used prescription.exhausted"
-        ),
+        prescription=("dispense.picked dispense.checked dispense.outbound prescription.used prescription.exhausted"),
         shows=RX,
     )
 
@@ -608,9 +602,7 @@ async def hand_over(live: Live) -> Case:
 async def start_delivery(live: Live) -> Case:
     chain = await Chain(live).dispensed()
     await chain.delivery_requested()
-    return left(
-        lambda: chain.delivery_started(), prescription="delivery.assigned delivery.picked_up", shows=RX
-    )
+    return left(chain.delivery_started, prescription="delivery.assigned delivery.picked_up", shows=RX)
 
 
 async def update_delivery(live: Live) -> Case:
@@ -626,7 +618,7 @@ async def update_delivery(live: Live) -> Case:
 
 async def sign_delivery(live: Live) -> Case:
     chain = await Chain(live).arrived()
-    return left(lambda: chain.sign(), prescription="delivery.signed order.completed", shows=RX)
+    return left(chain.sign, prescription="delivery.signed order.completed", shows=RX)
 
 
 async def watch_orders(live: Live) -> Case:
@@ -655,7 +647,7 @@ async def stream_entries(live: Live) -> Case:
 
 async def verify_ledger(live: Live) -> Case:
     auditor = await live.auditor()
-    return left(lambda: auditor.verify_ledger(), shows=[""])
+    return left(auditor.verify_ledger, shows=[""])
 
 
 CASES: dict[str, Callable[[Live], Awaitable[Case]]] = {

@@ -1,4 +1,4 @@
-"""What the cases stand on: one live hub whose store can fail, the last thing seen of its ledger, and people of their own.
+"""What the cases stand on: a live hub whose store can fail, what was last seen of its ledger, and people of their own.
 
 Cases share the hub, so each makes its own prescription, and whoever changes a person, institution or certificate makes
 that too. What a case cannot make for itself it puts back through `afterwards`.

@@ -11,7 +11,6 @@ from tests.refusals.bench import Bench, Rx
 from tests.refusals.cases_prescribing import DUAL_CHANNEL_DRUG
 from tests.refusals.provoking import Attempt, provokes
 
-
 # ---- authorisation and hold ----
 
 
@@ -325,9 +324,7 @@ async def step_before_the_step_before_it(bench: Bench) -> Attempt:
     return Attempt(await bench.live.pharmacy(), call)
 
 
-@provokes(
-    "DLV_SIGN_CODE", status="FAILED_PRECONDITION", field="sign_code", keeps=("delivery.try_counted",)
-)
+@provokes("DLV_SIGN_CODE", status="FAILED_PRECONDITION", field="sign_code", keeps=("delivery.try_counted",))
 async def wrong_sign_code(bench: Bench) -> Attempt:
     rx = await bench.rx().arrived()
     wrong = "000000" if rx.sign_code != "000000" else "111111"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from contextlib import aclosing
 
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+
 from erxhub.client import ClientIdentity
 from erxhub.config import Config
-from erxhub.crypto.certs import certificate_fingerprint
 from erxhub.v1 import dispensing_pb2, encounter_pb2
 from tests.live import HOSPITAL, PERSON
 from tests.refusals.bench import Bench, as_pharmacy, raw_call
@@ -37,8 +39,8 @@ async def _revoked(bench: Bench) -> object:
     identity: ClientIdentity = bench.live.identity("hospital", HOSPITAL)
     client = await bench.live.connect("hospital", HOSPITAL, identity)
     agency = await bench.live.agency()
-    fingerprint = certificate_fingerprint(identity.cert_pem)
-    await agency.revoke_certificate(certificate_sha256=fingerprint, reason="私钥泄露")
+    certificate = x509.load_pem_x509_certificate(identity.cert_pem or b"")
+    await agency.revoke_certificate(certificate_sha256=certificate.fingerprint(SHA256()), reason="私钥泄露")
     return client
 
 

@@ -76,9 +76,7 @@ async def reference_of_another_person(bench: Bench) -> Attempt:
 async def code_of_another_person(bench: Bench) -> Attempt:
     code = await bench.rx().code(CONSULT)
     hospital = await bench.live.hospital()
-    return Attempt(
-        hospital, hospital.verify_voucher(voucher_code=code, business_type=CONSULT, person_no=EMPLOYEE)
-    )
+    return Attempt(hospital, hospital.verify_voucher(voucher_code=code, business_type=CONSULT, person_no=EMPLOYEE))
 
 
 @provokes("VCH_INVALID", status="UNAUTHENTICATED", field="voucher_code", entry=REJECTED)
@@ -103,9 +101,7 @@ async def person_who_is_not_activated_on_the_channel(bench: Bench) -> Attempt:
 @provokes("VCH_NO_DELEGATION", status="PERMISSION_DENIED", field="delegate_person_no")
 async def stranger_shows_the_code(bench: Bench) -> Attempt:
     channel = await bench.live.channel()
-    return Attempt(
-        channel, channel.issue_voucher(person_no=PERSON, delegate_person_no=EMPLOYEE, business_type=CONSULT)
-    )
+    return Attempt(channel, channel.issue_voucher(person_no=PERSON, delegate_person_no=EMPLOYEE, business_type=CONSULT))
 
 
 # ---- proofs and persons ----
@@ -229,9 +225,9 @@ async def edition_imported_again_with_other_rows(bench: Bench) -> Attempt:
     agency = await bench.live.agency()
 
     def rows(name: str, digest: bytes) -> dict[str, object]:
-        region = catalog_pb2.Region(code="330000", name=name, level=1)
+        region = catalog_pb2.Region(code="330000", name=name, level="1")
         return {
-            "dataset": catalog_pb2.CATALOG_DATASET_REGION,
+            "dataset": catalog_pb2.CATALOG_DATASET_REGIONS,
             "edition": "2099",
             "valid_from_on": "2099-01-01",
             "file_sha256": digest,
@@ -250,4 +246,4 @@ async def institution_changed_since_it_was_read(bench: Bench) -> Attempt:
     read = await agency.get_institution(institution_code=code)
     await agency.sign_agreement(**bench.agreement(code))
     pooling = registry_pb2.AGREEMENT_KIND_POOLING
-    return Attempt(agency, agency.sign_agreement(**bench.agreement(code, pooling), etag=read.etag))
+    return Attempt(agency, agency.sign_agreement(**bench.agreement(code, pooling), etag=read.institution.etag))

@@ -325,9 +325,7 @@ async def colleague_revokes(bench: Bench) -> Attempt:
     return Attempt(hospital, hospital.revoke(rx_no=rx.rx_no, doctor_code=DOCTOR_NEW, reason="开错药品"))
 
 
-@provokes(
-    "RX_UNDO_STATE", status="FAILED_PRECONDITION", field="rx_no", keeps=("prescription.undo_requested",)
-)
+@provokes("RX_UNDO_STATE", status="FAILED_PRECONDITION", field="rx_no", keeps=("prescription.undo_requested",))
 async def revoked_while_a_pharmacy_holds_it(bench: Bench) -> Attempt:
     rx = await bench.rx().held()
     hospital = await bench.live.hospital()

@@ -16,7 +16,7 @@ from erxhub.crypto.ca import TrustDomain
 def common_name_only(trust: TrustDomain, name: str) -> ClientIdentity:
     """A client certificate that the trust domain's authority signed, and that names its holder in the subject only."""
     # The authority signs nothing without an identity, so the test takes its key.
-    key_pem = trust._files.read("ca.key.pem")  # noqa: SLF001
+    key_pem = trust._files.read("ca.key.pem")
     authority_key = serialization.load_pem_private_key(key_pem or b"", password=None)
     assert isinstance(authority_key, ec.EllipticCurvePrivateKey)
     authority = x509.load_pem_x509_certificate(trust.ca_pem)
@@ -37,7 +37,5 @@ def common_name_only(trust: TrustDomain, name: str) -> ClientIdentity:
     return ClientIdentity(
         trust.ca_pem,
         certificate.public_bytes(serialization.Encoding.PEM),
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ),
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()),
     )

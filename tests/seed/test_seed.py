@@ -63,7 +63,7 @@ async def test_the_hub_takes_every_row(live: Live) -> None:
         assert [edition.rows for edition in listed.editions] == [len(file.entries)], file.name
 
 
-async def test_registering_again_from_the_same_folder_leaves_nothing(live: Live) -> None:
+async def test_registering_again_brings_nothing_but_new_keys(live: Live) -> None:
     agency = await live.agency()
 
     async def etags() -> list[str]:
@@ -72,7 +72,7 @@ async def test_registering_again_from_the_same_folder_leaves_nothing(live: Live)
     await register_world(agency, live.trust, START_MS)
     once = await etags()
     await register_world(agency, live.trust, START_MS)
-    # In memory nothing is kept, so the second call brings another seal key for each institution, and nothing more.
+    # A trust domain in memory keeps no keys, so each institution gets another one for its seal.
     assert [int(after) - int(before) for before, after in zip(once, await etags(), strict=True)] == [1] * 4
 
 
@@ -84,8 +84,8 @@ async def test_the_sample_passes_the_precheck(live: Live, lines: int) -> None:
     assert re.fullmatch("[0-9]{27}", chain.rx_no)
 
 
-def test_the_sample_is_about_somebody_of_the_seed() -> None:
-    world = SeedWorld.__new__(SeedWorld)
+async def test_the_sample_is_about_somebody_of_the_seed(live: Live) -> None:
+    world = live.world
     prescription = sample_prescription(world, "E1", SeedWorld.employee_no, START_MS)
     assert prescription.patient.age_years == 38
     assert list(prescription.diagnoses) == sample_diagnoses()

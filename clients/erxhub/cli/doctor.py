@@ -23,6 +23,7 @@ WARN: Final = "warn"
 FAIL: Final = "FAIL"
 EXPIRY_WARNING_MS: Final = 7 * 86_400_000
 HEALTH_TIMEOUT_S: Final = 5.0
+_UNREACHED: Final = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 FREE_BYTES_MIN: Final = 256 * 1024 * 1024
 PROJECT_BEGAN_MS: Final = 1_767_225_600_000
 """2026-01-01: a clock that shows an earlier time is wrong."""
@@ -73,7 +74,7 @@ def doctor(context_name: str | None, db: Path | None, out: Output) -> None:
             if not any(check.result == FAIL for check in local):
                 reached = asyncio.run(_hub(context))
                 checks.append(reached)
-                unreachable += [reached] if reached.result == FAIL else []
+                unreachable += [reached] if any(word in reached.detail for word in _UNREACHED) else []
     if db is not None:
         checks += _database(db)
     out.rows([check._asdict() for check in checks], Check._fields)
@@ -154,21 +155,38 @@ def _validity(name: str, cert_pem: bytes, now_ms: int) -> Check:
 
 
 async def _hub(context: Context) -> Check:
-    """Whether the hub answers its health check over this context's connection."""
+    """Whether the hub answers its health check, and then a small read of this caller, sent with this clock's time."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     from erxhub.cli.session import connect
+    from erxhub.client.failures import refusal_of
+    from erxhub.ports import SystemClock
+    from erxhub.rpc.dispatch import SENT_AT_HEADER
+    from erxhub.v1 import catalog_pb2, registry_pb2, registry_pb2_grpc
 
     name = f"{context.name}: hub"
     async with connect(context) as connection:
-        stub = health_pb2_grpc.HealthStub(connection.channel)
+        health = health_pb2_grpc.HealthStub(connection.channel)
+        registry = registry_pb2_grpc.RegistryServiceStub(connection.channel)
         try:
-            reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_TIMEOUT_S)
+            reply = await health.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_TIMEOUT_S)
+            status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
+            if status != "SERVING":
+                return Check(name, FAIL, f"{context.target}: {status}")
+            # Everybody may read the lists. The hub compares the clocks, and refuses a revoked certificate.
+            await registry.ListCatalog(
+                registry_pb2.ListCatalogRequest(dataset=catalog_pb2.CATALOG_DATASET_FREQUENCIES),
+                timeout=HEALTH_TIMEOUT_S,
+                metadata=((SENT_AT_HEADER, str(SystemClock().now_ms())),),
+            )
         except grpc.aio.AioRpcError as error:
-            return Check(name, FAIL, f"{context.target}: {error.code().name}: {error.details()}")
-    status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
-    return Check(name, OK if status == "SERVING" else FAIL, f"{context.target}: {status}")
+            refusal = refusal_of(error)
+            if refusal is None:
+                return Check(name, FAIL, f"{context.target}: {error.code().name}: {error.details()}")
+            more = "".join(f" {key}={value}" for key, value in refusal.metadata.items())
+            return Check(name, FAIL, f"{context.target}: {refusal.code}: {refusal.text_en} {refusal.text_zh}{more}")
+    return Check(name, OK, f"{context.target}: SERVING, knows this caller, clocks agree")
 
 
 def _database(path: Path) -> Iterator[Check]:

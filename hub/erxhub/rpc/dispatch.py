@@ -145,8 +145,10 @@ class Dispatcher:
             outcome = await QUERIES[method.name](self._reads, call.caller, request)
             if isinstance(outcome, Refused):
                 await self._refuse(call, outcome, "", context)
-            if outcome.targets:
-                await self._note(call, "", outcome.targets, getattr(request, "case_reason", ""))
+            case_reason = getattr(request, "case_reason", "")
+            # An auditor's look is recorded even when it showed nothing: it was made for a case.
+            if outcome.targets or case_reason:
+                await self._note(call, "", outcome.targets, case_reason)
         except (StoreUnavailable, HubStopped):
             await self._unavailable(context)
         except HubBusy:

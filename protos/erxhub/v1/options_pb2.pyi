@@ -73,7 +73,7 @@ class _EffectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Effect.ValueTy
     EFFECT_COMMAND: _Effect.ValueType  # 1
     """Leaves events, or a refusal; carries a request_id."""
     EFFECT_READ: _Effect.ValueType  # 2
-    """Only reads; leaves an access entry when the reply holds personal or clinical data."""
+    """Only reads; leaves an access entry when the reply holds personal or clinical data, or when it was made for a case."""
     EFFECT_WATCH: _Effect.ValueType  # 3
     """A server stream that resumes from a cursor; leaves one access entry when it is opened."""
 
@@ -84,7 +84,7 @@ EFFECT_UNSPECIFIED: Effect.ValueType  # 0
 EFFECT_COMMAND: Effect.ValueType  # 1
 """Leaves events, or a refusal; carries a request_id."""
 EFFECT_READ: Effect.ValueType  # 2
-"""Only reads; leaves an access entry when the reply holds personal or clinical data."""
+"""Only reads; leaves an access entry when the reply holds personal or clinical data, or when it was made for a case."""
 EFFECT_WATCH: Effect.ValueType  # 3
 """A server stream that resumes from a cursor; leaves one access entry when it is opened."""
 Global___Effect: _TypeAlias = Effect  # noqa: Y015
