@@ -215,22 +215,32 @@ def content_of(raw: bytes) -> bytes:
     while position < len(raw):
         start = position
         tag, position = _varint(raw, position)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            _, position = _varint(raw, position)
-        elif wire == 1:
-            position += 8
-        elif wire == 2:
-            size, position = _varint(raw, position)
-            position += size
-        elif wire == 5:
-            position += 4
-        else:
-            raise ValueError(f"wire type {wire}")
-        if number not in (_FIELD_REQUEST_ID, _FIELD_WAIT_FOR):
-            parts.append((number, raw[start:position]))
+        position = _skip(raw, position, tag & 7)
+        if tag >> 3 not in (_FIELD_REQUEST_ID, _FIELD_WAIT_FOR):
+            parts.append((tag >> 3, raw[start:position]))
     parts.sort(key=lambda part: part[0])
     return b"".join(data for _, data in parts)
+
+
+def _skip(raw: bytes, position: int, wire: int) -> int:
+    """Where the value of a field of this wire type ends."""
+    if wire == 0:
+        return _varint(raw, position)[1]
+    if wire == 1:
+        return position + 8
+    if wire == 2:
+        size, position = _varint(raw, position)
+        return position + size
+    if wire == 5:
+        return position + 4
+    if wire != 3:
+        raise ValueError(f"wire type {wire}")
+    # No message of ours has a group, but the parser keeps unknown fields, and bounds how deep they lie.
+    while True:
+        tag, position = _varint(raw, position)
+        if tag & 7 == 4:
+            return position
+        position = _skip(raw, position, tag & 7)
 
 
 def _varint(raw: bytes, position: int) -> tuple[int, int]:

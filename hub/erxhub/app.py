@@ -138,10 +138,9 @@ async def _sweep(engine: Engine, config: Config, pause: Pause) -> None:
         try:
             while await engine.sweep() >= config.sweep_streams_max:
                 pass
-        except HubStopped:
-            return
-        except StoreUnavailable as error:
-            _log.warning("the sweep waits for the store: %s", error)
+        except (HubStopped, StoreUnavailable):
+            # The lane says so too when it cannot write; when it ends, so does this loop.
+            _log.warning("the sweep waits: the store cannot be used now")
         await pause(config.sweep_interval_ms)
 
 

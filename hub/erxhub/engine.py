@@ -233,6 +233,10 @@ class Engine:
         slowed = await self._put(note, b"", 256)
         return bool(slowed)
 
+    def reports_revoked(self, fingerprint: bytes) -> bool:
+        """Whether a read under this revoked certificate is recorded, and not only counted: the first in an hour is."""
+        return self._accesses.reports_revoked(fingerprint, self.clock.now_ms())
+
     async def sweep(self) -> int:
         """Fire the deadlines that are over in at most one step's streams; returns how many streams had one."""
         due = await self.store.due(self.clock.now_ms(), self.config.sweep_streams_max)

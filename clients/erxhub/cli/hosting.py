@@ -107,17 +107,13 @@ async def started(store: Store, identity: IdentitySource, keys: HubKeys, address
     """The hub, listening. Otherwise the store is closed and Failed says why."""
     try:
         return await start_hub(store, identity, keys, address=address, config=config)
-    except BaseException as error:
-        # The database's threads would keep the process alive.
-        await store.close()
-        if isinstance(error, LedgerRefused):
-            raise Failed(str(error), NEGATIVE) from None
-        if isinstance(error, StoreUnavailable):
-            raise Failed(f"the database: {error}", UNAVAILABLE) from None
-        if isinstance(error, RuntimeError):
-            # grpc has no other error for an address that it cannot listen on.
-            raise Failed(f"{address}: {error}", USAGE) from None
-        raise
+    except LedgerRefused as error:
+        raise Failed(str(error), NEGATIVE) from None
+    except StoreUnavailable as error:
+        raise Failed(f"the database: {error}", UNAVAILABLE) from None
+    except RuntimeError as error:
+        # grpc has no other error for an address that it cannot listen on.
+        raise Failed(f"{address}: {error}", USAGE) from None
 
 
 async def until_stopped(hub: Hub, stopping: asyncio.Event) -> None:

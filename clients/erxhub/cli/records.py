@@ -18,7 +18,7 @@ from erxhub.v1 import audit_pb2
 STREAM_KEY_DIGITS: Final = 16
 """The part of a stream's key that a person is shown."""
 
-_INSTANT: Final = re.compile(r"(^|_)(at|until)_ms$")
+_INSTANT: Final = re.compile(r"(^|_)(at|until|from)_ms$")
 
 
 def record(message: Message) -> dict[str, Any]:

@@ -247,7 +247,9 @@ class Dispatcher:
         found = self._rules.violations(request, call.method.signed_fields)
         if found:
             refused = Refused("INPUT_MALFORMED", field=found[0].field)
-            await self._refuse(call, refused, request_id, context, found)
+            # An id that breaks its own rule may be as long as a message; no entry carries it.
+            recorded = "" if any(each.field.endswith("request_id") for each in found) else request_id
+            await self._refuse(call, refused, recorded, context, found)
         skew = self._skew_ms(call, context)
         if skew is not None and abs(skew) > self._config.clock_skew_ms:
             refused = Refused("TIME_SKEW", field=SENT_AT_HEADER, detail={"skew_ms": str(skew)})
@@ -269,6 +271,8 @@ class Dispatcher:
         except StoreUnavailable:
             await self._unavailable(context)
         if name in loaded.names:
+            if not self._engine.reports_revoked(call.caller.fingerprint):
+                await self._count(Refused("CERT_REVOKED"), context)
             await self._refuse(call, Refused("CERT_REVOKED"), "", context)
 
     async def _decide(

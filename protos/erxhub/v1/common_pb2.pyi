@@ -327,7 +327,11 @@ Global___PrescriptionOrigin: _TypeAlias = PrescriptionOrigin  # noqa: Y015
 
 @_typing.final
 class Signature(_message.Message):
-    """One signature over the pre-authentication encoding of a signed content (签名)."""
+    """Every instant that a caller names lies after 1970 and before the year 10000 begins in Beijing (253402272000000 ms):
+    beyond that there is no calendar day for it.
+
+    One signature over the pre-authentication encoding of a signed content (签名).
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

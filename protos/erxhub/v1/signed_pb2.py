@@ -26,7 +26,7 @@ from erxhub._vendor.buf.validate import validate_pb2 as buf_dot_validate_dot_val
 from erxhub.v1 import common_pb2 as erxhub_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x65rxhub/v1/signed.proto\x12\terxhub.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x16\x65rxhub/v1/common.proto\"\xa7\x01\n\x12\x44iagnosisStatement\x12\x1f\n\x0c\x65ncounter_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x1e\n\x0b\x64octor_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x31\n\tdiagnoses\x18\x03 \x03(\x0b\x32\x14.erxhub.v1.DiagnosisB\x08\xbaH\x05\x92\x01\x02\x10\x14\x12\x1d\n\x0csigned_at_ms\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\xba\x01\n\x14PrescriptionDocument\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12)\n\rrx_trace_code\x18\x02 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{20}$\x12\x35\n\x0cprescription\x18\x03 \x01(\x0b\x32\x17.erxhub.v1.PrescriptionB\x06\xbaH\x03\xc8\x01\x01\x12\x1d\n\x0csigned_at_ms\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\xc0\x01\n\x17HospitalReviewStatement\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12\"\n\x0fpharmacist_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12$\n\x13prescription_sha256\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x19\n\x07opinion\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\x12\x1d\n\x0csigned_at_ms\x18\x05 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\xdd\x01\n\x13UploadSealStatement\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12 \n\rhospital_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12$\n\x13prescription_sha256\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x1e\n\rreview_sha256\x18\x04 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x1c\n\x0b\x66ile_sha256\x18\x05 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x1d\n\x0csigned_at_ms\x18\x06 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\x93\x02\n\x0fReviewStatement\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12 \n\rpharmacy_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\"\n\x0fpharmacist_code\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x37\n\x08\x64\x65\x63ision\x18\x04 \x01(\x0e\x32\x19.erxhub.v1.ReviewDecisionB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x19\n\x07opinion\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\x12$\n\x13prescription_sha256\x18\x06 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x1d\n\x0csigned_at_ms\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\xab\x02\n\x0c\x43laimAmounts\x12\x11\n\ttotal_fen\x18\x01 \x01(\x03\x12\x13\n\x0bown_pay_fen\x18\x02 \x01(\x03\x12\x16\n\x0eover_limit_fen\x18\x03 \x01(\x03\x12\x1a\n\x12prior_self_pay_fen\x18\x04 \x01(\x03\x12\x14\n\x0cin_scope_fen\x18\x05 \x01(\x03\x12\x16\n\x0e\x64\x65\x64uctible_fen\x18\x06 \x01(\x03\x12\x17\n\x0fpooled_fund_fen\x18\x07 \x01(\x03\x12\x10\n\x08\x66und_fen\x18\x08 \x01(\x03\x12\x17\n\x0finstitution_fen\x18\t \x01(\x03\x12\x12\n\nperson_fen\x18\n \x01(\x03\x12\x13\n\x0b\x61\x63\x63ount_fen\x18\x0b \x01(\x03\x12\x12\n\nfamily_fen\x18\x0c \x01(\x03\x12\x10\n\x08\x63\x61sh_fen\x18\r \x01(\x03\"\x9a\x02\n\x0fSettleStatement\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12 \n\rpharmacy_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x19\n\x08quote_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x30\n\x08pay_mode\x18\x04 \x01(\x0e\x32\x12.erxhub.v1.PayModeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12(\n\x07\x61mounts\x18\x05 \x01(\x0b\x32\x17.erxhub.v1.ClaimAmounts\x12,\n\x05lines\x18\x06 \x03(\x0b\x32\x13.erxhub.v1.SaleLineB\x08\xbaH\x05\x92\x01\x02\x10\x64\x12\x1d\n\x0csigned_at_ms\x18\x07 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\xb4\x01\n\x08SaleLine\x12\x1a\n\x07line_no\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01\x12\x1c\n\tdrug_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x32\x12\x35\n\x08quantity\x18\x03 \x01(\tB#\xbaH r\x1e\x32\x1c^[0-9]{1,10}(\\.[0-9]{1,4})?$\x12\x37\n\nunit_price\x18\x04 \x01(\tB#\xbaH r\x1e\x32\x1c^[0-9]{1,10}(\\.[0-9]{1,6})?$\"\xa5\x02\n\x0c\x44ispensedLot\x12\x1a\n\x07line_no\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01\x12\x1c\n\tdrug_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x32\x12\x35\n\x08quantity\x18\x03 \x01(\tB#\xbaH r\x1e\x32\x1c^[0-9]{1,10}(\\.[0-9]{1,4})?$\x12\x19\n\x06lot_no\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x37\n\nexpires_on\x18\x05 \x01(\tB#\xbaH r\x1e\x32\x1c^[0-9]{4}-[0-9]{2}-[0-9]{2}$\x12&\n\x0btrace_codes\x18\x06 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\xc8\x01\"\x06r\x04\x10\x01\x18\x64\x12\x12\n\nsplit_pack\x18\x07 \x01(\x08\x12\x14\n\x0cwithout_code\x18\x08 \x01(\x08\"\xaf\x02\n\x11\x44ispenseStatement\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12 \n\rpharmacy_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x1e\n\rsettlement_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x1e\n\rreviewer_code\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x14\x12!\n\x0e\x64ispenser_code\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x1f\n\x0c\x63hecker_code\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x32\n\x04lots\x18\x07 \x03(\x0b\x32\x17.erxhub.v1.DispensedLotB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xc8\x01\x12\x1d\n\x0csigned_at_ms\x18\x08 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\x94\x01\n\x11HandOverStatement\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12 \n\rpharmacy_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x1b\n\nstaff_code\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x14\x12\x1d\n\x0csigned_at_ms\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00\"\x9b\x01\n\x15SignDeliveryStatement\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12 \n\rpharmacy_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x1e\n\x0b\x64\x65livery_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x1d\n\x0csigned_at_ms\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02 \x00*\x8d\x01\n\x0eReviewDecision\x12\x1f\n\x1bREVIEW_DECISION_UNSPECIFIED\x10\x00\x12\x18\n\x14REVIEW_DECISION_PASS\x10\x01\x12\x1a\n\x16REVIEW_DECISION_REJECT\x10\x02\x12$\n REVIEW_DECISION_RETURN_TO_DOCTOR\x10\x03*L\n\x07PayMode\x12\x18\n\x14PAY_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rPAY_MODE_SELF\x10\x01\x12\x14\n\x10PAY_MODE_INSURED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x65rxhub/v1/signed.proto\x12\terxhub.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x16\x65rxhub/v1/common.proto\"\xaf\x01\n\x12\x44iagnosisStatement\x12\x1f\n\x0c\x65ncounter_id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x1e\n\x0b\x64octor_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x31\n\tdiagnoses\x18\x03 \x03(\x0b\x32\x14.erxhub.v1.DiagnosisB\x08\xbaH\x05\x92\x01\x02\x10\x14\x12%\n\x0csigned_at_ms\x18\x04 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x10\x80\xd0\xa1\x83\xfd\xce\x39 \x00\"\xc2\x01\n\x14PrescriptionDocument\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12)\n\rrx_trace_code\x18\x02 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{20}$\x12\x35\n\x0cprescription\x18\x03 \x01(\x0b\x32\x17.erxhub.v1.PrescriptionB\x06\xbaH\x03\xc8\x01\x01\x12%\n\x0csigned_at_ms\x18\x04 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x10\x80\xd0\xa1\x83\xfd\xce\x39 \x00\"\xc8\x01\n\x17HospitalReviewStatement\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12\"\n\x0fpharmacist_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12$\n\x13prescription_sha256\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x19\n\x07opinion\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\x12%\n\x0csigned_at_ms\x18\x05 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x10\x80\xd0\xa1\x83\xfd\xce\x39 \x00\"\xe5\x01\n\x13UploadSealStatement\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12 \n\rhospital_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12$\n\x13prescription_sha256\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x1e\n\rreview_sha256\x18\x04 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x1c\n\x0b\x66ile_sha256\x18\x05 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12%\n\x0csigned_at_ms\x18\x06 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x10\x80\xd0\xa1\x83\xfd\xce\x39 \x00\"\x9b\x02\n\x0fReviewStatement\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12 \n\rpharmacy_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\"\n\x0fpharmacist_code\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x37\n\x08\x64\x65\x63ision\x18\x04 \x01(\x0e\x32\x19.erxhub.v1.ReviewDecisionB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x19\n\x07opinion\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xd0\x0f\x12$\n\x13prescription_sha256\x18\x06 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12%\n\x0csigned_at_ms\x18\x07 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x10\x80\xd0\xa1\x83\xfd\xce\x39 \x00\"\xab\x02\n\x0c\x43laimAmounts\x12\x11\n\ttotal_fen\x18\x01 \x01(\x03\x12\x13\n\x0bown_pay_fen\x18\x02 \x01(\x03\x12\x16\n\x0eover_limit_fen\x18\x03 \x01(\x03\x12\x1a\n\x12prior_self_pay_fen\x18\x04 \x01(\x03\x12\x14\n\x0cin_scope_fen\x18\x05 \x01(\x03\x12\x16\n\x0e\x64\x65\x64uctible_fen\x18\x06 \x01(\x03\x12\x17\n\x0fpooled_fund_fen\x18\x07 \x01(\x03\x12\x10\n\x08\x66und_fen\x18\x08 \x01(\x03\x12\x17\n\x0finstitution_fen\x18\t \x01(\x03\x12\x12\n\nperson_fen\x18\n \x01(\x03\x12\x13\n\x0b\x61\x63\x63ount_fen\x18\x0b \x01(\x03\x12\x12\n\nfamily_fen\x18\x0c \x01(\x03\x12\x10\n\x08\x63\x61sh_fen\x18\r \x01(\x03\"\xa2\x02\n\x0fSettleStatement\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12 \n\rpharmacy_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x19\n\x08quote_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x30\n\x08pay_mode\x18\x04 \x01(\x0e\x32\x12.erxhub.v1.PayModeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12(\n\x07\x61mounts\x18\x05 \x01(\x0b\x32\x17.erxhub.v1.ClaimAmounts\x12,\n\x05lines\x18\x06 \x03(\x0b\x32\x13.erxhub.v1.SaleLineB\x08\xbaH\x05\x92\x01\x02\x10\x64\x12%\n\x0csigned_at_ms\x18\x07 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x10\x80\xd0\xa1\x83\xfd\xce\x39 \x00\"\xb4\x01\n\x08SaleLine\x12\x1a\n\x07line_no\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01\x12\x1c\n\tdrug_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x32\x12\x35\n\x08quantity\x18\x03 \x01(\tB#\xbaH r\x1e\x32\x1c^[0-9]{1,10}(\\.[0-9]{1,4})?$\x12\x37\n\nunit_price\x18\x04 \x01(\tB#\xbaH r\x1e\x32\x1c^[0-9]{1,10}(\\.[0-9]{1,6})?$\"\xa5\x02\n\x0c\x44ispensedLot\x12\x1a\n\x07line_no\x18\x01 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x01\x12\x1c\n\tdrug_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x32\x12\x35\n\x08quantity\x18\x03 \x01(\tB#\xbaH r\x1e\x32\x1c^[0-9]{1,10}(\\.[0-9]{1,4})?$\x12\x19\n\x06lot_no\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x37\n\nexpires_on\x18\x05 \x01(\tB#\xbaH r\x1e\x32\x1c^[0-9]{4}-[0-9]{2}-[0-9]{2}$\x12&\n\x0btrace_codes\x18\x06 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10\xc8\x01\"\x06r\x04\x10\x01\x18\x64\x12\x12\n\nsplit_pack\x18\x07 \x01(\x08\x12\x14\n\x0cwithout_code\x18\x08 \x01(\x08\"\xb7\x02\n\x11\x44ispenseStatement\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12 \n\rpharmacy_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x1e\n\rsettlement_id\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x1e\n\rreviewer_code\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x14\x12!\n\x0e\x64ispenser_code\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x1f\n\x0c\x63hecker_code\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x32\n\x04lots\x18\x07 \x03(\x0b\x32\x17.erxhub.v1.DispensedLotB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xc8\x01\x12%\n\x0csigned_at_ms\x18\x08 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x10\x80\xd0\xa1\x83\xfd\xce\x39 \x00\"\x9c\x01\n\x11HandOverStatement\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12 \n\rpharmacy_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x1b\n\nstaff_code\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18\x14\x12%\n\x0csigned_at_ms\x18\x04 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x10\x80\xd0\xa1\x83\xfd\xce\x39 \x00\"\xa3\x01\n\x15SignDeliveryStatement\x12!\n\x05rx_no\x18\x01 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{27}$\x12 \n\rpharmacy_code\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x1e\n\x0b\x64\x65livery_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12%\n\x0csigned_at_ms\x18\x04 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x10\x80\xd0\xa1\x83\xfd\xce\x39 \x00*\x8d\x01\n\x0eReviewDecision\x12\x1f\n\x1bREVIEW_DECISION_UNSPECIFIED\x10\x00\x12\x18\n\x14REVIEW_DECISION_PASS\x10\x01\x12\x1a\n\x16REVIEW_DECISION_REJECT\x10\x02\x12$\n REVIEW_DECISION_RETURN_TO_DOCTOR\x10\x03*L\n\x07PayMode\x12\x18\n\x14PAY_MODE_UNSPECIFIED\x10\x00\x12\x11\n\rPAY_MODE_SELF\x10\x01\x12\x14\n\x10PAY_MODE_INSURED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,7 +40,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DIAGNOSISSTATEMENT'].fields_by_name['diagnoses']._loaded_options = None
   _globals['_DIAGNOSISSTATEMENT'].fields_by_name['diagnoses']._serialized_options = b'\272H\005\222\001\002\020\024'
   _globals['_DIAGNOSISSTATEMENT'].fields_by_name['signed_at_ms']._loaded_options = None
-  _globals['_DIAGNOSISSTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\004\"\002 \000'
+  _globals['_DIAGNOSISSTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\014\"\n\020\200\320\241\203\375\3169 \000'
   _globals['_PRESCRIPTIONDOCUMENT'].fields_by_name['rx_no']._loaded_options = None
   _globals['_PRESCRIPTIONDOCUMENT'].fields_by_name['rx_no']._serialized_options = b'\272H\017r\r2\013^[0-9]{27}$'
   _globals['_PRESCRIPTIONDOCUMENT'].fields_by_name['rx_trace_code']._loaded_options = None
@@ -48,7 +48,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PRESCRIPTIONDOCUMENT'].fields_by_name['prescription']._loaded_options = None
   _globals['_PRESCRIPTIONDOCUMENT'].fields_by_name['prescription']._serialized_options = b'\272H\003\310\001\001'
   _globals['_PRESCRIPTIONDOCUMENT'].fields_by_name['signed_at_ms']._loaded_options = None
-  _globals['_PRESCRIPTIONDOCUMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\004\"\002 \000'
+  _globals['_PRESCRIPTIONDOCUMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\014\"\n\020\200\320\241\203\375\3169 \000'
   _globals['_HOSPITALREVIEWSTATEMENT'].fields_by_name['rx_no']._loaded_options = None
   _globals['_HOSPITALREVIEWSTATEMENT'].fields_by_name['rx_no']._serialized_options = b'\272H\017r\r2\013^[0-9]{27}$'
   _globals['_HOSPITALREVIEWSTATEMENT'].fields_by_name['pharmacist_code']._loaded_options = None
@@ -58,7 +58,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HOSPITALREVIEWSTATEMENT'].fields_by_name['opinion']._loaded_options = None
   _globals['_HOSPITALREVIEWSTATEMENT'].fields_by_name['opinion']._serialized_options = b'\272H\005r\003\030\320\017'
   _globals['_HOSPITALREVIEWSTATEMENT'].fields_by_name['signed_at_ms']._loaded_options = None
-  _globals['_HOSPITALREVIEWSTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\004\"\002 \000'
+  _globals['_HOSPITALREVIEWSTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\014\"\n\020\200\320\241\203\375\3169 \000'
   _globals['_UPLOADSEALSTATEMENT'].fields_by_name['rx_no']._loaded_options = None
   _globals['_UPLOADSEALSTATEMENT'].fields_by_name['rx_no']._serialized_options = b'\272H\017r\r2\013^[0-9]{27}$'
   _globals['_UPLOADSEALSTATEMENT'].fields_by_name['hospital_code']._loaded_options = None
@@ -70,7 +70,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADSEALSTATEMENT'].fields_by_name['file_sha256']._loaded_options = None
   _globals['_UPLOADSEALSTATEMENT'].fields_by_name['file_sha256']._serialized_options = b'\272H\004z\002h '
   _globals['_UPLOADSEALSTATEMENT'].fields_by_name['signed_at_ms']._loaded_options = None
-  _globals['_UPLOADSEALSTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\004\"\002 \000'
+  _globals['_UPLOADSEALSTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\014\"\n\020\200\320\241\203\375\3169 \000'
   _globals['_REVIEWSTATEMENT'].fields_by_name['rx_no']._loaded_options = None
   _globals['_REVIEWSTATEMENT'].fields_by_name['rx_no']._serialized_options = b'\272H\017r\r2\013^[0-9]{27}$'
   _globals['_REVIEWSTATEMENT'].fields_by_name['pharmacy_code']._loaded_options = None
@@ -84,7 +84,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REVIEWSTATEMENT'].fields_by_name['prescription_sha256']._loaded_options = None
   _globals['_REVIEWSTATEMENT'].fields_by_name['prescription_sha256']._serialized_options = b'\272H\004z\002h '
   _globals['_REVIEWSTATEMENT'].fields_by_name['signed_at_ms']._loaded_options = None
-  _globals['_REVIEWSTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\004\"\002 \000'
+  _globals['_REVIEWSTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\014\"\n\020\200\320\241\203\375\3169 \000'
   _globals['_SETTLESTATEMENT'].fields_by_name['rx_no']._loaded_options = None
   _globals['_SETTLESTATEMENT'].fields_by_name['rx_no']._serialized_options = b'\272H\017r\r2\013^[0-9]{27}$'
   _globals['_SETTLESTATEMENT'].fields_by_name['pharmacy_code']._loaded_options = None
@@ -96,7 +96,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SETTLESTATEMENT'].fields_by_name['lines']._loaded_options = None
   _globals['_SETTLESTATEMENT'].fields_by_name['lines']._serialized_options = b'\272H\005\222\001\002\020d'
   _globals['_SETTLESTATEMENT'].fields_by_name['signed_at_ms']._loaded_options = None
-  _globals['_SETTLESTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\004\"\002 \000'
+  _globals['_SETTLESTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\014\"\n\020\200\320\241\203\375\3169 \000'
   _globals['_SALELINE'].fields_by_name['line_no']._loaded_options = None
   _globals['_SALELINE'].fields_by_name['line_no']._serialized_options = b'\272H\006\032\004\030d(\001'
   _globals['_SALELINE'].fields_by_name['drug_code']._loaded_options = None
@@ -132,7 +132,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DISPENSESTATEMENT'].fields_by_name['lots']._loaded_options = None
   _globals['_DISPENSESTATEMENT'].fields_by_name['lots']._serialized_options = b'\272H\010\222\001\005\010\001\020\310\001'
   _globals['_DISPENSESTATEMENT'].fields_by_name['signed_at_ms']._loaded_options = None
-  _globals['_DISPENSESTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\004\"\002 \000'
+  _globals['_DISPENSESTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\014\"\n\020\200\320\241\203\375\3169 \000'
   _globals['_HANDOVERSTATEMENT'].fields_by_name['rx_no']._loaded_options = None
   _globals['_HANDOVERSTATEMENT'].fields_by_name['rx_no']._serialized_options = b'\272H\017r\r2\013^[0-9]{27}$'
   _globals['_HANDOVERSTATEMENT'].fields_by_name['pharmacy_code']._loaded_options = None
@@ -140,7 +140,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HANDOVERSTATEMENT'].fields_by_name['staff_code']._loaded_options = None
   _globals['_HANDOVERSTATEMENT'].fields_by_name['staff_code']._serialized_options = b'\272H\004r\002\030\024'
   _globals['_HANDOVERSTATEMENT'].fields_by_name['signed_at_ms']._loaded_options = None
-  _globals['_HANDOVERSTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\004\"\002 \000'
+  _globals['_HANDOVERSTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\014\"\n\020\200\320\241\203\375\3169 \000'
   _globals['_SIGNDELIVERYSTATEMENT'].fields_by_name['rx_no']._loaded_options = None
   _globals['_SIGNDELIVERYSTATEMENT'].fields_by_name['rx_no']._serialized_options = b'\272H\017r\r2\013^[0-9]{27}$'
   _globals['_SIGNDELIVERYSTATEMENT'].fields_by_name['pharmacy_code']._loaded_options = None
@@ -148,33 +148,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIGNDELIVERYSTATEMENT'].fields_by_name['delivery_no']._loaded_options = None
   _globals['_SIGNDELIVERYSTATEMENT'].fields_by_name['delivery_no']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_SIGNDELIVERYSTATEMENT'].fields_by_name['signed_at_ms']._loaded_options = None
-  _globals['_SIGNDELIVERYSTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\004\"\002 \000'
-  _globals['_REVIEWDECISION']._serialized_start=2828
-  _globals['_REVIEWDECISION']._serialized_end=2969
-  _globals['_PAYMODE']._serialized_start=2971
-  _globals['_PAYMODE']._serialized_end=3047
+  _globals['_SIGNDELIVERYSTATEMENT'].fields_by_name['signed_at_ms']._serialized_options = b'\272H\014\"\n\020\200\320\241\203\375\3169 \000'
+  _globals['_REVIEWDECISION']._serialized_start=2900
+  _globals['_REVIEWDECISION']._serialized_end=3041
+  _globals['_PAYMODE']._serialized_start=3043
+  _globals['_PAYMODE']._serialized_end=3119
   _globals['_DIAGNOSISSTATEMENT']._serialized_start=91
-  _globals['_DIAGNOSISSTATEMENT']._serialized_end=258
-  _globals['_PRESCRIPTIONDOCUMENT']._serialized_start=261
-  _globals['_PRESCRIPTIONDOCUMENT']._serialized_end=447
-  _globals['_HOSPITALREVIEWSTATEMENT']._serialized_start=450
-  _globals['_HOSPITALREVIEWSTATEMENT']._serialized_end=642
-  _globals['_UPLOADSEALSTATEMENT']._serialized_start=645
-  _globals['_UPLOADSEALSTATEMENT']._serialized_end=866
-  _globals['_REVIEWSTATEMENT']._serialized_start=869
-  _globals['_REVIEWSTATEMENT']._serialized_end=1144
-  _globals['_CLAIMAMOUNTS']._serialized_start=1147
-  _globals['_CLAIMAMOUNTS']._serialized_end=1446
-  _globals['_SETTLESTATEMENT']._serialized_start=1449
-  _globals['_SETTLESTATEMENT']._serialized_end=1731
-  _globals['_SALELINE']._serialized_start=1734
-  _globals['_SALELINE']._serialized_end=1914
-  _globals['_DISPENSEDLOT']._serialized_start=1917
-  _globals['_DISPENSEDLOT']._serialized_end=2210
-  _globals['_DISPENSESTATEMENT']._serialized_start=2213
-  _globals['_DISPENSESTATEMENT']._serialized_end=2516
-  _globals['_HANDOVERSTATEMENT']._serialized_start=2519
-  _globals['_HANDOVERSTATEMENT']._serialized_end=2667
-  _globals['_SIGNDELIVERYSTATEMENT']._serialized_start=2670
-  _globals['_SIGNDELIVERYSTATEMENT']._serialized_end=2825
+  _globals['_DIAGNOSISSTATEMENT']._serialized_end=266
+  _globals['_PRESCRIPTIONDOCUMENT']._serialized_start=269
+  _globals['_PRESCRIPTIONDOCUMENT']._serialized_end=463
+  _globals['_HOSPITALREVIEWSTATEMENT']._serialized_start=466
+  _globals['_HOSPITALREVIEWSTATEMENT']._serialized_end=666
+  _globals['_UPLOADSEALSTATEMENT']._serialized_start=669
+  _globals['_UPLOADSEALSTATEMENT']._serialized_end=898
+  _globals['_REVIEWSTATEMENT']._serialized_start=901
+  _globals['_REVIEWSTATEMENT']._serialized_end=1184
+  _globals['_CLAIMAMOUNTS']._serialized_start=1187
+  _globals['_CLAIMAMOUNTS']._serialized_end=1486
+  _globals['_SETTLESTATEMENT']._serialized_start=1489
+  _globals['_SETTLESTATEMENT']._serialized_end=1779
+  _globals['_SALELINE']._serialized_start=1782
+  _globals['_SALELINE']._serialized_end=1962
+  _globals['_DISPENSEDLOT']._serialized_start=1965
+  _globals['_DISPENSEDLOT']._serialized_end=2258
+  _globals['_DISPENSESTATEMENT']._serialized_start=2261
+  _globals['_DISPENSESTATEMENT']._serialized_end=2572
+  _globals['_HANDOVERSTATEMENT']._serialized_start=2575
+  _globals['_HANDOVERSTATEMENT']._serialized_end=2731
+  _globals['_SIGNDELIVERYSTATEMENT']._serialized_start=2734
+  _globals['_SIGNDELIVERYSTATEMENT']._serialized_end=2897
 # @@protoc_insertion_point(module_scope)
