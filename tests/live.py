@@ -193,6 +193,7 @@ async def live_hub(
     seed: bool = True,
     pause: Pause = system_pause,
     start_ms: int = START_MS,
+    hub_keys: HubKeys | None = None,
 ) -> AsyncIterator[Live]:
     """Start a hub on memory (or a SQLite file), seed it, and stop it at the end.
 
@@ -201,7 +202,7 @@ async def live_hub(
     clock = ManualClock(start_ms)
     trust = TrustDomain.in_memory("erxhub.test", start_ms)
     server = trust.issue_tls("hub", "hub-1", _machine_now_ms(), 30, hosts=("localhost", "127.0.0.1"))
-    hub_keys = HubKeys.generate(SeededIds(99))
+    hub_keys = hub_keys or HubKeys.generate(SeededIds(99))
     seeds = itertools.count(11)
 
     async def start(on: Store, address: str) -> Hub:

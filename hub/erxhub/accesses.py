@@ -64,10 +64,26 @@ class AccessLog:
         self._budgets: dict[str, _Budget] = {}
         self._over: set[str] = set()
         self._revoked_reported: dict[bytes, int] = {}
+        # The counts in what was handed out last: (how many, since when), until it is known to be written.
+        self._told: dict[str, tuple[int, int]] = {}
 
-    def forget(self) -> None:
-        """Begin new streams: what was handed out may not have been written."""
+    def forget(self, *, nothing_written: bool = False) -> None:
+        """Begin new streams: what was handed out last may not have been written.
+
+        `nothing_written`: none of it was, so it is told again.
+        """
         self._streams.clear()
+        if nothing_written:
+            self._revoked_reported.clear()
+            for actor, (count, from_ms) in self._told.items():
+                budget = self._budgets[actor]
+                budget.over, budget.over_from_ms = count, from_ms
+                self._over.add(actor)
+        self._told.clear()
+
+    def written(self) -> None:
+        """What was handed out last is durable."""
+        self._told.clear()
 
     def spend(self, actor: str, now_ms: int) -> bool:
         """Count one access or refusal; True when the caller is above its budget and this one leaves no own entry."""
@@ -163,6 +179,7 @@ class AccessLog:
             until_ms=now_ms,
             caller_kind=actor.partition("/")[0],
         )
+        self._told[actor] = (budget.over, budget.over_from_ms)
         budget.over = 0
         return self._entry(workspace, now_ms, actor, EntryKind.ACCESS, "access.budget_exceeded", payload, "", ())
 

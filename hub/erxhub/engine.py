@@ -291,10 +291,10 @@ class Engine:
             await self._process(jobs)
         except StoreUnavailable as error:
             _log.error("the store cannot be written: %s", error)
-            self._accesses.forget()
+            self._accesses.forget(nothing_written=True)
             _fail(jobs, HubStopped())
         except Exception as error:  # noqa: BLE001 a bug must end neither the lane nor the calls beside the faulty one
-            self._accesses.forget()
+            self._accesses.forget(nothing_written=True)
             if len(jobs) > 1:
                 for job in jobs:
                     await self._commit([job])
@@ -329,6 +329,7 @@ class Engine:
             self._settle(batch, frozenset())
             return
         result = await self.store.append(batch.writes)
+        self._accesses.written()
         self.counters.batches += 1
         self._settle(batch, result.conflicts)
 

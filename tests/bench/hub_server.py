@@ -21,7 +21,11 @@ async def serve(folder: Path) -> None:
         (folder / "cert.pem").read_bytes(), (folder / "key.pem").read_bytes(), (folder / "ca.pem").read_bytes()
     )
     store = await open_sqlite(folder / "ledger.db")
-    hub = await start_hub(store, FixedIdentity(identity), HubKeys.load(folder / "keys"))
+    try:
+        hub = await start_hub(store, FixedIdentity(identity), HubKeys.load(folder / "keys"))
+    except BaseException:
+        await store.close()  # its threads would keep the process alive
+        raise
     print(hub.port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await hub.stop()

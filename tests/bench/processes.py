@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from types import TracebackType
 from typing import Self
 
 ROOT = Path(__file__).resolve().parents[2]
-_START_S = 60.0
+_START_S = 30.0
 _STOP_S = 60.0
 
 
@@ -28,9 +29,11 @@ class ServerProcess:
             text=True,
         )
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        ready, _, _ = select.select([self._process.stdout], [], [], _START_S)
+        line = self._process.stdout.readline() if ready else ""
         if not line.strip().isdigit():
-            self.stop()
+            self._process.kill()
+            self._process.wait()
             raise RuntimeError(f"{module} did not start")
         self.port = int(line)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from erxhub.core import decide, timers
-from erxhub.core.draft import Lookups, MacKeys, WorkingDraft, Workspace
-from erxhub.core.fold import STATE_TYPES
+from erxhub.core.draft import Lookups, MacKeys, Pending, WorkingDraft, Workspace
+from erxhub.core.fold import STATE_TYPES, At
 from erxhub.core.keys import stream_key
 from erxhub.core.model import Accepted, Caller, Command, Evidence, Missing, Outcome, SignatureFact
 from erxhub.policy.pack import china_date, pack_for
@@ -40,6 +40,8 @@ class World:
     mac_keys: MacKeys = field(default_factory=lambda: MacKeys({1: b"k" * 32}))
     events: list[tuple[str, str, Any]] = field(default_factory=list)
     """(stream kind, event, payload) of everything that was committed, timers included."""
+    committed: list[tuple[Pending, At]] = field(default_factory=list)
+    """The same with everything that the fold needs."""
     _lists: dict[tuple[str, bytes], list[bytes]] = field(default_factory=dict)
     _count: int = 0
 
@@ -65,6 +67,7 @@ class World:
     def _commit(self, tx: WorkingDraft) -> None:
         for event in tx.in_commit_order():
             self.events.append((event.stream_kind, event.event, event.payload))
+            self.committed.append((event, At(event.version, self.now_ms, tx.request_id)))
             working = tx.changed[event.stream_key]
             working.leaf_hash = hashlib.sha256(event.stream_key + event.version.to_bytes(8, "big")).digest()
         tx.apply()

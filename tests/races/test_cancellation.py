@@ -53,7 +53,6 @@ async def test_call_cancelled_during_its_commit_is_committed_whole(live: Live, k
     store: Any = live.hub.store
     store.shut()
     call = _call(client, request)
-    await call.wait_for_connection()
     await store.arrived.wait()
     call.cancel()
     with pytest.raises(asyncio.CancelledError):

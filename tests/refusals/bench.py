@@ -18,6 +18,7 @@ import grpc
 from erxhub.client import PharmacyClient
 from erxhub.client.failures import refusal_of
 from erxhub.config import Config
+from erxhub.core import events
 from erxhub.core.registry import REQUIRED_CLAUSES
 from erxhub.ledger.entry import Header
 from erxhub.ledger.memory import MemoryStore
@@ -256,6 +257,11 @@ def details_of(failure: BaseException) -> bytes:
 def as_pharmacy(client: Any) -> PharmacyClient:
     """The calls of a pharmacy over somebody else's connection."""
     return PharmacyClient(client.connection, request_ids=client.request_ids)
+
+
+def event_of(entry: StoredEntry) -> str:
+    """The name of a stored entry's type."""
+    return events.BY_NUMBER[header_of(entry).type].name
 
 
 def header_of(entry: StoredEntry) -> Header:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -12,30 +13,31 @@ from erxhub.config import Config
 from erxhub.v1 import dispensing_pb2, encounter_pb2
 from tests.live import HOSPITAL, PERSON
 from tests.refusals.bench import Bench, as_pharmacy, raw_call
-from tests.refusals.certificates import common_name_only
+from tests.refusals.certificates import odd_certificate
 from tests.refusals.provoking import Attempt, provokes
 
 
 @provokes("PEER_IDENTITY", status="UNAUTHENTICATED", counted=True)
-async def certificate_with_a_common_name_only(bench: Bench) -> Attempt:
-    identity = common_name_only(bench.live.trust, HOSPITAL)
+async def certificate_with_a_odd_certificate(bench: Bench) -> Attempt:
+    identity = odd_certificate(bench.live.trust, HOSPITAL)
     nobody = await bench.live.connect("hospital", HOSPITAL, identity)
     return Attempt(nobody, nobody.get(rx_no="1" * 27))
 
 
 @provokes("CERT_REVOKED", status="UNAUTHENTICATED")
 async def command_under_a_revoked_certificate(bench: Bench) -> Attempt:
-    client = await _revoked(bench)
+    client = await revoked_client(bench)
     return Attempt(client, client.close_encounter(encounter_id="E1"))
 
 
 @provokes("CERT_REVOKED", status="UNAUTHENTICATED")
 async def read_under_a_revoked_certificate(bench: Bench) -> Attempt:
-    client = await _revoked(bench)
+    client = await revoked_client(bench)
     return Attempt(client, client.list_prescriptions())
 
 
-async def _revoked(bench: Bench) -> object:
+async def revoked_client(bench: Bench) -> Any:
+    """A hospital whose connection certificate the agency revoked."""
     identity: ClientIdentity = bench.live.identity("hospital", HOSPITAL)
     client = await bench.live.connect("hospital", HOSPITAL, identity)
     agency = await bench.live.agency()

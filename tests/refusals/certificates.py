@@ -1,4 +1,4 @@
-"""Certificates as no trust domain issues them: an authority's certificate for a name without an identity."""
+"""Certificates as no trust domain issues them: under its authority, with no usable identity in their names."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from erxhub.client import ClientIdentity
 from erxhub.crypto.ca import TrustDomain
 
 
-def common_name_only(trust: TrustDomain, name: str) -> ClientIdentity:
-    """A client certificate that the trust domain's authority signed, and that names its holder in the subject only."""
+def odd_certificate(trust: TrustDomain, name: str, *uris: str) -> ClientIdentity:
+    """A client certificate that the trust domain's authority signed, with this common name and these URI names."""
     # The authority signs nothing without an identity, so the test takes its key.
     key_pem = trust._files.read("ca.key.pem")
     authority_key = serialization.load_pem_private_key(key_pem or b"", password=None)
@@ -22,7 +22,7 @@ def common_name_only(trust: TrustDomain, name: str) -> ClientIdentity:
     authority = x509.load_pem_x509_certificate(trust.ca_pem)
     key = ec.generate_private_key(ec.SECP256R1())
     begins = authority.not_valid_before_utc
-    certificate = (
+    builder = (
         x509.CertificateBuilder()
         .issuer_name(authority.subject)
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
@@ -32,8 +32,11 @@ def common_name_only(trust: TrustDomain, name: str) -> ClientIdentity:
         .not_valid_after(max(begins, datetime.now(UTC)) + timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
-        .sign(authority_key, hashes.SHA256())
     )
+    if uris:
+        names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri) for uri in uris])
+        builder = builder.add_extension(names, critical=False)
+    certificate = builder.sign(authority_key, hashes.SHA256())
     return ClientIdentity(
         trust.ca_pem,
         certificate.public_bytes(serialization.Encoding.PEM),

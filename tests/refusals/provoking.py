@@ -13,14 +13,13 @@ from typing import Any
 import pytest
 
 from erxhub.client import Refusal
-from erxhub.core import events
 from erxhub.core.refusals import CATALOGUE
 from erxhub.ledger.entry import EntryKind
 from erxhub.ledger.store import StoredEntry
 from erxhub.rpc.errors import DETAILS_BYTES_MAX
 from erxhub.rpc.methods import METHODS
 from erxhub.v1 import events_pb2
-from tests.refusals.bench import Bench, Seen, details_of, header_of
+from tests.refusals.bench import Bench, Seen, details_of, event_of, header_of
 
 METHOD_OF_REQUEST = {method.request.DESCRIPTOR.full_name: name for name, method in METHODS.items()}
 
@@ -137,7 +136,7 @@ def _judge_answer(expected: Expected, refusal: Refusal) -> None:
 async def _judge_state(bench: Bench, expected: Expected, before: Seen, added: list[StoredEntry]) -> None:
     """Nothing moved but what a deadline had due, and what the case says is kept."""
     kept = [entry for entry in added if not header_of(entry).actor.startswith("hub/")]
-    assert tuple(events.BY_NUMBER[header_of(entry).type].name for entry in kept) == expected.keeps
+    assert tuple(event_of(entry) for entry in kept) == expected.keeps
     moved = {entry.stream_key for entry in added}
     after = await bench.ledger.seen()
     assert before.heads.keys() == after.heads.keys()
@@ -153,7 +152,7 @@ def _judge_entry(expected: Expected, attempt: Attempt, refusal: Refusal, accesse
     peer = attempt.client.connection.peer_name
     assert header.kind is EntryKind.REFUSAL
     assert header.actor == f"{peer.role}/{peer.id}"
-    assert events.BY_NUMBER[header.type].name == expected.entry
+    assert event_of(accesses[0]) == expected.entry
     # A call of the wrong kind of caller is refused before its bytes are read.
     if refusal.request is not None and expected.code != "ROLE_NOT_ALLOWED":
         assert header.request_id == refusal.request_id

@@ -43,6 +43,8 @@ _log = logging.getLogger("erxhub.rpc")
 SENT_AT_HEADER: Final = "erxhub-sent-at-ms"
 """The caller's clock when it sent the request; optional, and the only place where its clock is compared."""
 
+_REQUEST_ID_FIELDS: Final = frozenset({"request_id", "header.request_id"})
+
 _INTERNAL: Final = "The hub failed inside; its operator finds the cause in the log."
 
 _CONTEXT = grpc.aio.ServicerContext[Any, Any]
@@ -248,7 +250,7 @@ class Dispatcher:
         if found:
             refused = Refused("INPUT_MALFORMED", field=found[0].field)
             # An id that breaks its own rule may be as long as a message; no entry carries it.
-            recorded = "" if any(each.field.endswith("request_id") for each in found) else request_id
+            recorded = "" if any(each.field in _REQUEST_ID_FIELDS for each in found) else request_id
             await self._refuse(call, refused, recorded, context, found)
         skew = self._skew_ms(call, context)
         if skew is not None and abs(skew) > self._config.clock_skew_ms:

@@ -1,0 +1,134 @@
+"""kill -9 and SIGTERM of a hub under load: what was acknowledged is there once, and what was not is whole or absent."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from erxhub.client import CallFailed, ClientFailure, HubUnreachable, Refusal
+from erxhub.ledger.sqlite import open_sqlite
+from tests.chain import CONSULT, Chain
+from tests.live import PERSON
+from tests.races.ground import Book, assert_each_once, reply_bytes
+from tests.races.processes import Outside
+
+pytestmark = [pytest.mark.campaign]
+
+Rounds = Callable[[int, int], int]
+
+_NUMBERS = itertools.count(1)
+
+
+@pytest_asyncio.fixture
+async def outside(tmp_path: Path) -> AsyncIterator[Outside]:
+    there = Outside(tmp_path)
+    try:
+        yield await there.seeded()
+    finally:
+        await there.close()
+        there.process.kill()
+
+
+async def _prescriber(outside: Outside, chain: Chain) -> None:
+    """Pre-checks and uploads without end, all at the encounter of `chain`."""
+    while True:
+        following = Chain(outside, encounter_id=chain.encounter_id, hospital_rx_no=f"KILL-{next(_NUMBERS):08d}")
+        following.prescription = following.written()
+        await following.uploaded()
+
+
+async def _issuer(outside: Outside) -> None:
+    """Shows vouchers without end."""
+    channel = await outside.channel()
+    while True:
+        await channel.issue_voucher(person_no=PERSON, business_type=CONSULT)
+
+
+async def _until_broken(work: Any) -> ClientFailure:
+    try:
+        await work
+    except ClientFailure as failure:
+        return failure
+    raise AssertionError("the work has no end of its own")
+
+
+async def _load_until(outside: Outside, book: Book, acknowledged: int, strike: Callable[[], None]) -> list[Any]:
+    """Load the hub, strike when so many more commands were acknowledged, and return how each worker ended."""
+    for client in (await outside.hospital(), await outside.channel()):
+        book.keep(client)
+    chains = [await Chain(outside).diagnosed() for _ in range(6)]
+    goal = len(book.answered) + acknowledged
+    works = [_prescriber(outside, chain) for chain in chains] + [_issuer(outside) for _ in range(6)]
+    tasks = [asyncio.create_task(_until_broken(work)) for work in works]
+    while len(book.answered) < goal and not any(task.done() for task in tasks):
+        await asyncio.sleep(0)
+    strike()
+    return await asyncio.gather(*tasks)
+
+
+async def _assert_first_replies(outside: Outside, book: Book) -> None:
+    """Every command again: the answered ones get their first reply, the others get theirs now."""
+    clients = {"hospital": await outside.hospital(), "channel": await outside.channel()}
+    for note in book.sent.values():
+        client = clients[note.client.connection.peer_name.role]
+        reply = await reply_bytes(client, note.request)
+        assert note.reply in (b"", reply), f"{type(note.request).__name__} got another reply"
+        note.reply = reply
+        assert await reply_bytes(client, note.request) == reply
+
+
+async def test_killed_hub_keeps_what_it_acknowledged_and_nothing_twice(outside: Outside, rounds: Rounds) -> None:
+    chance = random.Random(7)
+    every = Book()
+    in_flight = 0
+    for _ in range(rounds(5, 50)):
+        book = Book()
+        await _load_until(outside, book, chance.randrange(40, 300), outside.process.kill)
+        answered, in_flight = len(book.answered), in_flight + len(book.unanswered)
+        assert answered >= 40
+        process = await outside.started_again()
+        # The start itself verified the newest entries, those of the load among them.
+        assert process.said["verified_entries"] >= min(2_000, answered)
+        await _assert_first_replies(outside, book)
+        verified = await (await outside.auditor()).verify_ledger()
+        assert verified.verified
+        every.sent |= book.sent
+    assert in_flight
+    outside.process.ask_to_end()
+    assert outside.process.wait() == 0
+    log = (outside.folder / "stderr.log").read_text()
+    assert "entries verified" in log
+    assert '"ERROR"' not in log
+    store = await open_sqlite(outside.folder / "ledger.db")
+    try:
+        await assert_each_once(store, every)
+    finally:
+        await store.close()
+
+
+async def test_sigterm_answers_what_is_in_flight_and_loses_nothing(outside: Outside, rounds: Rounds) -> None:
+    chance = random.Random(8)
+    for _ in range(rounds(2, 20)):
+        book = Book()
+        ends = await _load_until(outside, book, chance.randrange(40, 200), outside.process.ask_to_end)
+        for failure in ends:
+            assert isinstance(failure, CallFailed | Refusal)
+            assert failure.grpc_status == "UNAVAILABLE", repr(failure)
+            assert isinstance(failure, HubUnreachable) or failure.code == "HUB_UNAVAILABLE"
+        assert outside.process.wait() == 0
+        await outside.close()
+        store = await open_sqlite(outside.folder / "ledger.db")
+        try:
+            # Not one command was done without its answer: what ended in UNAVAILABLE left nothing.
+            await assert_each_once(store, book)
+        finally:
+            await store.close()
+        await outside.started_again()
+        await _assert_first_replies(outside, book)
