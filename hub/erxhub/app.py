@@ -140,7 +140,7 @@ async def _sweep(engine: Engine, config: Config, pause: Pause) -> None:
                 pass
         except (HubStopped, StoreUnavailable):
             # The lane says so too when it cannot write; when it ends, so does this loop.
-            return
+            _log.warning("the sweep waits: the store cannot be used now")
         await pause(config.sweep_interval_ms)
 
 

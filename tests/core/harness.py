@@ -109,9 +109,7 @@ class World:
         """Decide one command as the lane does; request ids are made when the request has none."""
         self._count += 1
         request_id = getattr(request, "request_id", "") or f"test-request-{self._count:06d}"
-        command = Command(
-            method, request, caller, request_id, received_at_ms or self.now_ms, evidence or Evidence()
-        )
+        command = Command(method, request, caller, request_id, received_at_ms or self.now_ms, evidence or Evidence())
         self.fire_timers()
         for _ in range(20):
             tx = self._draft(caller.actor, request_id, caller.area_code)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,12 +14,10 @@ from erxhub.config import Config
 from erxhub.v1 import catalog_pb2
 from tests.chain import CONSULT
 from tests.live import HOUR_MS, PERSON
-from tests.refusals.bench import Bench, Rx, event_of, open_bench
+from tests.refusals.bench import Bench, event_of, open_bench
 from tests.refusals.provoking import Attempt, Expected, refused
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-UNAVAILABLE = Expected("HUB_UNAVAILABLE", counted=True)
 
 
 @pytest_asyncio.fixture(loop_scope="module", autouse=True)
@@ -29,60 +27,29 @@ async def repaired(bench: Bench) -> AsyncIterator[None]:
     await bench.tidy()
 
 
-def _calls(bench: Bench, rx: Rx, clients: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "a command": clients["channel"].issue_voucher(person_no=PERSON, business_type=CONSULT),
-        "a read with personal data": clients["hospital"].get(rx_no=rx.rx_no),
-        "a list with personal data": clients["channel"].list_prescriptions(person_no=PERSON),
-        "a trace": clients["auditor"].trace(rx_no=rx.rx_no),
-        "a refused command": clients["pharmacy"].download(),
-        "a refused read": clients["hospital"].get(rx_no="1" * 27),
-    }
+CALLS: dict[str, tuple[str, Callable[[Any, str], Awaitable[Any]]]] = {
+    "a command": ("channel", lambda client, _: client.issue_voucher(person_no=PERSON, business_type=CONSULT)),
+    "a read with personal data": ("hospital", lambda client, rx_no: client.get(rx_no=rx_no)),
+    "a list with personal data": ("channel", lambda client, _: client.list_prescriptions(person_no=PERSON)),
+    "a trace": ("auditor", lambda client, rx_no: client.trace(rx_no=rx_no)),
+    "a refused command": ("pharmacy", lambda client, _: client.download()),
+    "a refused read": ("hospital", lambda client, _: client.get(rx_no="1" * 27)),
+    "a watch": ("pharmacy", lambda client, _: anext(client.watch())),
+}
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        "a command",
-        "a read with personal data",
-        "a list with personal data",
-        "a trace",
-        "a refused command",
-        "a refused read",
-    ],
-)
+@pytest.mark.parametrize("what", CALLS)
 @pytest.mark.parametrize("reads_too", [False, True], ids=["writing fails", "reading fails too"])
-async def test_nothing_is_answered_while_the_store_fails(bench: Bench, what: str, reads_too: bool) -> None:
+async def test_nothing_is_done_or_shown_while_the_store_fails(bench: Bench, what: str, reads_too: bool) -> None:
     rx = await bench.rx().uploaded()
-    live = bench.live
-    clients = {
-        "channel": await live.channel(),
-        "hospital": await live.hospital(),
-        "pharmacy": await live.pharmacy(),
-        "auditor": await live.auditor(),
-    }
-    calls = _calls(bench, rx, clients)
-    call = calls.pop(what)
-    for other in calls.values():
-        other.close()
-    peer = next(client for client in clients.values() if client.connection.peer_name)
+    role, call = CALLS[what]
+    client = await getattr(bench.live, role)()
 
     async def failing() -> Any:
         bench.store.refuses_writes, bench.store.refuses_reads = True, reads_too
-        return await call
+        return await call(client, rx.rx_no)
 
-    await refused(bench, Attempt(peer, failing()), UNAVAILABLE)
-
-
-async def test_watch_is_not_opened_while_the_store_fails(bench: Bench) -> None:
-    pharmacy = await bench.live.pharmacy()
-    watch = pharmacy.watch()
-
-    async def failing() -> Any:
-        bench.store.refuses_writes = True
-        return await anext(watch)
-
-    await refused(bench, Attempt(pharmacy, failing()), UNAVAILABLE)
+    await refused(bench, Attempt(client, failing()), Expected("HUB_UNAVAILABLE", counted=True))
 
 
 async def test_read_without_personal_data_is_still_answered(bench: Bench) -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from erxhub.client import Refusal
 from tests.chain import CONSULT, DOWNLOAD, PICK_UP, PURCHASE
 from tests.live import EMPLOYEE, HOSPITAL_B, MINUTE_MS, PERSON, PHARMACY_B
 from tests.refusals.bench import Bench, Rx, details_of
@@ -162,12 +161,3 @@ async def test_channel_learns_nothing_of_people_who_are_not_activated_on_it(benc
         bench, Attempt(other, other.issue_voucher(person_no="no-such-person", business_type=CONSULT)), nobody
     )
     assert details_of(first) == details_of(second)
-
-
-async def test_refusal_binds_no_request_id(bench: Bench) -> None:
-    hospital = await bench.live.hospital()
-    request_id = hospital.request_ids.new()
-    with pytest.raises(Refusal):
-        await hospital.verify_voucher(voucher_code="1" * 28, business_type=CONSULT, request_id=request_id)
-    code = await bench.rx().code(CONSULT)
-    await hospital.verify_voucher(voucher_code=code, business_type=CONSULT, request_id=request_id)

@@ -32,7 +32,7 @@ from erxhub.core.decide import HANDLERS
 from erxhub.core.model import Caller, Command, Evidence, Refused, Target
 from erxhub.engine import Declined, Engine, HubBusy, HubStopped
 from erxhub.ledger.store import StoreUnavailable, Wanted
-from erxhub.ports import Pause
+from erxhub.ports import Pause, give_way
 from erxhub.queries import QUERIES, STREAMS
 from erxhub.queries.base import ReadContext
 from erxhub.rpc.errors import wire_status
@@ -46,6 +46,9 @@ SENT_AT_HEADER: Final = "erxhub-sent-at-ms"
 _REQUEST_ID_FIELDS: Final = frozenset({"request_id", "header.request_id"})
 
 _INTERNAL: Final = "The hub failed inside; its operator finds the cause in the log."
+
+_TURNS_TO_HAND_OVER: Final = 10
+"""gRPC hands calls over one by one, each in a turn of the loop or two."""
 
 _CONTEXT = grpc.aio.ServicerContext[Any, Any]
 
@@ -77,6 +80,11 @@ class Dispatcher:
         self._config = config
         self._pause = pause
         self._open_streams: dict[str, int] = {}
+        self._draining = False
+        self._calls_begun = 0
+        self._calls_open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def handler(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
         """The gRPC handler of a method; bytes go in and out unread, so that unreadable ones get an answer too.
@@ -84,15 +92,75 @@ class Dispatcher:
         Raises KeyError for a method that nothing serves.
         """
         if method.streams_in:
-            return grpc.stream_unary_rpc_method_handler(_sealed(method, self._import))
+            return grpc.stream_unary_rpc_method_handler(self._sealed(method, self._import))
         if method.streams_out:
             STREAMS[method.name]
-            return grpc.unary_stream_rpc_method_handler(_sealed_stream(method, self._stream))
+            return grpc.unary_stream_rpc_method_handler(self._sealed_stream(method, self._stream))
         if method.effect == COMMAND:
             HANDLERS[method.name]
-            return grpc.unary_unary_rpc_method_handler(_sealed(method, self._command))
+            return grpc.unary_unary_rpc_method_handler(self._sealed(method, self._command))
         QUERIES[method.name]
-        return grpc.unary_unary_rpc_method_handler(_sealed(method, self._read))
+        return grpc.unary_unary_rpc_method_handler(self._sealed(method, self._read))
+
+    async def drained(self) -> None:
+        """Answer new calls with HUB_UNAVAILABLE from now on; returns once no call is open and none has just come.
+
+        What gRPC holds and has not handed over when its server stops ends as CANCELLED, so it is let in here first.
+        """
+        self._draining = True
+        begun = -1
+        while self._calls_open or begun != self._calls_begun:
+            begun = self._calls_begun
+            await self._idle.wait()
+            for _ in range(_TURNS_TO_HAND_OVER):
+                await give_way()
+
+    # ---- around every call ----
+
+    def _sealed(self, method: Method, serve: Callable[[Method, Any, _CONTEXT], Awaitable[bytes]]) -> Any:
+        """The method as gRPC calls it. A bug is logged here, and the caller learns nothing of the inside."""
+
+        async def call(request: Any, context: _CONTEXT) -> bytes:
+            self._begin()
+            try:
+                return await serve(method, request, context)
+            except grpc.aio.AbortError:
+                raise
+            except Exception:
+                _log.exception("%s failed", method.name)
+                await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)
+                raise
+            finally:
+                self._end_of_call()
+
+        return call
+
+    def _sealed_stream(self, method: Method, serve: Callable[[Method, bytes, _CONTEXT], AsyncIterator[bytes]]) -> Any:
+        async def call(request: bytes, context: _CONTEXT) -> AsyncIterator[bytes]:
+            self._begin()
+            try:
+                async for message in serve(method, request, context):
+                    yield message
+            except grpc.aio.AbortError:
+                raise
+            except Exception:
+                _log.exception("%s failed", method.name)
+                await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)
+                raise
+            finally:
+                self._end_of_call()
+
+        return call
+
+    def _begin(self) -> None:
+        self._calls_begun += 1
+        self._calls_open += 1
+        self._idle.clear()
+
+    def _end_of_call(self) -> None:
+        self._calls_open -= 1
+        if not self._calls_open:
+            self._idle.set()
 
     # ---- the four kinds of call ----
 
@@ -223,6 +291,8 @@ class Dispatcher:
 
     async def _enter(self, method: Method, context: _CONTEXT, size: int) -> _Call:
         received_at_ms = self._engine.clock.now_ms()
+        if self._draining:
+            await self._unavailable(context)
         certificate = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
         try:
             caller, _ = caller_of(bytes(certificate), self._config.trust_domain)
@@ -353,37 +423,6 @@ def _told(call: _Call, request_id: str, outcome: str) -> None:
             "received_at_ms": call.received_at_ms,
         }
         _log.info("call", extra={"call": facts})
-
-
-def _sealed(method: Method, serve: Callable[[Method, Any, _CONTEXT], Awaitable[bytes]]) -> Any:
-    """The method as gRPC calls it. A bug is logged here, and the caller learns nothing of the inside."""
-
-    async def call(request: Any, context: _CONTEXT) -> bytes:
-        try:
-            return await serve(method, request, context)
-        except grpc.aio.AbortError:
-            raise
-        except Exception:
-            _log.exception("%s failed", method.name)
-            await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)
-            raise
-
-    return call
-
-
-def _sealed_stream(method: Method, serve: Callable[[Method, bytes, _CONTEXT], AsyncIterator[bytes]]) -> Any:
-    async def call(request: bytes, context: _CONTEXT) -> AsyncIterator[bytes]:
-        try:
-            async for message in serve(method, request, context):
-                yield message
-        except grpc.aio.AbortError:
-            raise
-        except Exception:
-            _log.exception("%s failed", method.name)
-            await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)
-            raise
-
-    return call
 
 
 def handlers(dispatcher: Dispatcher, methods: Mapping[str, Method]) -> list[grpc.GenericRpcHandler]:

@@ -5,8 +5,10 @@ Owns the transport. It knows no method by name; the dispatcher serves what the p
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -21,6 +23,9 @@ from erxhub.rpc.dispatch import Dispatcher, handlers
 from erxhub.rpc.methods import METHODS, SERVICES
 
 _log = logging.getLogger("erxhub.server")
+
+_CLOSING_MS: Final = 100
+"""What a call that slipped in while the server closed may take to learn that it came too late."""
 
 _HEALTH_SERVICE: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -86,6 +91,7 @@ class HubServer:
 
     def __init__(self, dispatcher: Dispatcher, identity: IdentitySource, config: Config) -> None:
         self._config = config
+        self._dispatcher = dispatcher
         self._health = HealthServicer()
         self._server = grpc.aio.server(
             options=(
@@ -120,9 +126,12 @@ class HubServer:
             await self._health.set(service, status)
 
     async def drain(self) -> None:
-        """Say NOT_SERVING, take no new calls, let calls in flight finish within the configured time."""
+        """Say NOT_SERVING, answer new calls with UNAVAILABLE, let calls in flight finish within the configured time."""
         await self.announce(serving=False)
-        await self._server.stop(self._config.drain_ms / 1000)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._dispatcher.drained(), self._config.drain_ms / 1000)
+        # What is left is over its time, or a stream of the health service, which never ends by itself.
+        await self._server.stop(min(self._config.drain_ms, _CLOSING_MS) / 1000)
 
     async def wait(self) -> None:
         """Until the server has ended."""
