@@ -211,7 +211,7 @@ async def live_hub(
             FixedIdentity(ServerIdentity(server.cert_pem, server.key_pem, trust.ca_pem)),
             hub_keys,
             address=address,
-            config=config or Config(drain_ms=200),
+            config=config or Config(drain_ms=200, drain_quiet_ms=0),
             clock=clock,
             # A hub that starts again on its ledger draws other values than before.
             ids=SeededIds(next(seeds)),

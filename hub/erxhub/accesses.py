@@ -2,12 +2,14 @@
 
 One stream belongs to (caller, hub process, UTC day), so that hubs never wait for one another. Owns what such an entry
 says and under whom it is listed; it never decides what is refused and never writes: it hands out Writes for the batch.
+What a commit changes in the budgets counts once the commit is durable, and not before.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from erxhub.config import Config
@@ -27,7 +29,10 @@ _REVOKED_REMEMBERED_MAX: Final = 10_000
 
 @dataclass(frozen=True, slots=True)
 class ReadNote:
-    """A finished read, or a refusal, that has to be recorded before its reply leaves."""
+    """A finished read, or a refusal, that has to be recorded before its reply leaves.
+
+    `fingerprint` is that of a revoked certificate (32 bytes) in the refusal of it, and b"" otherwise.
+    """
 
     caller_actor: str
     caller_kind: str
@@ -36,6 +41,7 @@ class ReadNote:
     targets: tuple[Target, ...]
     refused: Refused | None = None
     case_reason: str = ""
+    fingerprint: bytes = b""
 
 
 @dataclass(slots=True)
@@ -54,8 +60,23 @@ class _Budget:
     over_from_ms: int = 0
 
 
+@dataclass(slots=True)
+class AccessBatch:
+    """What one commit records, and what it changes in memory once it is durable."""
+
+    now_ms: int
+    notes: list[ReadNote] = field(default_factory=list)
+    spent: Counter[str] = field(default_factory=Counter)
+    revoked: set[bytes] = field(default_factory=set)
+    told: list[str] = field(default_factory=list)
+
+
 class AccessLog:
-    """The access streams that this hub process writes."""
+    """The access streams that this hub process writes.
+
+    One commit at a time: what `note` and `writes` collect in a batch holds after `written`; a batch that is thrown away
+    leaves the budgets as they were.
+    """
 
     def __init__(self, ids: Ids, config: Config) -> None:
         self._ids = ids
@@ -64,71 +85,84 @@ class AccessLog:
         self._budgets: dict[str, _Budget] = {}
         self._over: set[str] = set()
         self._revoked_reported: dict[bytes, int] = {}
-        # The counts in what was handed out last: (how many, since when), until it is known to be written.
-        self._told: dict[str, tuple[int, int]] = {}
 
-    def forget(self, *, nothing_written: bool = False) -> None:
-        """Begin new streams: what was handed out last may not have been written.
-
-        `nothing_written`: none of it was, so it is told again.
-        """
+    def forget(self) -> None:
+        """Begin new streams: what was handed out last may not have been written."""
         self._streams.clear()
-        if nothing_written:
-            self._revoked_reported.clear()
-            for actor, (count, from_ms) in self._told.items():
-                budget = self._budgets[actor]
-                budget.over, budget.over_from_ms = count, from_ms
-                self._over.add(actor)
-        self._told.clear()
 
-    def written(self) -> None:
-        """What was handed out last is durable."""
-        self._told.clear()
+    def note(self, batch: AccessBatch, note: ReadNote) -> bool:
+        """Record an access or a refusal; True when the caller is above its budget and this one leaves no own entry."""
+        batch.spent[note.caller_actor] += 1
+        if self._used(note.caller_actor, batch.now_ms) + batch.spent[note.caller_actor] > self._limit:
+            return True
+        if note.fingerprint:
+            batch.revoked.add(note.fingerprint)
+        batch.notes.append(note)
+        return False
 
-    def spend(self, actor: str, now_ms: int) -> bool:
-        """Count one access or refusal; True when the caller is above its budget and this one leaves no own entry."""
-        budget = self._budgets.setdefault(actor, _Budget())
-        minute = now_ms // _MINUTE_MS
-        if budget.minute != minute:
-            budget.minute, budget.used = minute, 0
-        budget.used += 1
-        if budget.used <= self._config.access_budget_per_minute:
-            return False
-        if not budget.over:
-            budget.over_from_ms = now_ms
-            self._over.add(actor)
-        budget.over += 1
-        return True
+    def is_reported(self, fingerprint: bytes, now_ms: int, batch: AccessBatch | None = None) -> bool:
+        """Whether an attempt with this revoked certificate was recorded within the hour, or is in `batch`."""
+        if batch is not None and fingerprint in batch.revoked:
+            return True
+        last = self._revoked_reported.get(fingerprint)
+        return last is not None and now_ms - last < self._config.revoked_report_interval_ms
 
     def has_overdue(self, now_ms: int) -> bool:
         """Whether a counting entry is to be written for a minute that is over."""
-        return any(self._budgets[actor].over_from_ms // _MINUTE_MS < now_ms // _MINUTE_MS for actor in self._over)
+        return any(self._is_overdue(actor, now_ms) for actor in self._over)
 
-    def reports_revoked(self, fingerprint: bytes, now_ms: int) -> bool:
-        """Whether an attempt with a revoked certificate is recorded: the first in an hour is."""
-        last = self._revoked_reported.get(fingerprint)
-        if last is not None and now_ms - last < self._config.revoked_report_interval_ms:
-            return False
-        if len(self._revoked_reported) >= _REVOKED_REMEMBERED_MAX:
-            self._revoked_reported.clear()
-        self._revoked_reported[fingerprint] = now_ms
-        return True
+    def writes(self, batch: AccessBatch, workspace: Workspace, *, closing: bool = False) -> Iterator[Write]:
+        """The Writes of one commit: an entry for each refusal, one for all reads of a caller, counting entries.
 
-    def writes(self, notes: Sequence[ReadNote], workspace: Workspace, now_ms: int) -> Iterator[Write]:
-        """The Writes of one commit: an entry for each refusal, one for all reads of a caller, counting entries."""
+        A counting entry is due when its minute is over; with `closing` each is.
+        """
         reads: dict[tuple[str, str], list[ReadNote]] = {}
-        for note in notes:
+        for note in batch.notes:
             if note.refused is not None:
-                yield self._refusal(note, note.refused, workspace, now_ms)
+                yield self._refusal(note, note.refused, workspace, batch.now_ms)
             else:
                 reads.setdefault((note.caller_actor, note.case_reason), []).append(note)
         for grouped in reads.values():
-            yield from self._reads(grouped, workspace, now_ms)
+            yield from self._reads(grouped, workspace, batch.now_ms)
         for actor in sorted(self._over):
-            budget = self._budgets[actor]
-            if budget.over_from_ms // _MINUTE_MS < now_ms // _MINUTE_MS:
-                yield self._over_budget(actor, budget, workspace, now_ms)
-                self._over.discard(actor)
+            if closing or self._is_overdue(actor, batch.now_ms):
+                yield self._over_budget(actor, self._budgets[actor], workspace, batch.now_ms)
+                batch.told.append(actor)
+
+    def written(self, batch: AccessBatch) -> None:
+        """The batch is durable: from now on its counts hold."""
+        for actor in batch.told:
+            self._budgets[actor].over = 0
+            self._over.discard(actor)
+        for actor, count in batch.spent.items():
+            self._spend(actor, count, batch.now_ms)
+        for fingerprint in batch.revoked:
+            if len(self._revoked_reported) >= _REVOKED_REMEMBERED_MAX:
+                self._revoked_reported.clear()
+            self._revoked_reported[fingerprint] = batch.now_ms
+
+    @property
+    def _limit(self) -> int:
+        return self._config.access_budget_per_minute
+
+    def _used(self, actor: str, now_ms: int) -> int:
+        budget = self._budgets.get(actor)
+        return budget.used if budget is not None and budget.minute == now_ms // _MINUTE_MS else 0
+
+    def _spend(self, actor: str, count: int, now_ms: int) -> None:
+        used = self._used(actor, now_ms)
+        budget = self._budgets.setdefault(actor, _Budget())
+        budget.minute, budget.used = now_ms // _MINUTE_MS, used + count
+        over = max(0, budget.used - self._limit) - max(0, used - self._limit)
+        if not over:
+            return
+        if not budget.over:
+            budget.over_from_ms = now_ms
+            self._over.add(actor)
+        budget.over += over
+
+    def _is_overdue(self, actor: str, now_ms: int) -> bool:
+        return self._budgets[actor].over_from_ms // _MINUTE_MS < now_ms // _MINUTE_MS
 
     def _refusal(self, note: ReadNote, refused: Refused, workspace: Workspace, now_ms: int) -> Write:
         payload = events_pb2.CommandRefused(
@@ -179,8 +213,6 @@ class AccessLog:
             until_ms=now_ms,
             caller_kind=actor.partition("/")[0],
         )
-        self._told[actor] = (budget.over, budget.over_from_ms)
-        budget.over = 0
         return self._entry(workspace, now_ms, actor, EntryKind.ACCESS, "access.budget_exceeded", payload, "", ())
 
     def _entry(
@@ -217,7 +249,7 @@ class AccessLog:
         for target in targets:
             if target.stream_key:
                 under.add((index.ACCESS, target.stream_key))
-            person = target.person_key or _person_of(workspace, target.stream_key)
+            person = target.person_key or person_of(workspace, target.stream_key)
             if person:
                 under.add((index.PERSON_ACCESS, person))
         return Write(
@@ -226,7 +258,8 @@ class AccessLog:
         )
 
 
-def _person_of(workspace: Workspace, key: bytes) -> bytes:
+def person_of(workspace: Workspace, key: bytes) -> bytes:
+    """The person whom a loaded stream is about; b"" when it is about none, or was not loaded."""
     working = workspace.streams.get(key)
     if working is None or working.kind not in {"prescription", "encounter"}:
         return b""

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import protovalidate
 from google.protobuf.message import DecodeError, Message
 
-from erxhub.core.model import Caller, CertifiedKey, Evidence, SignatureFact
+from erxhub.config import Config
+from erxhub.core.model import Caller, CertifiedKey, CertifiedPeer, Evidence, SignatureFact
 from erxhub.crypto.certs import (
     PeerIdentity,
     PeerIdentityError,
     SigningCertificateError,
+    is_issued_by,
     peer_identity,
     signing_certificate,
 )
@@ -49,13 +51,14 @@ class _Key:
     public_key: bytes
 
 
-def caller_of(certificate_pem: bytes, trust_domain: str) -> tuple[Caller, PeerIdentity]:
+def caller_of(certificate_pem: bytes, config: Config) -> Caller:
     """Who the connection certificate speaks for.
 
     Raises PeerIdentityError when it names no identity of the trust domain in a URI.
     """
-    identity = peer_identity(certificate_pem, trust_domain)
-    return Caller(identity.role, identity.id, _area_of(identity), identity.fingerprint), identity
+    identity = peer_identity(certificate_pem, config.trust_domain)
+    national = identity.role == "agency" and identity.id in (config.national_agencies or (identity.id,))
+    return Caller(identity.role, identity.id, _area_of(identity), identity.fingerprint, national)
 
 
 def _area_of(identity: PeerIdentity) -> str:
@@ -125,10 +128,13 @@ def _path(violation: Any) -> str:
 class SignatureProof:
     """Verifies the signatures of a request over the received bytes."""
 
-    def __init__(self, store: Store, verifier: Verifier, ca_certificates: Callable[[], bytes]) -> None:
+    def __init__(
+        self, store: Store, verifier: Verifier, ca_certificates: Callable[[], bytes], trust_domain: str
+    ) -> None:
         self._store = store
         self._verifier = verifier
         self._ca_certificates = ca_certificates
+        self._trust_domain = trust_domain
         # What is kept cannot change: a key id is the hash of suite and public key.
         self._keys: OrderedDict[str, _Key] = OrderedDict()
 
@@ -140,7 +146,7 @@ class SignatureProof:
         if "file" in fields:
             digests["file"] = hashlib.sha256(request.file.data).digest()
         if not contents:
-            return self._key_evidence(request) if "public_key" in fields else Evidence({}, digests)
+            return self._certified(request, fields) or Evidence({}, digests)
         ids = {signature.key_id for signed in contents.values() for signature in signed.signatures}
         keys = await self._registered(ids)
         checks: list[tuple[str, bytes, bytes, bytes]] = []
@@ -159,6 +165,24 @@ class SignatureProof:
             fact = facts[name][position]
             facts[name][position] = SignatureFact(fact.key_id, fact.suite, valid)
         return Evidence(facts, digests)
+
+    def _certified(self, request: Any, fields: Container[str]) -> Evidence | None:
+        """What the certificate in a request without signed contents says; None for a request that has none."""
+        if "public_key" in fields:
+            return self._key_evidence(request)
+        if "certificate_pem" in fields and request.certificate_pem:
+            return self._connection_evidence(request.certificate_pem)
+        return None
+
+    def _connection_evidence(self, pem: bytes) -> Evidence:
+        """Whom a connection certificate of the trust domain speaks for; it need not be valid any more."""
+        try:
+            identity = peer_identity(pem, self._trust_domain)
+        except PeerIdentityError as error:
+            return Evidence(certificate_fault=error.reason)
+        if not is_issued_by(pem, self._ca_certificates()):
+            return Evidence(certificate_fault="FOREIGN_AUTHORITY")
+        return Evidence(connection=CertifiedPeer(identity.role, identity.id, _area_of(identity), identity.fingerprint))
 
     def _key_evidence(self, request: registry_pb2.RegisterSigningKeyRequest) -> Evidence:
         """Whether a key to be registered is one, and what its certificate says."""

@@ -111,7 +111,9 @@ async def start_hub(
         dispatcher = Dispatcher(
             engine=engine,
             reads=reads,
-            proof=SignatureProof(store, verifier, lambda: identity.current().ca_certificates),
+            proof=SignatureProof(
+                store, verifier, lambda: identity.current().ca_certificates, config.trust_domain
+            ),
             rules=rules,
             config=config,
             pause=pause,

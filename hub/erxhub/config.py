@@ -21,6 +21,10 @@ class Config:
     origin: str = "erxhub.test/ledger"
     """The ledger's name in receipts and checkpoints; fixed when the ledger is opened first."""
 
+    national_agencies: tuple[str, ...] = ()
+    """Agencies that act for the whole ledger (catalogue imports, certificates of callers without an area), by their
+    ids. Empty means every agency, as a sandbox has one."""
+
     hub_id: str = "hub-1"
     """This process among the hubs of the ledger."""
 
@@ -43,13 +47,19 @@ class Config:
     """Tries of a command whose write met another hub's; then the caller is asked to come again."""
 
     streams_per_peer_max: int = 16
-    """Open watches of one caller. An institution needs one or two."""
+    """Open watches and imports of one caller. An institution needs one or two."""
 
     watch_page: int = 200
     """Steps that a watch reads at once: bounds its memory, not its speed."""
 
     import_rows_max: int = 200_000
     """Rows of one catalogue import; the national drug list has some 200,000."""
+
+    import_bytes_max: int = 128 * 1024 * KIB
+    """Bytes of one catalogue import as they arrive; so many rows of some 300 bytes are half of it."""
+
+    import_idle_ms: int = 60_000
+    """How long an import may send nothing, before what it sent so far is dropped."""
 
     page_size_default: int = 50
     """Rows of a list when the caller names no number (AIP-158)."""
@@ -82,13 +92,16 @@ class Config:
     """The promise in receipts: entries are in the public log within this time."""
 
     clock_skew_ms: int = 300_000
-    """A caller whose signed times differ more from the hub's clock is told so."""
+    """How far the clock that a caller sends with a call may differ from the hub's; more is TIME_SKEW."""
 
     retry_after_ms: int = 1_000
     """The delay in RetryInfo when the hub is at a limit or cannot reach its store."""
 
     drain_ms: int = 10_000
     """How long calls in flight may take after SIGTERM."""
+
+    drain_quiet_ms: int = 100
+    """After SIGTERM the server closes when no call has come for this long: those on their way still get an answer."""
 
     start_verify_entries: int = 2_000
     """Newest entries that are verified at a start, besides the database's own integrity check."""

@@ -1,8 +1,9 @@
 """The lane: the one task of a hub that takes commands in batches, decides them one after another, and commits once.
 
 Owns the order of things: repeated request, look-ups, due timers, decision, entries, one commit, receipt. It never
-decides a business question (core does), never touches SQL (the store does), and never lets a caller's cancellation
-reach a commit: a call waits for its command's future, and the lane does not care whether it still does.
+decides a business question (core does), never says what an entry looks like (sealing and accesses do), never touches
+SQL (the store does), and never lets a caller's cancellation reach a commit: a call waits for its command's future, and
+the lane does not care whether it still does.
 """
 
 from __future__ import annotations
@@ -11,37 +12,25 @@ import asyncio
 import hmac
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from erxhub.accesses import AccessLog, ReadNote
+from erxhub.accesses import AccessBatch, AccessLog, ReadNote, person_of
 from erxhub.config import Config
-from erxhub.core import decide, events, index, timers
-from erxhub.core.draft import Lookups, Pending, Working, WorkingDraft, Workspace
+from erxhub.core import decide, timers
+from erxhub.core.draft import Lookups, Working, WorkingDraft, Workspace
 from erxhub.core.fold import STATE_TYPES
 from erxhub.core.keys import stream_key
 from erxhub.core.model import Accepted, Command, Missing, Outcome, Refused, Target
-from erxhub.crypto.receipt import receipt_message
 from erxhub.keys import HubKeys
-from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH, Entry, EntryKind, Header, seal
-from erxhub.ledger.store import (
-    Blob,
-    CatalogRow,
-    Listing,
-    Loaded,
-    NewName,
-    NewState,
-    Reply,
-    Store,
-    StoreUnavailable,
-    Wanted,
-    Write,
-)
+from erxhub.ledger.entry import Entry, Header
+from erxhub.ledger.store import Loaded, NewName, Reply, Store, StoreUnavailable, Wanted, Write
 from erxhub.policy.pack import Pack, PackLibrary, china_date
 from erxhub.policy.rules import Rules
 from erxhub.ports import Clock, Draw, Ids, give_way
-from erxhub.v1 import common_pb2, events_pb2, state_pb2
+from erxhub.sealing import StoredReply, entries_of, fed_by, receipt_of, reply_place, write_of
+from erxhub.v1 import events_pb2, state_pb2
 
 _log = logging.getLogger("erxhub.engine")
 
@@ -51,8 +40,6 @@ REVERSED: Final = "reversed"
 
 _ROUNDS_MAX: Final = 12
 _DAY_MS: Final = 86_400_000
-_ATTACH_NONE: Final = b"\0"
-_ATTACH_UPLOAD: Final = b"\1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +95,10 @@ class _Batch:
 
     workspace: Workspace
     now_ms: int
+    accesses: AccessBatch
     writes: list[Write] = field(default_factory=list)
     jobs: list[_Job | None] = field(default_factory=list)
     answers: list[tuple[_Job, Any]] = field(default_factory=list)
-    notes: list[ReadNote] = field(default_factory=list)
     fed: set[str] = field(default_factory=set)
     timed: set[bytes] = field(default_factory=set)
 
@@ -160,6 +147,9 @@ class Engine:
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self._newest_ms = 0
+        self._can_write = True
+        self.turned = asyncio.Event()
+        """Set whenever `serving` may have changed."""
         self._accesses = AccessLog(ids, config)
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._watches_ended = False
@@ -179,6 +169,7 @@ class Engine:
         loaded = await self.store.load(Wanted(names=frozenset({LEDGER_NAME})))
         self.ledger_key = loaded.names.get(LEDGER_NAME, b"")
         self._task = asyncio.create_task(self._run(), name="lane")
+        self._task.add_done_callback(lambda _: self.turned.set())
         await self._put(_Boot(), b"", 0)
 
     async def stop(self) -> None:
@@ -199,6 +190,11 @@ class Engine:
     def running(self) -> bool:
         """Whether the lane takes commands."""
         return self._task is not None and not self._task.done() and not self._stopping
+
+    @property
+    def serving(self) -> bool:
+        """Whether commands are taken and the last commit could be written."""
+        return self.running and self._can_write
 
     @property
     def feeds_watches(self) -> bool:
@@ -233,16 +229,40 @@ class Engine:
         slowed = await self._put(note, b"", 256)
         return bool(slowed)
 
-    def reports_revoked(self, fingerprint: bytes) -> bool:
-        """Whether a read under this revoked certificate is recorded, and not only counted: the first in an hour is."""
-        return self._accesses.reports_revoked(fingerprint, self.clock.now_ms())
+    def counts_revoked(self, fingerprint: bytes) -> bool:
+        """Whether a refusal of this revoked certificate is only counted: it was recorded within the hour."""
+        return self._accesses.is_reported(fingerprint, self.clock.now_ms())
 
-    async def sweep(self) -> int:
-        """Fire the deadlines that are over in at most one step's streams; returns how many streams had one."""
-        due = await self.store.due(self.clock.now_ms(), self.config.sweep_streams_max)
-        if due or self._accesses.has_overdue(self.clock.now_ms()):
+    async def sweep(self, failed: set[bytes] | None = None) -> int:
+        """Fire the deadlines that are over in at most one step's streams; returns how many streams had one.
+
+        Streams in `failed` are left out, and those whose deadline cannot be fired are put there: one that fails is a
+        bug or damage, and holds up no other. A lane whose last commit failed tries again here, so that a hub without
+        callers learns that its store is back. Raises HubStopped, StoreUnavailable.
+        """
+        left_out: set[bytes] = set() if failed is None else failed
+        now_ms = self.clock.now_ms()
+        found = await self.store.due(now_ms, self.config.sweep_streams_max + len(left_out))
+        due = [key for key in found if key not in left_out][: self.config.sweep_streams_max]
+        if not due and not self._accesses.has_overdue(now_ms) and self._can_write:
+            return 0
+        try:
             await self._put(_Sweep(tuple(due)), b"", 0)
+        except HubStopped:
+            raise
+        except Exception:  # noqa: BLE001 the lane logged it; each stream is tried alone to find the faulty one
+            await self._sweep_each(due, left_out)
         return len(due)
+
+    async def _sweep_each(self, due: Sequence[bytes], failed: set[bytes]) -> None:
+        for key in due:
+            try:
+                await self._put(_Sweep((key,)), b"", 0)
+            except HubStopped:
+                raise
+            except Exception:  # noqa: BLE001 see above
+                _log.error("the deadline of stream %s cannot be written", key.hex())
+                failed.add(key)
 
     async def _put(self, work: Command | ReadNote | _Sweep | _Boot, content_mac: bytes, size: int) -> Any:
         if not self.running:
@@ -272,29 +292,34 @@ class Engine:
     # ---- the lane ----
 
     async def _run(self) -> None:
-        while True:
-            if not self._jobs:
-                if self._stopping:
-                    return
-                self._wake.clear()
-                await self._wake.wait()
-                continue
-            if len(self._jobs) > 1:
-                # Under load one turn of the loop lets more calls in; alone, a command never waits.
-                await give_way()
-            jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), self.config.batch_commands_max))]
-            self._bytes -= sum(job.size for job in jobs)
-            await self._commit(jobs)
-
-    async def _commit(self, jobs: Sequence[_Job]) -> None:
         try:
-            await self._process(jobs)
+            while self._jobs or not self._stopping:
+                if not self._jobs:
+                    self._wake.clear()
+                    await self._wake.wait()
+                    continue
+                if len(self._jobs) > 1:
+                    # Under load one turn of the loop lets more calls in; alone, a command never waits.
+                    await give_way()
+                jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), self.config.batch_commands_max))]
+                self._bytes -= sum(job.size for job in jobs)
+                await self._commit(jobs)
+            # Minutes that are not over yet are counted now: the next process knows nothing of them.
+            await self._commit([], closing=True)
+        finally:
+            # A lane that died must leave no call waiting.
+            _fail(self._jobs, HubStopped())
+
+    async def _commit(self, jobs: Sequence[_Job], *, closing: bool = False) -> None:
+        try:
+            await self._process(jobs, closing=closing)
         except StoreUnavailable as error:
             _log.error("the store cannot be written: %s", error)
-            self._accesses.forget(nothing_written=True)
+            self._accesses.forget()
+            self._turn(can_write=False)
             _fail(jobs, HubStopped())
         except Exception as error:  # noqa: BLE001 a bug must end neither the lane nor the calls beside the faulty one
-            self._accesses.forget(nothing_written=True)
+            self._accesses.forget()
             if len(jobs) > 1:
                 for job in jobs:
                     await self._commit([job])
@@ -302,9 +327,14 @@ class Engine:
             _log.exception("a command failed")
             _fail(jobs, error)
 
-    async def _process(self, jobs: Sequence[_Job]) -> None:
+    def _turn(self, *, can_write: bool) -> None:
+        if self._can_write != can_write:
+            self._can_write = can_write
+            self.turned.set()
+
+    async def _process(self, jobs: Sequence[_Job], *, closing: bool) -> None:
         now_ms = self._newest_ms = max(self.clock.now_ms(), self._newest_ms)
-        batch = _Batch(Workspace(), now_ms)
+        batch = _Batch(Workspace(), now_ms, AccessBatch(now_ms))
         draws = {id(job): self._ids.draw() for job in jobs}
         waiting = deque(jobs)
         rounds = 0
@@ -323,15 +353,17 @@ class Engine:
             if rounds > _ROUNDS_MAX * (1 + len(jobs)):
                 raise RuntimeError(f"a decision never stops asking for look-ups: {wanted}")
             await self._load(batch, wanted)
-        for write in self._accesses.writes(batch.notes, batch.workspace, batch.now_ms):
+        for write in self._accesses.writes(batch.accesses, batch.workspace, closing=closing):
             self._write(batch, None, write)
-        if not batch.writes:
-            self._settle(batch, frozenset())
-            return
-        result = await self.store.append(batch.writes)
-        self._accesses.written()
-        self.counters.batches += 1
-        self._settle(batch, result.conflicts)
+        conflicts: frozenset[int] = frozenset()
+        # With nothing to write the store is asked all the same while it is not known to be back.
+        if batch.writes or not self._can_write:
+            conflicts = (await self.store.append(batch.writes)).conflicts
+            self._turn(can_write=True)
+        if batch.writes:
+            self.counters.batches += 1
+        self._accesses.written(batch.accesses)
+        self._settle(batch, conflicts)
 
     def _settle(self, batch: _Batch, conflicts: frozenset[int]) -> None:
         lost = {id(batch.jobs[position]) for position in conflicts}
@@ -378,10 +410,14 @@ class Engine:
         return True
 
     def _note(self, batch: _Batch, job: _Job, note: ReadNote) -> None:
-        slowed = self._accesses.spend(note.caller_actor, batch.now_ms)
-        batch.answers.append((job, slowed))
-        if not slowed:
-            batch.notes.append(note)
+        batch.answers.append((job, self._record(batch, note)))
+
+    def _record(self, batch: _Batch, note: ReadNote) -> bool:
+        """Have an access or a refusal recorded, or only counted; True when the caller is above its budget."""
+        if note.fingerprint and self._accesses.is_reported(note.fingerprint, batch.now_ms, batch.accesses):
+            self.counters.count("CERT_REVOKED")
+            return False
+        return self._accesses.note(batch.accesses, note)
 
     def _ask(self, batch: _Batch, job: _Job, draw: Draw, wanted: Lookups) -> None:
         """Find out what a later job of the batch will look up, without deciding it."""
@@ -447,7 +483,7 @@ class Engine:
             if outcome.keeps_events and tx.pending:
                 sealed = self._seal(batch, tx, draw)
                 tx.apply()
-                self._write(batch, job, self._write_of(batch, tx, sealed))
+                self._write(batch, job, write_of(tx, sealed))
             self._refuse(batch, job, command, outcome)
             return
         self._accept(batch, job, command, tx, outcome, draw)
@@ -457,83 +493,49 @@ class Engine:
     ) -> None:
         sealed = self._seal(batch, tx, draw)
         tx.apply()
-        outcome.reply.receipt.CopyFrom(self._receipt(batch.now_ms, sealed))  # type: ignore[attr-defined]
-        body = outcome.reply.SerializeToString(deterministic=True)
-        stored = (_ATTACH_UPLOAD + outcome.attach_upload if outcome.attach_upload else _ATTACH_NONE) + body
-        actor = command.caller.actor
-        # The reply belongs to the thing that the command was about: the last kind in commit order.
-        own = sealed[-1].header.stream_kind if sealed else ""
-        first = next((entry for entry in sealed if entry.header.stream_kind == own), None)
-        replies = [
-            Reply(
-                actor,
-                command.request_id,
-                command.method,
-                job.content_mac,
-                self._sealer.seal(actor, command.request_id, stored),
-                first.header.stream_key if first else None,
-                first.header.version if first else None,
-            )
-        ]
+        receipt = receipt_of(self._keys.receipt, self.config, batch.now_ms, sealed)
+        outcome.reply.receipt.CopyFrom(receipt)  # type: ignore[attr-defined]
+        space, actor = batch.workspace, command.caller.actor
+        # The persons are named now: a repeat of the request loads none of these streams.
+        targets = tuple(
+            Target(target.stream_key, target.person_key or person_of(space, target.stream_key))
+            for target in outcome.targets
+        )
+        stored = StoredReply(outcome.reply.SerializeToString(deterministic=True), targets, outcome.attach_upload)
+        place = reply_place(sealed)
+        body = self._sealer.seal(actor, command.request_id, stored.encode())
+        replies = [Reply(actor, command.request_id, command.method, job.content_mac, body, *place)]
         if outcome.taken_request_id:
-            replies.append(
-                Reply(
-                    actor,
-                    outcome.taken_request_id,
-                    REVERSED,
-                    b"",
-                    b"",
-                    first.header.stream_key if first else None,
-                    first.header.version if first else None,
-                )
-            )
+            replies.append(Reply(actor, outcome.taken_request_id, REVERSED, b"", b"", *place))
         for reply in replies:
-            batch.workspace.replies[actor, reply.request_id] = reply
-        write = self._write_of(batch, tx, sealed, outcome, tuple(replies))
-        self._write(batch, job, write)
-        self._answer(batch, job, command, Replied(body, outcome.attach_upload), outcome.targets)
+            space.replies[actor, reply.request_id] = reply
+        self._write(batch, job, write_of(tx, sealed, outcome=outcome, replies=tuple(replies)))
+        self._answer(batch, job, command, stored)
 
     def _replay(self, batch: _Batch, job: _Job, command: Command, reply: Reply) -> None:
-        stored = self._sealer.open(command.caller.actor, command.request_id, reply.body)
-        attach = b""
-        if stored[:1] == _ATTACH_UPLOAD:
-            attach, stored = stored[1:33], stored[33:]
-        else:
-            stored = stored[1:]
-        targets = (Target(reply.stream_key),) if reply.stream_key else ()
-        self._answer(batch, job, command, Replied(stored, attach), targets)
+        sealed = self._sealer.open(command.caller.actor, command.request_id, reply.body)
+        self._answer(batch, job, command, StoredReply.decode(sealed))
 
-    def _answer(self, batch: _Batch, job: _Job, command: Command, answer: Replied, targets: tuple[Target, ...]) -> None:
+    def _answer(self, batch: _Batch, job: _Job, command: Command, stored: StoredReply) -> None:
         self.counters.commands += 1
-        if not targets:
-            batch.answers.append((job, answer))
-            return
-        note = ReadNote(command.caller.actor, command.caller.kind, command.method, command.request_id, targets)
-        slowed = self._accesses.spend(command.caller.actor, batch.now_ms)
-        batch.answers.append((job, Replied(answer.body, answer.attach_upload, slowed)))
-        if not slowed:
-            batch.notes.append(note)
+        caller, slowed = command.caller, False
+        if stored.targets:
+            note = ReadNote(caller.actor, caller.kind, command.method, command.request_id, stored.targets)
+            slowed = self._record(batch, note)
+        batch.answers.append((job, Replied(stored.body, stored.attach_upload, slowed)))
 
     def _refuse(self, batch: _Batch, job: _Job, command: Command, refused: Refused) -> None:
         self.counters.refusals[refused.code] = self.counters.refusals.get(refused.code, 0) + 1
-        if refused.code == "CERT_REVOKED" and not self._accesses.reports_revoked(
-            command.caller.fingerprint, batch.now_ms
-        ):
-            self.counters.count(refused.code)
-            batch.answers.append((job, Declined(refused)))
-            return
-        slowed = self._accesses.spend(command.caller.actor, batch.now_ms)
-        batch.answers.append((job, Declined(refused, slowed)))
-        if not slowed:
-            note = ReadNote(
-                command.caller.actor,
-                command.caller.kind,
-                command.method,
-                command.request_id,
-                refused.targets,
-                refused,
-            )
-            batch.notes.append(note)
+        note = ReadNote(
+            command.caller.actor,
+            command.caller.kind,
+            command.method,
+            command.request_id,
+            refused.targets,
+            refused,
+            fingerprint=command.caller.fingerprint if refused.code == "CERT_REVOKED" else b"",
+        )
+        batch.answers.append((job, Declined(refused, self._record(batch, note))))
 
     def _swept(self, batch: _Batch, job: _Job, sweep: _Sweep, wanted: Lookups) -> None:
         missing = [key for key in sweep.stream_keys if key not in batch.workspace.streams]
@@ -577,8 +579,7 @@ class Engine:
             sealed = self._seal(batch, tx, draw)
             tx.apply()
             names = () if opened else (NewName(*LEDGER_NAME, self.ledger_key),)
-            write = self._write_of(batch, tx, sealed)
-            self._write(batch, job, _with_names(write, names))
+            self._write(batch, job, write_of(tx, sealed, names=names))
         batch.answers.append((job, None))
 
     # ---- look-ups ----
@@ -637,7 +638,7 @@ class Engine:
         if tx.pending:
             sealed = self._seal(batch, tx, draw)
             tx.apply()
-            self._write(batch, None, self._write_of(batch, tx, sealed))
+            self._write(batch, None, write_of(tx, sealed))
 
     def _rules_for(self, area_code: str, now_ms: int) -> Rules:
         day = (now_ms + 8 * 3_600_000) // _DAY_MS
@@ -656,128 +657,13 @@ class Engine:
     # ---- entries ----
 
     def _seal(self, batch: _Batch, tx: WorkingDraft, draw: Draw) -> list[Entry]:
-        sealed: list[Entry] = []
-        leaves: dict[tuple[bytes, int], bytes] = {}
         digest = self._rules_for(tx.area_code, batch.now_ms).digest
-        for event in tx.in_commit_order():
-            working = tx.changed[event.stream_key]
-            prev = leaves.get((event.stream_key, event.version - 1)) or (
-                working.leaf_hash if event.version > 1 else FIRST_PREV_LEAF_HASH
-            )
-            header = Header(
-                stream_kind=event.stream_kind,
-                stream_key=event.stream_key,
-                version=event.version,
-                kind=EntryKind.EVENT,
-                type=events.BY_NAME[event.event].number,
-                recorded_at_ms=batch.now_ms,
-                actor=event.actor,
-                request_id=tx.request_id,
-                policy_digest=digest,
-                causes=_resolve(event, leaves),
-            )
-            entry = seal(header, draw.bytes(16), event.body, prev)
-            leaves[event.stream_key, event.version] = entry.leaf_hash
-            sealed.append(entry)
-        for entry in sealed:
-            tx.changed[entry.header.stream_key].leaf_hash = entry.leaf_hash
-        return sealed
-
-    def _write_of(
-        self,
-        batch: _Batch,
-        tx: WorkingDraft,
-        sealed: Sequence[Entry],
-        outcome: Accepted | None = None,
-        replies: tuple[Reply, ...] = (),
-    ) -> Write:
-        states = []
-        listings = [Listing(space, key, stream, version) for (space, key), stream, version in tx.listings()]
-        first_versions: dict[bytes, int] = {}
-        for entry in sealed:
-            first_versions.setdefault(entry.header.stream_key, entry.header.version)
-        for key, working in tx.changed.items():
-            states.append(
-                NewState(
-                    key,
-                    working.version,
-                    working.leaf_hash,
-                    working.state.SerializeToString(deterministic=True),
-                    timers.next_due_ms(working.kind, working.state),
-                )
-            )
-            if working.kind == "prescription":
-                since = first_versions[key].to_bytes(8, "big")
-                for code in index.watchers(working.state):
-                    listings.append(Listing(index.FEED, code.encode(), key, working.version, since))
-                    batch.fed.add(code)
-        return Write(
-            entries=tuple(sealed),
-            states=tuple(states),
-            names=tuple(NewName(space, key, stream) for (space, key), stream in tx.names()),
-            listings=tuple(listings),
-            blobs=tuple(Blob(*blob) for blob in outcome.blobs) if outcome else (),
-            catalog_rows=tuple(CatalogRow(*row) for row in outcome.catalog_rows) if outcome else (),
-            replies=replies,
-        )
+        return entries_of(tx, draw, now_ms=batch.now_ms, policy_digest=digest)
 
     def _write(self, batch: _Batch, job: _Job | None, write: Write) -> None:
+        batch.fed |= fed_by(write)
         batch.writes.append(write)
         batch.jobs.append(job)
-
-    def _receipt(self, now_ms: int, sealed: Iterable[Entry]) -> common_pb2.Receipt:
-        receipt = common_pb2.Receipt(
-            origin=self.config.origin,
-            recorded_at_ms=now_ms,
-            max_merge_delay_ms=self.config.max_merge_delay_ms,
-            key_id=self._keys.receipt.key_id,
-        )
-        listed = [(entry.header.stream_key, entry.header.version, entry.leaf_hash) for entry in sealed]
-        for key, version, leaf in listed:
-            receipt.entries.add(stream_key=key, version=version, leaf_hash=leaf)
-        receipt.signature = self._keys.receipt.sign(
-            receipt_message(receipt.origin, receipt.recorded_at_ms, receipt.max_merge_delay_ms, listed)
-        )
-        return receipt
-
-    # ---- what the upload attaches to a download ----
-
-    async def attach(self, reply: bytes, rx_key: bytes, into: Callable[[], Any]) -> bytes:
-        """Put the uploaded bytes of a prescription into a reply, exactly as they were received."""
-        read = await self.store.read(Wanted(streams=frozenset({rx_key})))
-        state = state_pb2.PrescriptionState()
-        state.ParseFromString(read.heads[rx_key].body)
-        uploaded = events_pb2.PrescriptionUploaded()
-        reviewed = events_pb2.HospitalReviewed()
-        for stored in await self.store.entries(rx_key, state.uploaded_version - 3, 3):
-            name = events.BY_NUMBER[Header.decode(stored.header).type].name
-            if stored.payload is None:
-                continue
-            if name == "prescription.uploaded":
-                uploaded.ParseFromString(stored.payload)
-            elif name == "prescription.hospital_reviewed":
-                reviewed.ParseFromString(stored.payload)
-        message = into()
-        message.ParseFromString(reply)
-        message.prescription.CopyFrom(uploaded.prescription)
-        message.review.CopyFrom(reviewed.statement)
-        message.seal.CopyFrom(uploaded.seal)
-        data = await self.store.blob(rx_key, uploaded.file_sha256)
-        message.file.CopyFrom(common_pb2.PrescriptionFile(media_type=uploaded.file_media_type, data=data or b""))
-        return bytes(message.SerializeToString(deterministic=True))
-
-
-def _resolve(event: Pending, leaves: Mapping[tuple[bytes, int], bytes]) -> tuple[bytes, ...]:
-    return tuple(cause if isinstance(cause, bytes) else leaves[cause] for cause in event.causes)
-
-
-def _with_names(write: Write, names: tuple[NewName, ...]) -> Write:
-    return Write(
-        entries=write.entries,
-        states=write.states,
-        names=write.names + names,
-        listings=write.listings,
-    )
 
 
 def _fail(jobs: Iterable[_Job], error: Exception) -> None:

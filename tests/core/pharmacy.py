@@ -97,6 +97,11 @@ def change_person(world: World, status: registry_pb2.PersonStatus.ValueType) -> 
     )
 
 
+def change_practitioner(world: World, code: str, status: registry_pb2.PractitionerStatus.ValueType) -> None:
+    request = registry_pb2.ChangePractitionerStatusRequest(practitioner_code=code, status=status, case_no="CASE-1")
+    agency(world, "ChangePractitionerStatus", request)
+
+
 class Visit:
     """One prescription at one pharmacy. Each method is one call; `…ed` methods go a whole way and return self."""
 

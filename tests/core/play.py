@@ -349,6 +349,12 @@ def _update(step: dispensing_pb2.DeliveryStep.ValueType) -> Callable[[Play, str]
     return lambda play, shop: play.visits[shop].update(step)
 
 
+def _received(play: Play, shop: str) -> Outcome:
+    """Staff of the shop, not the courier, say that the goods are back."""
+    step = dispensing_pb2.DELIVERY_STEP_RECEIVED
+    return play.visits[shop].update(step, courier_code=staff(SHOPS[shop], "2"))
+
+
 def _sign(play: Play, shop: str) -> Outcome:
     return play.visits[shop].sign(play.visits[shop].sign_code)
 
@@ -383,6 +389,14 @@ def _after_goods_out(play: Play, shop: str) -> Outcome:
     return _start(play, shop) if delivery == "REQUESTED" else _hand_over(play, shop)
 
 
+def _to_the_door(play: Play, shop: str) -> Outcome:
+    """As forward, but the goods are brought."""
+    order = play.order(shop)
+    if (order.status, order.delivery.status) == (common_pb2.ORDER_STATUS_DISPENSED, 0):
+        return _request_delivery(play, shop)
+    return _forward(play, shop)
+
+
 def _next_delivery_step(play: Play, shop: str) -> Outcome:
     delivery = state_name(Machine.DELIVERY, play.order(shop).delivery.status)
     return _NEXT_DELIVERY.get(delivery, _start)(play, shop)
@@ -401,11 +415,12 @@ _NEXT_DELIVERY: Mapping[str, Callable[[Play, str], Outcome]] = {
     "IN_TRANSIT": _update(dispensing_pb2.DELIVERY_STEP_ARRIVE),
     "ARRIVED": _sign,
     "REFUSED": _update(dispensing_pb2.DELIVERY_STEP_GO_BACK),
-    "RETURNING": _update(dispensing_pb2.DELIVERY_STEP_RECEIVED),
+    "RETURNING": _received,
 }
 
 _AT_A_SHOP: Mapping[str, Callable[[Play, str], Outcome]] = {
     "forward": _forward,
+    "to the door": _to_the_door,
     "list": _list,
     "download": _download,
     "resolve and download": _resolve_and_download,
@@ -434,7 +449,7 @@ _AT_A_SHOP: Mapping[str, Callable[[Play, str], Outcome]] = {
     "refuse": _update(dispensing_pb2.DELIVERY_STEP_REFUSE),
     "lose": _update(dispensing_pb2.DELIVERY_STEP_LOSE),
     "go back": _update(dispensing_pb2.DELIVERY_STEP_GO_BACK),
-    "received": _update(dispensing_pb2.DELIVERY_STEP_RECEIVED),
+    "received": _received,
     "sign": _sign,
     "sign with a wrong code": _sign_with_a_wrong_code,
     "choose for pick-up": _choose(PICKUP),
@@ -480,9 +495,7 @@ STEPS: Mapping[str, Step] = {
     "a minute later": _advance(MINUTE_MS),
     "half an hour later": _advance(31 * MINUTE_MS),
     "two hours later": _advance(2 * HOUR_MS + MINUTE_MS),
-    "a day later": _advance(DAY_MS),
+    "four days later": _advance(4 * DAY_MS),
     **{f"{name} at {shop}": _for(act, shop) for name, act in _AT_A_SHOP.items() for shop in SHOPS},
 }
 """Every command of a play by its name."""
-
-STRAIGHT_ON = ("forward at A", "forward at A", "forward at A", "forward at B")

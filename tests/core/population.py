@@ -25,7 +25,7 @@ CHILD_ID_NUMBER = "990101198506152347"
 OFFLINE_TYPE = "01201"
 ONLINE_TYPE = "03131"
 
-AGENCY = Caller("agency", AREA, AREA, b"a" * 32)
+AGENCY = Caller("agency", AREA, AREA, b"a" * 32, acts_nationally=True)
 OTHER_AGENCY = Caller("agency", "330200", "330200", b"b" * 32)
 PROVINCE = Caller("agency", "330000", "330000", b"c" * 32)
 HOSPITAL = Caller("hospital", HOSPITAL_CODE, AREA, b"h" * 32)

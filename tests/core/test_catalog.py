@@ -1,16 +1,17 @@
 import csv
+import hashlib
 from pathlib import Path
 
 import pytest
 
 from erxhub.core import catalog
-from erxhub.core.catalog import CatalogImport, edition_in_force
-from erxhub.core.model import Accepted, Outcome
+from erxhub.core.catalog import edition_in_force, prepare_import, rows_digest
+from erxhub.core.model import Accepted, Caller, Outcome
 from erxhub.core.refusals import CATALOGUE
 from erxhub.policy.codes import drug_kind, has_form
 from erxhub.v1 import catalog_pb2, registry_pb2, state_pb2
 from tests.core.harness import LEDGER_KEY, World
-from tests.core.population import AGENCY, accepted, disease_row, drug_row, refused
+from tests.core.population import AGENCY, PROVINCE, accepted, disease_row, drug_row, refused
 
 WESTERN = "XC08CAA187A001020301650"
 DAY_MS = 86_400_000
@@ -25,6 +26,7 @@ def bring(
     edition: str = "E1",
     valid_from_on: str = "2026-11-22",
     file_sha256: bytes = b"f" * 32,
+    caller: Caller = AGENCY,
 ) -> Outcome:
     header = registry_pb2.CatalogHeader(
         request_id="import-0001",
@@ -34,7 +36,7 @@ def bring(
         file_sha256=file_sha256,
         source="示例目录",
     )
-    return world.do(AGENCY, "RegistryService/ImportCatalog", CatalogImport(header, entries))
+    return world.do(caller, "RegistryService/ImportCatalog", prepare_import(header, entries))
 
 
 def test_an_import_leaves_one_event_and_its_rows() -> None:
@@ -43,7 +45,7 @@ def test_an_import_leaves_one_event_and_its_rows() -> None:
     reply = accepted(outcome)
     assert (reply.rows_taken, reply.rows_refused) == (2, 0)
     assert isinstance(outcome, Accepted)
-    assert [row[:3] for row in outcome.catalog_rows] == [("drugs", "E1", WESTERN), ("drugs", "E1", "T000900001")]
+    assert [row[:3] for row in outcome.catalog_rows] == [("drugs", "E1", "T000900001"), ("drugs", "E1", WESTERN)]
     _, event, payload = world.events[-1]
     assert event == "catalogue.imported"
     assert (payload.edition.rows, payload.edition.valid_from_ms) == (2, MIDNIGHT_MS)
@@ -94,8 +96,30 @@ def test_the_same_import_again_leaves_nothing_and_other_content_is_refused() -> 
     assert accepted(bring(world, drug_row(2, WESTERN))) == first
     assert len(world.events) == before
     refused(bring(world, drug_row(2, WESTERN), file_sha256=b"g" * 32), "RECORD_EXISTS", "header.edition")
+    refused(bring(world, drug_row(2, "T000900001")), "RECORD_EXISTS", "header.edition")
     rows = [disease_row(2, "I10.x00x002")]
     accepted(bring(world, *rows, dataset=catalog_pb2.CATALOG_DATASET_DISEASES))
+
+
+def test_the_ledger_commits_to_the_rows_that_were_taken() -> None:
+    world = World()
+    outcome = bring(world, drug_row(2, WESTERN), drug_row(3, "X12"), drug_row(4, "T000900001"))
+    assert isinstance(outcome, Accepted)
+    rows = [(code, body) for _, _, code, body in outcome.catalog_rows]
+    assert world.events[-1][2].edition.rows_sha256 == rows_digest(rows)
+
+
+def test_the_digest_of_rows_is_over_lengths_codes_and_rows_by_ascending_code() -> None:
+    told = hashlib.sha256(b"\0\0\0\x01A\0\0\0\x02xy" + b"\0\0\0\x02BB\0\0\0\0").digest()
+    assert rows_digest([("BB", b""), ("A", b"xy")]) == told
+    assert rows_digest([("A", b"xy"), ("BB", b"")]) == told
+    assert rows_digest([("AB", b"B"), ("A", b"xy")]) != told
+
+
+def test_only_an_agency_that_acts_nationally_imports() -> None:
+    world = World()
+    refused(bring(world, drug_row(2, WESTERN), caller=PROVINCE), "ROLE_NOT_ALLOWED", "")
+    assert world.names_of_events("ledger") == ["ledger.opened"]
 
 
 def test_a_day_that_does_not_exist_is_malformed() -> None:

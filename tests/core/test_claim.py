@@ -46,8 +46,26 @@ def test_pages_show_every_prescription_once_and_their_numbers_all_work() -> None
         accepted(first.download(row.authorization_no))
 
 
-def test_a_page_token_of_another_person_is_not_valid() -> None:
-    refused(visit().list_rx(page_token="1" * 27), "PAGE_TOKEN_INVALID", "page.page_token")
+def test_a_page_token_is_good_for_its_caller_and_person_only() -> None:
+    first = visit()
+    later = visit(first.world, hospital_rx_no="RX2")
+    token = accepted(first.list_rx(page_size=1)).next_page_token
+    assert len(bytes.fromhex(token)) == 16
+    other = at(first, OTHER_SHOP)
+    theirs = accepted(other.list_rx(page_size=1)).next_page_token
+    people.activate(first.world, people.STRANGER_NO)
+    stranger = first.reference(shops.LIST_TYPE, people.STRANGER_NO)
+    # Neither a number that exists nor anybody's else's token opens a page or says that there is something.
+    answers = [
+        first.list_rx(page_token=theirs),
+        first.list_rx(page_token=later.rx.rx_no),
+        first.list_rx(page_token=first.rx.rx_no),
+        first.list_rx(page_token="1" * 27),
+        first.list_rx(page_token="第二页"),
+        first.list_rx(stranger, page_token=token),
+    ]
+    told = [refused(answer, "PAGE_TOKEN_INVALID", "page.page_token") for answer in answers]
+    assert all((answer.detail, answer.legal) == ({}, ()) for answer in told)
 
 
 def test_listing_again_replaces_the_number() -> None:
@@ -135,6 +153,16 @@ def test_the_holder_downloads_again_and_the_hold_does_not_move() -> None:
     assert len(v.state.orders) == 1
 
 
+def test_the_holder_downloads_again_while_a_withdrawal_is_requested() -> None:
+    v = visit().held()
+    refused(v.rx.revoke(), "RX_UNDO_STATE")
+    until = v.order.hold_until_ms
+    v.world.advance(MINUTE_MS)
+    reply = accepted(v.listed().download())
+    assert (reply.hold_until_ms, reply.statuses.undo_requested) == (until, True)
+    refused(v.quote(), "RX_NOT_EFFECTIVE")
+
+
 def test_a_download_needs_exactly_one_proof() -> None:
     v = visit()
     refused(v.download(""), "AUTH_REQUIRED")
@@ -195,9 +223,9 @@ def test_a_number_says_that_another_pharmacy_used_the_prescription_up() -> None:
 
 def test_a_frozen_prescription_and_a_requested_withdrawal_stop_a_download() -> None:
     v = visit().held()
-    v.listed()
+    other = at(v, OTHER_SHOP).listed()
     refused(v.rx.revoke(), "RX_UNDO_STATE")
-    assert refused(v.download(), "RX_NOT_EFFECTIVE").detail["undo_requested"] == "true"
+    assert refused(other.download(), "RX_NOT_EFFECTIVE").detail["undo_requested"] == "true"
     w = visit().listed()
     agency(
         w.world,
@@ -213,6 +241,16 @@ def test_after_two_lapsed_holds_only_the_patients_order_opens() -> None:
         v.held()
         v.world.advance(2 * HOUR_MS + 1)
     assert refused(v.listed().download(), "ORDER_STEERING").detail == {"lapsed_holds": "2"}
+    accepted(at(v, OTHER_SHOP).held().release())
+    accepted(v.choose())
+    accepted(v.download())
+
+
+def test_a_pharmacy_takes_up_twenty_holds_at_the_counter_and_then_needs_the_patients_order() -> None:
+    v = visit()
+    for _ in range(20):
+        accepted(v.held().release())
+    assert refused(v.listed().download(), "ORDER_STEERING").detail == {"orders": "20"}
     accepted(at(v, OTHER_SHOP).held().release())
     accepted(v.choose())
     accepted(v.download())

@@ -8,7 +8,16 @@ from erxhub.core.model import Refused
 from erxhub.v1 import common_pb2, dispensing_pb2, registry_pb2
 from tests.core import pharmacy as shops
 from tests.core import population as people
-from tests.core.pharmacy import OTHER_SHOP, SHOP, change_agreement, staff, visit, wrong_code
+from tests.core.pharmacy import (
+    OTHER_SHOP,
+    SHOP,
+    change_agreement,
+    change_person,
+    change_practitioner,
+    staff,
+    visit,
+    wrong_code,
+)
 from tests.core.population import accepted, refused
 from tests.core.test_prescription import AMLODIPINE, IRBESARTAN, MINUTE_MS, drug
 
@@ -94,11 +103,35 @@ def test_only_the_assigned_courier_reports_his_steps() -> None:
 def test_refused_goods_come_back_even_without_agreement() -> None:
     v = visit().arrived()
     change_agreement(v.world, SHOP, registry_pb2.AGREEMENT_STATUS_SUSPENDED)
-    refused(v.sign(v.sign_code), "AGR_INACTIVE")
     accepted(v.update(REFUSE))
     accepted(v.update(GO_BACK))
     refused(v.update(RECEIVED), "DLV_COURIER")
     assert accepted(v.update(RECEIVED, courier_code=staff(SHOP, "2"))).status == common_pb2.DELIVERY_STATUS_RETURNED
+
+
+def test_what_the_courier_picked_up_arrives_although_person_and_agreement_were_suspended_since() -> None:
+    v = visit().started()
+    change_agreement(v.world, SHOP, registry_pb2.AGREEMENT_STATUS_SUSPENDED)
+    change_person(v.world, registry_pb2.PERSON_STATUS_PAUSED)
+    accepted(v.update(ON_THE_WAY))
+    accepted(v.update(ARRIVE))
+    accepted(v.sign(v.sign_code))
+
+
+def test_a_delivery_does_not_start_for_a_paused_person() -> None:
+    v = visit().dispensed()
+    accepted(v.request_delivery())
+    change_person(v.world, registry_pb2.PERSON_STATUS_PAUSED)
+    refused(v.start(), "PSN_INACTIVE")
+
+
+def test_a_suspended_courier_reports_nothing() -> None:
+    v = visit().started()
+    change_practitioner(v.world, staff(SHOP, "4"), registry_pb2.PRACTITIONER_STATUS_SUSPENDED)
+    for step in (ON_THE_WAY, LOSE):
+        refused(v.update(step), "DLV_COURIER", "courier_code")
+    change_practitioner(v.world, staff(SHOP, "4"), registry_pb2.PRACTITIONER_STATUS_ACTIVE)
+    accepted(v.update(ON_THE_WAY))
 
 
 # ---- sign ----

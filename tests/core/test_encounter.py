@@ -1,11 +1,12 @@
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from erxhub.core.keys import prescription_key
-from erxhub.core.model import Outcome
+from erxhub.core.model import Outcome, Refused
 from erxhub.policy.pack import china_date
 from erxhub.v1 import catalog_pb2, common_pb2, encounter_pb2, events_pb2, registry_pb2
 from tests.core.harness import LEDGER_KEY, World, evidence, signed
@@ -122,6 +123,15 @@ def test_a_foreign_passport_on_a_social_card_needs_no_checksum(world: World) -> 
     fields = {"certificate_type": SOCIAL_CARD, "voucher_ref": "", "card_sn": "S1", "person_no": CHILD_NO}
     refused(register(world, **fields, id_number="E99999999"), "ID_MISMATCH")
     accepted(register(world, **fields, id_number="E12345678"))
+
+
+@pytest.mark.parametrize("id_number", [ID_NUMBER[:-1] + "6", "11010519491231002X", "E99999999", "E1234567890123456X"])
+def test_a_social_card_does_not_tell_whether_somebody_is_registered(world: World, id_number: str) -> None:
+    fields = {"certificate_type": SOCIAL_CARD, "voucher_ref": "", "card_sn": "S1", "id_number": id_number}
+    answers = [register(world, **fields, person_no=number) for number in (PERSON_NO, CHILD_NO, "nobody")]
+    assert all(isinstance(answer, Refused) for answer in answers)
+    told = [replace(answer, targets=()) for answer in answers if isinstance(answer, Refused)]
+    assert told == [told[0]] * 3
 
 
 @pytest.mark.parametrize(

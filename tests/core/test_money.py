@@ -7,13 +7,13 @@ from typing import cast
 
 import pytest
 
-from erxhub.core import money, settlement
+from erxhub.core import account, money, settlement
 from erxhub.core.model import Accepted
 from erxhub.policy.rules import Rules
 from erxhub.v1 import common_pb2, dispensing_pb2, events_pb2, registry_pb2, signed_pb2, state_pb2
 from tests.core import pharmacy as shops
 from tests.core import population as people
-from tests.core.pharmacy import OTHER_SHOP, SHOP, Visit, at, change_agreement, visit
+from tests.core.pharmacy import HOUR_MS, OTHER_SHOP, SHOP, Visit, at, change_agreement, visit
 from tests.core.population import accepted, refused
 from tests.core.test_prescription import AMLODIPINE, DAY_MS, IRBESARTAN, MINUTE_MS, Rx, drug
 
@@ -21,6 +21,8 @@ SUSPENDED = registry_pb2.AGREEMENT_STATUS_SUSPENDED
 SETTLE_ID = "settle-request-1"
 UNDO_ID = "undo-request-1"
 START_FEN = 86_000
+NEW_YEAR_MS = 1_798_732_800_000
+"""The first instant of 2027 in Beijing."""
 
 
 def totals(v: Visit) -> tuple[int, int, int]:
@@ -230,6 +232,48 @@ def test_a_self_payment_is_undone_without_an_account() -> None:
     assert v.events_since(before)[1:] == ["settlement.undone", "dispense.voided", "order.released"]
 
 
+# ---- benefit year ----
+
+
+def at_midnight(v: Visit, ms: int) -> Visit:
+    """The clock at so many ms after the midnight (Beijing) that begins 2027."""
+    v.world.advance(NEW_YEAR_MS + ms - v.world.now_ms)
+    return v
+
+
+def test_a_new_year_starts_the_totals_afresh() -> None:
+    v = at_midnight(visit(), -HOUR_MS).settled()
+    assert (v.account.benefit_year, totals(v)) == (2026, (START_FEN - 2_710, 4_700, 3_290))
+    at_midnight(v, 0)
+    visit(v.world, hospital_rx_no="RX2").settled()
+    assert (v.account.benefit_year, totals(v)) == (2027, (START_FEN - 2 * 2_710, 4_700, 3_290))
+
+
+def test_a_reversal_in_the_new_year_leaves_the_new_years_totals_alone() -> None:
+    v = at_midnight(visit(), -HOUR_MS).settled(request_id=SETTLE_ID)
+    at_midnight(v, MINUTE_MS)
+    visit(v.world, hospital_rx_no="RX2").settled()
+    accepted(v.reverse(SETTLE_ID))
+    assert (v.account.benefit_year, totals(v)) == (2027, (START_FEN - 2_710, 4_700, 3_290))
+
+
+def test_a_settlement_that_stands_again_counts_in_its_own_year() -> None:
+    v = at_midnight(visit(), -HOUR_MS).settled(request_id=SETTLE_ID)
+    accepted(v.undo(request_id=UNDO_ID))
+    assert totals(v) == (START_FEN, 0, 0)
+    at_midnight(v, MINUTE_MS)
+    accepted(v.reverse(UNDO_ID, "2103"))
+    assert (v.account.benefit_year, totals(v)) == (2026, (START_FEN - 2_710, 4_700, 3_290))
+    other = visit(v.world, hospital_rx_no="RX2").settled()
+    assert (other.account.benefit_year, totals(other)[1:]) == (2027, (4_700, 3_290))
+
+
+def test_a_quote_rests_on_the_totals_of_the_year_of_its_settlement() -> None:
+    spent = state_pb2.AccountState(in_scope_year_fen=8_000, fund_year_fen=5_600, benefit_year=2026)
+    assert account.year_totals(spent, NEW_YEAR_MS - 1) == (8_000, 5_600)
+    assert account.year_totals(spent, NEW_YEAR_MS) == (0, 0)
+
+
 # ---- reverse ----
 
 
@@ -313,5 +357,5 @@ def test_a_quote_falls_with_the_totals_that_it_rested_on() -> None:
             )
 
     rules = cast(Rules, Capped())
-    assert money._shares_stand(rules, state_pb2.AccountState(fund_year_fen=6_710), amounts)
-    assert not money._shares_stand(rules, state_pb2.AccountState(fund_year_fen=6_711), amounts)
+    assert money._shares_stand(rules, (0, 6_710), amounts)
+    assert not money._shares_stand(rules, (0, 6_711), amounts)

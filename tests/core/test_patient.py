@@ -6,7 +6,7 @@ from erxhub.core.model import Refused
 from erxhub.v1 import common_pb2, patient_pb2, registry_pb2
 from tests.core import pharmacy as shops
 from tests.core import population as people
-from tests.core.pharmacy import DELIVERY, OTHER_SHOP, SHOP, at, change_agreement, change_person, visit
+from tests.core.pharmacy import DELIVERY, OTHER_SHOP, PICKUP, SHOP, at, change_agreement, change_person, visit
 from tests.core.population import accepted, refused
 from tests.core.test_prescription import Rx
 
@@ -33,6 +33,41 @@ def test_the_same_choice_again_changes_nothing_and_another_mode_replaces_it() ->
     accepted(v.choose(mode=DELIVERY))
     refused(v.choose(), "ORDER_ALREADY_HELD")
     refused(v.choose(OTHER_SHOP), "ORDER_ALREADY_HELD")
+
+
+def test_toggling_the_mode_does_not_let_the_prescription_grow() -> None:
+    v = visit()
+    for number in range(40):
+        accepted(v.choose(mode=DELIVERY if number % 2 else PICKUP))
+    assert len(v.state.orders) == 1
+    v.held()
+    accepted(v.cancel())
+    accepted(v.choose())
+    accepted(v.choose(mode=DELIVERY))
+    # The order that held stays: its pharmacy may ask what became of it.
+    assert [order.downloaded_at_ms > 0 for order in v.state.orders] == [True, False]
+
+
+def test_a_replaced_order_of_another_pharmacy_stays() -> None:
+    v = visit()
+    accepted(v.choose())
+    accepted(v.cancel())
+    accepted(v.choose(OTHER_SHOP))
+    assert [order.pharmacy_code for order in v.state.orders] == [SHOP.id, OTHER_SHOP.id]
+
+
+def test_a_prescription_takes_twenty_orders_of_the_patient() -> None:
+    v = visit()
+    for _ in range(20):
+        accepted(v.choose())
+        v.held()
+        accepted(v.cancel())
+    before = len(v.world.events)
+    answer = refused(v.choose(), "RECORD_STATE", "rx_no")
+    assert answer.detail == {"orders": "20", "orders_max": "20"}
+    assert v.events_since(before) == []
+    # He still may go to any counter.
+    v.held()
 
 
 def test_a_choice_names_a_pharmacy_with_an_agreement() -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from erxhub.core import decide
-from erxhub.core.catalog import CatalogImport
+from erxhub.core.catalog import prepare_import
 from erxhub.core.consequences import after_hold_ended, end_with_order
 from erxhub.core.draft import Workspace
 from erxhub.core.keys import prescription_key
@@ -56,7 +56,7 @@ def import_drugs(world: World, *drugs: catalog_pb2.Drug) -> None:
         file_sha256=bytes(32),
     )
     entries = tuple(catalog_pb2.CatalogEntry(line=place, drug=drug) for place, drug in enumerate(drugs, start=2))
-    agency(world, "ImportCatalog", CatalogImport(header, entries))
+    agency(world, "ImportCatalog", prepare_import(header, entries))
 
 
 def drug(code: str, **changes: Any) -> catalog_pb2.Drug:
@@ -673,6 +673,23 @@ def test_only_the_issuing_doctor_withdraws(rx: Rx) -> None:
     rx.uploaded()
     outcome = changes_nothing(rx.world, lambda: rx.revoke(doctor_code=people.YOUNG_DOCTOR_CODE))
     refused(outcome, "RX_UNDO_DENIED", "doctor_code")
+
+
+@pytest.mark.parametrize(
+    "status", [registry_pb2.PRACTITIONER_STATUS_SUSPENDED, registry_pb2.PRACTITIONER_STATUS_TERMINATED]
+)
+def test_a_doctor_who_is_not_active_withdraws_nothing(
+    rx: Rx, status: registry_pb2.PractitionerStatus.ValueType
+) -> None:
+    rx.uploaded()
+    request = registry_pb2.ChangePractitionerStatusRequest(
+        practitioner_code=people.DOCTOR_CODE, status=status, case_no="CASE-1"
+    )
+    agency(rx.world, "ChangePractitionerStatus", request)
+    outcome = changes_nothing(rx.world, rx.revoke)
+    assert refused(outcome, "RX_UNDO_DENIED", "doctor_code").targets
+    # What remains is the agency's freeze.
+    agency(rx.world, "FreezePrescription", registry_pb2.FreezePrescriptionRequest(rx_no=rx.rx_no, case_no="CASE-1"))
 
 
 def test_another_hospital_learns_nothing_by_revoking(rx: Rx) -> None:

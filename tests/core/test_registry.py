@@ -4,7 +4,7 @@ import pytest
 
 from erxhub.core import guards
 from erxhub.core.guards import area_covers
-from erxhub.core.model import Caller, Outcome, Refused
+from erxhub.core.model import Caller, CertifiedPeer, Evidence, Outcome, Refused
 from erxhub.core.registry import REQUIRED_CLAUSES
 from erxhub.v1 import common_pb2, registry_pb2, state_pb2
 from tests.core.harness import World
@@ -45,8 +45,10 @@ def world() -> World:
     return populated()
 
 
-def do(world: World, method: str, request: Any, caller: Caller = AGENCY) -> Outcome:
-    return world.do(caller, f"RegistryService/{method}", request)
+def do(
+    world: World, method: str, request: Any, caller: Caller = AGENCY, evidence: Evidence | None = None
+) -> Outcome:
+    return world.do(caller, f"RegistryService/{method}", request, evidence)
 
 
 def agreement_change(
@@ -432,8 +434,57 @@ def test_an_unknown_key_cannot_be_revoked(world: World) -> None:
     refused(do(world, "RevokeCertificate", revocation(key_id="0" * 32)), "RECORD_UNKNOWN", "key_id")
 
 
+def revoke_connection(
+    world: World, role: str, peer_id: str, area_code: str, caller: Caller = AGENCY
+) -> Outcome:
+    peer = CertifiedPeer(role, peer_id, area_code, b"c" * 32)
+    return do(world, "RevokeCertificate", revocation(certificate_pem=b"pem"), caller, Evidence(connection=peer))
+
+
 def test_a_connection_certificate_is_revoked_once(world: World) -> None:
-    request = revocation(certificate_sha256=b"c" * 32)
-    accepted(do(world, "RevokeCertificate", request))
+    accepted(revoke_connection(world, "hospital", HOSPITAL_CODE, "330100"))
     assert world.find("revoked_certificate", b"c" * 32) is not None
-    refused(do(world, "RevokeCertificate", request), "RECORD_STATE", "certificate_sha256")
+    assert world.events[-1][2].certificate_sha256 == b"c" * 32
+    outcome = revoke_connection(world, "hospital", HOSPITAL_CODE, "330100")
+    refused(outcome, "RECORD_STATE", "certificate_pem")
+
+
+@pytest.mark.parametrize(
+    ("role", "peer_id", "area_code"),
+    [
+        ("hospital", HOSPITAL_CODE, "330100"),
+        ("pharmacy", PHARMACY_CODE, "330100"),
+        ("agency", "330100", "330100"),
+        ("agency", "330000", "330000"),
+        ("supervisor", "330100", "330100"),
+        ("agency", "000000", "000000"),
+    ],
+)
+def test_an_agency_revokes_no_certificate_outside_its_area(
+    world: World, role: str, peer_id: str, area_code: str
+) -> None:
+    outcome = revoke_connection(world, role, peer_id, area_code, OTHER_AGENCY)
+    refused(outcome, "RECORD_UNKNOWN", "certificate_pem")
+    assert world.find("revoked_certificate", b"c" * 32) is None
+
+
+def test_acting_for_the_whole_ledger_gives_no_power_over_other_areas(world: World) -> None:
+    outcome = revoke_connection(world, "agency", "330200", "330200")
+    refused(outcome, "RECORD_UNKNOWN", "certificate_pem")
+    accepted(revoke_connection(world, "agency", "330200", "330200", PROVINCE))
+
+
+@pytest.mark.parametrize("role", ["channel", "auditor", "mirror", "hub", "witness", "sandbox"])
+def test_a_certificate_without_an_area_is_revoked_by_an_agency_that_acts_nationally(world: World, role: str) -> None:
+    refused(revoke_connection(world, role, "one", "", PROVINCE), "RECORD_UNKNOWN", "certificate_pem")
+    accepted(revoke_connection(world, role, "one", ""))
+
+
+def test_the_central_agency_has_no_area_either(world: World) -> None:
+    accepted(revoke_connection(world, "agency", "000000", "000000"))
+
+
+def test_a_certificate_that_names_nobody_is_malformed(world: World) -> None:
+    evidence = Evidence(certificate_fault="FOREIGN_TRUST_DOMAIN")
+    outcome = do(world, "RevokeCertificate", revocation(certificate_pem=b"pem"), evidence=evidence)
+    assert refused(outcome, "INPUT_MALFORMED", "certificate_pem").detail == {"reason": "FOREIGN_TRUST_DOMAIN"}

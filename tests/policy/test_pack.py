@@ -54,6 +54,7 @@ def supply_days(*rows: str) -> str:
         ("doctor_practice_years", 3),
         ("refused_decodes_max", 3),
         ("lapsed_holds_max", 2),
+        ("orders_max", 20),
         ("sign_code_tries", 5),
         ("delivery_distance_max_km", 100),
         ("unranked_benefit_level", 1),

@@ -7,7 +7,8 @@ a command that was not left all of its entries or none. Must never: repeat a cal
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -144,10 +145,15 @@ class GatedStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
-    def shut(self) -> None:
-        """Let no write through from now on."""
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """Let no write through inside the block, or until it is opened there."""
         self._gate.clear()
         self.arrived.clear()
+        try:
+            yield
+        finally:
+            self.open()
 
     def open(self) -> None:
         """Let every write through."""

@@ -15,7 +15,16 @@ from erxhub.client import CallFailed
 from erxhub.client.base import UNARY_PATHS
 from erxhub.ledger.memory import MemoryStore
 from tests.live import Live, live_hub
-from tests.races.ground import Book, GatedStore, Sent, assert_each_once, events_by_request, reply_bytes, turns, whole_log
+from tests.races.ground import (
+    Book,
+    GatedStore,
+    Sent,
+    assert_each_once,
+    events_by_request,
+    reply_bytes,
+    turns,
+    whole_log,
+)
 from tests.races.test_repeats import _first_request as first_request
 
 pytestmark = [pytest.mark.campaign, pytest.mark.asyncio(loop_scope="module")]
@@ -51,14 +60,13 @@ async def _whole_or_nothing(live: Live, client: Any, request: Any) -> None:
 async def test_call_cancelled_during_its_commit_is_committed_whole(live: Live, kind: str) -> None:
     client, request = await first_request(live, kind)
     store: Any = live.hub.store
-    store.shut()
-    call = _call(client, request)
-    await store.arrived.wait()
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await call
-    await turns(50)
-    store.open()
+    with store.shut():
+        call = _call(client, request)
+        await store.arrived.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await turns(50)
     await live.hub.engine.sweep()
     # Something behind it in the queue, so that its commit is over.
     await first_request(live, "verify")
@@ -70,11 +78,10 @@ async def test_call_cancelled_during_its_commit_is_committed_whole(live: Live, k
 async def test_deadline_that_passes_during_the_commit_leaves_a_whole_command(live: Live, kind: str) -> None:
     client, request = await first_request(live, kind)
     store: Any = live.hub.store
-    store.shut()
-    with pytest.raises(CallFailed) as failed:
-        await reply_bytes(client, request, timeout_s=0.05)
-    assert failed.value.code == "DEADLINE_EXCEEDED"
-    store.open()
+    with store.shut():
+        with pytest.raises(CallFailed) as failed:
+            await reply_bytes(client, request, timeout_s=0.05)
+        assert failed.value.code == "DEADLINE_EXCEEDED"
     await _whole_or_nothing(live, client, request)
 
 

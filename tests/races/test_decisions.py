@@ -57,9 +57,7 @@ async def race(number: int, chance: random.Random, first: Any, second: Any, head
     if number == 1:
         won = await outcome(second)
         return await outcome(first), won
-    return await asyncio.gather(
-        after(chance.randrange(head_start), first), after(chance.randrange(head_start), second)
-    )
+    return await asyncio.gather(after(chance.randrange(head_start), first), after(chance.randrange(head_start), second))
 
 
 async def balance_fen(live: Live, person_no: str) -> int:

@@ -27,9 +27,7 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 def _issue(number: int) -> voucher_pb2.IssueVoucherRequest:
-    return voucher_pb2.IssueVoucherRequest(
-        request_id=f"limit-{number:08d}", person_no=PERSON, business_type=CONSULT
-    )
+    return voucher_pb2.IssueVoucherRequest(request_id=f"limit-{number:08d}", person_no=PERSON, business_type=CONSULT)
 
 
 async def _ending(call: Any) -> str:
@@ -56,23 +54,22 @@ async def _settled_in(condition: Any) -> None:
 
 async def test_full_queue_refuses_at_once_with_retry_info_and_leaves_no_entry() -> None:
     store = GatedStore(MemoryStore())
-    async with live_hub(store=store, config=Config(queue_commands_max=5, drain_ms=200)) as live:
+    async with live_hub(store=store, config=Config(queue_commands_max=5, drain_ms=200, drain_quiet_ms=0)) as live:
         channel = await live.channel()
-        store.shut()
-        first = asyncio.create_task(reply_bytes(channel, _issue(0)))
-        await store.arrived.wait()
-        queued = [asyncio.create_task(reply_bytes(channel, _issue(number))) for number in range(1, 6)]
-        await _settled_in(lambda: live.hub.engine.queue_depth == 5)
-        entries = len(await whole_log(store))
-        with pytest.raises(Refusal) as refused:
-            await reply_bytes(channel, _issue(6))
-        assert refused.value.code == "OVERLOADED"
-        assert refused.value.grpc_status == "RESOURCE_EXHAUSTED"
-        assert refused.value.retriable
-        assert refused.value.retry_after_ms == live.hub.engine.config.retry_after_ms
-        assert live.hub.engine.counters.counted_only["OVERLOADED"] == 1
-        assert len(await whole_log(store)) == entries
-        store.open()
+        with store.shut():
+            first = asyncio.create_task(reply_bytes(channel, _issue(0)))
+            await store.arrived.wait()
+            queued = [asyncio.create_task(reply_bytes(channel, _issue(number))) for number in range(1, 6)]
+            await _settled_in(lambda: live.hub.engine.queue_depth == 5)
+            entries = len(await whole_log(store))
+            with pytest.raises(Refusal) as refused:
+                await reply_bytes(channel, _issue(6))
+            assert refused.value.code == "OVERLOADED"
+            assert refused.value.grpc_status == "RESOURCE_EXHAUSTED"
+            assert refused.value.retriable
+            assert refused.value.retry_after_ms == live.hub.engine.config.retry_after_ms
+            assert live.hub.engine.counters.counted_only["OVERLOADED"] == 1
+            assert len(await whole_log(store)) == entries
         assert all(await asyncio.gather(first, *queued))
         # The same request again, once there is room.
         assert await reply_bytes(channel, _issue(6))
@@ -80,16 +77,17 @@ async def test_full_queue_refuses_at_once_with_retry_info_and_leaves_no_entry() 
 
 async def test_bytes_that_wait_have_a_limit_too() -> None:
     store = GatedStore(MemoryStore())
-    async with live_hub(store=store, config=Config(queue_bytes_max=60_000, drain_ms=200)) as live:
+    async with live_hub(store=store, config=Config(queue_bytes_max=60_000, drain_ms=200, drain_quiet_ms=0)) as live:
         hospital = await live.hospital()
         chains = [await Chain(live).prechecked() for _ in range(6)]
-        store.shut()
-        uploads = [
-            asyncio.create_task(_ending(hospital.upload(**(chain.upload_arguments() | {"file": b"%PDF-" + bytes(20_000)}))))
-            for chain in chains
-        ]
-        await _settled_in(lambda: sum(task.done() for task in uploads) >= 3)
-        store.open()
+        with store.shut():
+            uploads = [
+                asyncio.create_task(
+                    _ending(hospital.upload(**(chain.upload_arguments() | {"file": b"%PDF-" + bytes(20_000)})))
+                )
+                for chain in chains
+            ]
+            await _settled_in(lambda: sum(task.done() for task in uploads) >= 3)
         endings = Counter(await asyncio.gather(*uploads))
         assert set(endings) == {"OK", "OVERLOADED"}
 
@@ -106,15 +104,16 @@ async def test_2048_calls_in_flight_end_in_an_answer_of_the_hub() -> None:
 
 async def test_2048_calls_in_flight_on_a_small_queue_end_in_an_answer_of_the_hub() -> None:
     store = GatedStore(MemoryStore())
-    async with live_hub(store=store, config=Config(queue_commands_max=256, drain_ms=200)) as live:
+    async with live_hub(store=store, config=Config(queue_commands_max=256, drain_ms=200, drain_quiet_ms=0)) as live:
         channel = await live.channel()
-        store.shut()
-        calls = [
-            asyncio.create_task(_ending(channel.issue_voucher(person_no=PERSON, business_type=CONSULT, timeout_s=60)))
-            for _ in range(2_048)
-        ]
-        await _settled_in(lambda: sum(task.done() for task in calls) >= 1_000)
-        store.open()
+        with store.shut():
+            calls = [
+                asyncio.create_task(
+                    _ending(channel.issue_voucher(person_no=PERSON, business_type=CONSULT, timeout_s=60))
+                )
+                for _ in range(2_048)
+            ]
+            await _settled_in(lambda: sum(task.done() for task in calls) >= 1_000)
         endings = Counter(await asyncio.gather(*calls))
         assert set(endings) == {"OK", "OVERLOADED"}
         assert endings["OK"] >= 256
@@ -124,7 +123,7 @@ async def test_2048_calls_in_flight_on_a_small_queue_end_in_an_answer_of_the_hub
 
 
 async def test_caller_has_a_limit_of_open_watches() -> None:
-    async with live_hub(config=Config(streams_per_peer_max=2, drain_ms=200)) as live:
+    async with live_hub(config=Config(streams_per_peer_max=2, drain_ms=200, drain_quiet_ms=0)) as live:
         await Chain(live).uploaded()
         hospital, other = await live.hospital(), await live.connect("hospital", HOSPITAL)
 
@@ -167,20 +166,18 @@ async def test_drain_answers_what_is_in_flight_and_refuses_what_comes() -> None:
         health = health_pb2_grpc.HealthStub(channel.connection.channel)
         watched = health.Watch(health_pb2.HealthCheckRequest(service=SERVICES[0]))
         assert (await watched.read()).status == SERVING
-        store.shut()
-        in_flight = [asyncio.create_task(reply_bytes(channel, _issue(number))) for number in range(20)]
-        await store.arrived.wait()
-        await _settled_in(lambda: live.hub.engine.queue_depth + 1 >= 19)
-        stopping = asyncio.create_task(live.hub.stop())
-        assert (await watched.read()).status == NOT_SERVING
-        assert (await health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
-        late = await asyncio.gather(
-            *(_ending(reply_bytes(channel, _issue(number))) for number in range(100, 110))
-        )
-        assert set(late) == {"HUB_UNAVAILABLE"}
-        assert not any(task.done() for task in in_flight)
-        entries = len(await whole_log(store))
-        store.open()
+        with store.shut():
+            in_flight = [asyncio.create_task(reply_bytes(channel, _issue(0)))]
+            await store.arrived.wait()
+            in_flight += [asyncio.create_task(reply_bytes(channel, _issue(number))) for number in range(1, 20)]
+            await _settled_in(lambda: live.hub.engine.queue_depth == 19)
+            stopping = asyncio.create_task(live.hub.stop())
+            assert (await watched.read()).status == NOT_SERVING
+            assert (await health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
+            late = await asyncio.gather(*(_ending(reply_bytes(channel, _issue(number))) for number in range(100, 110)))
+            assert set(late) == {"HUB_UNAVAILABLE"}
+            assert not any(task.done() for task in in_flight)
+            entries = len(await whole_log(store))
         replies = await asyncio.gather(*in_flight)
         assert all(replies)
         # An open health stream must not hold the end up until the drain's last moment.
@@ -209,14 +206,13 @@ async def test_call_that_outlasts_the_drain_is_committed_all_the_same() -> None:
     store = GatedStore(MemoryStore())
     async with live_hub(store=store, config=Config(drain_ms=50)) as live:
         channel = await live.channel()
-        store.shut()
-        slow = asyncio.create_task(_ending(reply_bytes(channel, _issue(0))))
-        await store.arrived.wait()
-        stopping = asyncio.create_task(live.hub.stop())
-        assert await slow in {"HUB_UNREACHABLE", "TLS_NOT_YET_VALID", "TLS_EXPIRED", "CANCELLED"}
-        appends = store.appends
-        assert not stopping.done()
-        store.open()
+        with store.shut():
+            slow = asyncio.create_task(_ending(reply_bytes(channel, _issue(0))))
+            await store.arrived.wait()
+            stopping = asyncio.create_task(live.hub.stop())
+            assert await slow in {"HUB_UNREACHABLE", "TLS_NOT_YET_VALID", "TLS_EXPIRED", "CANCELLED"}
+            appends = store.appends
+            assert not stopping.done()
         await stopping
         assert store.appends > appends
 
@@ -247,7 +243,7 @@ async def _listed_services(live: Live) -> set[str]:
 async def test_reflection_describes_every_service_and_can_be_switched_off() -> None:
     async with live_hub(seed=False) as live:
         assert set(SERVICES) <= await _listed_services(live)
-    async with live_hub(seed=False, config=Config(reflection=False, drain_ms=200)) as live:
+    async with live_hub(seed=False, config=Config(reflection=False, drain_ms=200, drain_quiet_ms=0)) as live:
         with pytest.raises(grpc.aio.AioRpcError) as switched_off:
             await _listed_services(live)
         assert switched_off.value.code() is grpc.StatusCode.UNIMPLEMENTED

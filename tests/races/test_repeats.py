@@ -174,9 +174,7 @@ async def test_fifty_identical_requests_at_once_have_one_effect_and_one_reply(li
     client, request = await _first_request(live, kind)
     name = client.connection.peer_name
     other = await live.connect(name.role, name.id)
-    replies = await asyncio.gather(
-        *(reply_bytes(client if number % 2 else other, request) for number in range(50))
-    )
+    replies = await asyncio.gather(*(reply_bytes(client if number % 2 else other, request) for number in range(50)))
     assert len(set(replies)) == 1
     await assert_each_once(live.hub.store, Book({request.request_id: Sent(client, request, replies[0])}))
 

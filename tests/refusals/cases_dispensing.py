@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from erxhub.v1 import common_pb2, dispensing_pb2, registry_pb2, signed_pb2
-from tests.chain import DOCTOR, PURCHASE
+from tests.chain import DOCTOR, PURCHASE, Chain
 from tests.live import HOUR_MS, MINUTE_MS, PERSON, PHARMACY, PHARMACY_B
-from tests.refusals.bench import Bench, Rx
+from tests.refusals.bench import Bench
 from tests.refusals.cases_prescribing import DUAL_CHANNEL_DRUG
 from tests.refusals.provoking import Attempt, provokes
 
@@ -132,14 +132,14 @@ async def quote_before_the_review(bench: Bench) -> Attempt:
 # ---- money ----
 
 
-async def _quote(bench: Bench, rx: Rx, **changes: Any) -> Attempt:
+async def _quote(bench: Bench, rx: Chain, **changes: Any) -> Attempt:
     pharmacy = await bench.live.pharmacy(rx.pharmacy_code)
     reference = await rx.reference(PURCHASE)
     arguments = {"rx_no": rx.rx_no, "voucher_ref": reference, "lines": rx.sale_lines()} | changes
     return Attempt(pharmacy, pharmacy.quote(**arguments))
 
 
-async def _settle(bench: Bench, rx: Rx, **changes: Any) -> Attempt:
+async def _settle(bench: Bench, rx: Chain, **changes: Any) -> Attempt:
     reference = await rx.reference(PURCHASE)
     return Attempt(await bench.live.pharmacy(rx.pharmacy_code), rx.settle(voucher_ref=reference, **changes))
 
@@ -195,7 +195,7 @@ async def account_spent_at_another_pharmacy_since_the_quote(bench: Bench) -> Att
 async def settlement_undone_twice(bench: Bench) -> Attempt:
     rx = await bench.rx().settled()
     pharmacy = await bench.live.pharmacy()
-    which = {"rx_no": rx.rx_no, "settlement_id": rx.settlement_id, "reason": "患者取消"}
+    which: dict[str, Any] = {"rx_no": rx.rx_no, "settlement_id": rx.settlement_id, "reason": "患者取消"}
     await pharmacy.undo_settlement(**which)
     return Attempt(pharmacy, pharmacy.undo_settlement(**which))
 
@@ -230,7 +230,7 @@ async def same_request_id_with_another_body(bench: Bench) -> Attempt:
 # ---- goods ----
 
 
-async def _dispense(bench: Bench, rx: Rx, **changes: Any) -> Attempt:
+async def _dispense(bench: Bench, rx: Chain, **changes: Any) -> Attempt:
     pharmacy = await bench.live.pharmacy(rx.pharmacy_code)
     return Attempt(pharmacy, pharmacy.dispense(**rx.dispense_arguments() | changes))
 
@@ -287,7 +287,7 @@ async def pack_that_was_sold_before(bench: Bench) -> Attempt:
 # ---- delivery ----
 
 
-async def _asked_for(bench: Bench) -> Rx:
+async def _asked_for(bench: Bench) -> Chain:
     """Goods out, and a delivery that the patient asked for."""
     rx = await bench.rx().settled()
     await rx.delivery_requested()

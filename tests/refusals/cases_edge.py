@@ -18,7 +18,7 @@ from tests.refusals.provoking import Attempt, provokes
 
 
 @provokes("PEER_IDENTITY", status="UNAUTHENTICATED", counted=True)
-async def certificate_with_a_odd_certificate(bench: Bench) -> Attempt:
+async def certificate_with_a_common_name_only(bench: Bench) -> Attempt:
     identity = odd_certificate(bench.live.trust, HOSPITAL)
     nobody = await bench.live.connect("hospital", HOSPITAL, identity)
     return Attempt(nobody, nobody.get(rx_no="1" * 27))
@@ -117,7 +117,7 @@ async def page_token_of_nobody(bench: Bench) -> Attempt:
 @provokes("PAGE_TOKEN_INVALID", status="INVALID_ARGUMENT", field="cursor")
 async def cursor_of_nobody(bench: Bench) -> Attempt:
     pharmacy = await bench.live.pharmacy()
-    return Attempt(pharmacy, anext(pharmacy.watch(cursor="AAAA")))  # type: ignore[arg-type]
+    return Attempt(pharmacy, anext(pharmacy.watch(cursor="AAAA")))
 
 
 @provokes("AUDIT_REASON", status="PERMISSION_DENIED", field="case_reason")

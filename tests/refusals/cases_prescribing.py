@@ -11,9 +11,9 @@ from erxhub.client.signing import signed_upload
 from erxhub.crypto.suites import SigningKey
 from erxhub.seed.catalogue import seed_drugs
 from erxhub.v1 import common_pb2
-from tests.chain import DOCTOR, DOCTOR_NEW
+from tests.chain import DOCTOR, DOCTOR_NEW, Chain
 from tests.live import CHILD, DAY_MS, HOSPITAL
-from tests.refusals.bench import Bench, Rx
+from tests.refusals.bench import Bench
 from tests.refusals.provoking import Attempt, provokes
 
 BLOCKED = "prescription.rule_blocked"
@@ -193,7 +193,7 @@ _RULES: tuple[tuple[str, str, str, Callable[[common_pb2.Prescription], None]], .
 )
 
 
-async def _precheck(bench: Bench, rx: Rx) -> Attempt:
+async def _precheck(bench: Bench, rx: Chain) -> Attempt:
     hospital = await bench.live.hospital()
     return Attempt(hospital, hospital.precheck(prescription=rx.prescription))
 
@@ -252,7 +252,7 @@ async def number_of_the_hospital_used_for_another_content(bench: Bench) -> Attem
 # ---- the upload ----
 
 
-async def _upload(bench: Bench, rx: Rx, **changes: object) -> Attempt:
+async def _upload(bench: Bench, rx: Chain, **changes: object) -> Attempt:
     hospital = await bench.live.hospital()
     return Attempt(hospital, hospital.upload(**rx.upload_arguments() | changes))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -32,7 +32,7 @@ async def stranger(request: pytest.FixtureRequest, bench: Bench) -> AsyncIterato
         issued = issuer.issue_tls("hospital", HOSPITAL, at_ms, days)
         return ClientIdentity(trust.ca_pem, issued.cert_pem, issued.key_pem)
 
-    identities = {
+    identities: dict[str, Callable[[], tuple[ClientIdentity, str]]] = {
         "foreign": lambda: (of(TrustDomain.in_memory("erxhub.test", now_ms), now_ms, 30), "TLS_FOREIGN_CA"),
         "expired": lambda: (of(trust, now_ms - 3 * DAY_MS, 1), "TLS_EXPIRED"),
         "not yet valid": lambda: (of(trust, now_ms + 3 * DAY_MS, 30), "TLS_NOT_YET_VALID"),

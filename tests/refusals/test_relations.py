@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from erxhub.v1 import dispensing_pb2, signed_pb2
-from tests.chain import DOCTOR
+from tests.chain import DOCTOR, Chain
 from tests.live import EMPLOYEE, HOSPITAL_B, PERSON, PHARMACY, PHARMACY_B
-from tests.refusals.bench import Bench, Rx, as_pharmacy, details_of
+from tests.refusals.bench import Bench, as_pharmacy, details_of
 from tests.refusals.provoking import Attempt, Expected, refused
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -64,7 +64,7 @@ async def test_hospital_learns_nothing_of_another_hospitals_visit(bench: Bench) 
     )
 
 
-def _pharmacy_calls(bench: Bench, pharmacy: Any, rx: Rx) -> dict[str, Call]:
+def _pharmacy_calls(bench: Bench, pharmacy: Any, rx: Chain) -> dict[str, Call]:
     key = bench.live.key(PHARMACY_B, PHARMACY_B)
     return {
         "release": lambda rx_no: pharmacy.release(rx_no=rx_no),

@@ -14,9 +14,9 @@ from erxhub.client.signing import sign
 from erxhub.crypto.suites import SigningKey
 from erxhub.seed import sample_pdf
 from erxhub.v1 import common_pb2, prescribing_pb2, signed_pb2
-from tests.chain import DOCTOR, HOSPITAL_PHARMACIST, PICK_UP, PURCHASE
+from tests.chain import DOCTOR, HOSPITAL_PHARMACIST, PICK_UP, PURCHASE, Chain
 from tests.live import HOSPITAL, HOUR_MS, MINUTE_MS, PHARMACY
-from tests.refusals.bench import Bench, Rx, open_bench
+from tests.refusals.bench import Bench, open_bench
 from tests.refusals.provoking import Attempt, Expected, refused
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -160,7 +160,7 @@ def _sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-async def _upload(bench: Bench, rx: Rx, faulty: str, fault: Fault) -> prescribing_pb2.UploadPrescriptionRequest:
+async def _upload(bench: Bench, rx: Chain, faulty: str, fault: Fault) -> prescribing_pb2.UploadPrescriptionRequest:
     """An upload with one fault in one of its three signed contents; the other two cover it as it is."""
 
     async def signed(part: str, statement: Message) -> common_pb2.Signed:

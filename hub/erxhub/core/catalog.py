@@ -1,11 +1,12 @@
 """Code lists of the catalogue: which edition is in force, what a row says, and which rows an import may bring.
 
-Owns the names of the datasets, the choice of the edition and the check of a row by itself. It never says whether a
-prescription may hold a code: that is for whoever asks.
+Owns the names of the datasets, the choice of the edition, the check of a row by itself and the digest that binds an
+edition to its rows. It never says whether a prescription may hold a code: that is for whoever asks.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -13,7 +14,7 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import Message
 
-from erxhub.core.model import Accepted, Command, Draft, Outcome, Refused
+from erxhub.core.model import Accepted, Caller, Command, Draft, Outcome, Refused
 from erxhub.core.refusals import CATALOGUE
 from erxhub.policy.codes import drug_kind, has_form
 from erxhub.v1 import catalog_pb2, events_pb2, registry_pb2, state_pb2
@@ -53,12 +54,17 @@ RowT = TypeVar("RowT", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class CatalogImport:
-    """One import as a command: the header of the stream and all rows that followed it."""
+    """One import as a command, made by `prepare_import`: all that needs a look at each row is done.
+
+    `rows` are (dataset, edition, code, row) in ascending order of code, `rows_sha256` is their digest. `refused` is the
+    beginning of the rows that were not taken, by line, and `rows_refused` the number of all of them.
+    """
 
     header: registry_pb2.CatalogHeader
-    entries: tuple[catalog_pb2.CatalogEntry, ...]
-    malformed: tuple[registry_pb2.RefusedRow, ...] = ()
-    """Rows that broke a field rule; they are not among `entries`."""
+    rows: tuple[tuple[str, str, str, bytes], ...]
+    rows_sha256: bytes
+    refused: tuple[registry_pb2.RefusedRow, ...] = ()
+    rows_refused: int = 0
 
     @property
     def request_id(self) -> str:
@@ -100,21 +106,6 @@ def disease(tx: Draft, edition: str, code: str) -> catalog_pb2.Disease | None:
     return _row(tx, DISEASES, edition, code, catalog_pb2.Disease)
 
 
-def region(tx: Draft, edition: str, code: str) -> catalog_pb2.Region | None:
-    """A region of the edition, or None."""
-    return _row(tx, REGIONS, edition, code, catalog_pb2.Region)
-
-
-def frequency(tx: Draft, edition: str, code: str) -> catalog_pb2.Frequency | None:
-    """A frequency of use of the edition, or None."""
-    return _row(tx, FREQUENCIES, edition, code, catalog_pb2.Frequency)
-
-
-def chronic_disease(tx: Draft, edition: str, code: str) -> catalog_pb2.ChronicDisease | None:
-    """A chronic or special disease of the edition, or None."""
-    return _row(tx, CHRONIC, edition, code, catalog_pb2.ChronicDisease)
-
-
 def _row(tx: Draft, dataset: str, edition: str, code: str, kind: type[RowT]) -> RowT | None:
     body = tx.catalog(dataset, edition, code)
     return None if body is None else kind.FromString(body)
@@ -148,41 +139,84 @@ def diagnosis_fault(tx: Draft, diagnoses: Iterable[tuple[str, str]]) -> int | No
 # ---- importing ----
 
 
+def rows_digest(rows: Iterable[tuple[str, bytes]]) -> bytes:
+    """What binds an edition to its rows, given as (code, row) in any order; 32 bytes.
+
+    SHA-256 over, for each code in ascending order of its UTF-8 bytes, u32 length ‖ code ‖ u32 length ‖ row; the lengths
+    are big-endian.
+    """
+    digest = hashlib.sha256()
+    for code, row in sorted((code.encode(), row) for code, row in rows):
+        digest.update(len(code).to_bytes(4, "big") + code + len(row).to_bytes(4, "big") + row)
+    return digest.digest()
+
+
+def prepare_import(
+    header: registry_pb2.CatalogHeader,
+    entries: Iterable[catalog_pb2.CatalogEntry],
+    malformed: Iterable[registry_pb2.RefusedRow] = (),
+) -> CatalogImport:
+    """The import of these rows; the place for all work on single rows, because the lane has no time for it.
+
+    `malformed` are rows that broke a field rule; they are not among `entries`.
+    """
+    dataset = DATASET_NAMES[header.dataset]
+    taken, wrong = _checked(dataset, entries)
+    refused = sorted([*malformed, *wrong], key=lambda row: row.line)
+    rows = sorted(taken.items())
+    return CatalogImport(
+        header,
+        tuple((dataset, header.edition, code, body) for code, body in rows),
+        rows_digest(rows),
+        tuple(refused[:REFUSED_ROWS_SHOWN]),
+        len(refused),
+    )
+
+
+def import_forbidden(caller: Caller) -> Refused | None:
+    """ROLE_NOT_ALLOWED unless the agency acts for the whole ledger: every region reads the same code lists."""
+    if caller.acts_nationally:
+        return None
+    return Refused("ROLE_NOT_ALLOWED", detail={"caller": caller.actor, "needs": "national_agencies"})
+
+
 def import_catalog(tx: Draft, command: Command) -> Outcome:
-    """Import one edition of a code list (agency). Leaves `catalogue.imported`.
+    """Import one edition of a code list (an agency that acts for the whole ledger). Leaves `catalogue.imported`.
 
     A row that is wrong by itself is left out and named in the reply; the others are taken. An import of which no row is
-    taken leaves nothing. The same edition with the same file and day again returns the first result.
-    Refusals: INPUT_MALFORMED (no such day of effect), RECORD_EXISTS (the edition exists with other content).
+    taken leaves nothing. The same edition with the same file, day and rows again returns the first result.
+    Refusals: ROLE_NOT_ALLOWED, INPUT_MALFORMED (no such day of effect), RECORD_EXISTS (the edition exists with other
+    content).
     """
     request: CatalogImport = command.request
     header = request.header
-    dataset = DATASET_NAMES[header.dataset]
+    forbidden = import_forbidden(command.caller)
+    if forbidden is not None:
+        return forbidden
     try:
         begins = date.fromisoformat(header.valid_from_on)
     except ValueError:
         return Refused("INPUT_MALFORMED", field="header.valid_from_on")
     ledger = tx.state(tx.ledger_key, state_pb2.LedgerState)
-    rows, refused = _checked(dataset, request.entries)
-    refused = sorted([*request.malformed, *refused], key=lambda row: row.line)
     edition = registry_pb2.CatalogEdition(
         dataset=header.dataset,
         edition=header.edition,
         valid_from_ms=(begins - _EPOCH).days * _DAY_MS - _BEIJING_AHEAD_MS,
         file_sha256=header.file_sha256,
-        rows=len(rows),
+        rows=len(request.rows),
         source=header.source,
+        rows_sha256=request.rows_sha256,
     )
     reply = registry_pb2.ImportCatalogResponse(
-        rows_taken=len(rows), rows_refused=len(refused), refused=refused[:REFUSED_ROWS_SHOWN]
+        rows_taken=len(request.rows), rows_refused=request.rows_refused, refused=request.refused
     )
     for held in ledger.editions if ledger is not None else ():
         if (held.dataset, held.edition) == (edition.dataset, edition.edition):
             return Accepted(reply) if held == edition else Refused("RECORD_EXISTS", field="header.edition")
-    if not rows:
+    if not request.rows:
         return Accepted(reply)
     tx.emit("ledger", tx.ledger_key, "catalogue.imported", events_pb2.CatalogueImported(edition=edition))
-    return Accepted(reply, catalog_rows=tuple((dataset, header.edition, code, body) for code, body in rows.items()))
+    return Accepted(reply, catalog_rows=request.rows)
 
 
 def refused_row(line: int, code: str, field: str) -> registry_pb2.RefusedRow:

@@ -6,6 +6,7 @@ diagnosis must be. It never touches a prescription; it only looks whether one of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import date, timedelta
 from typing import Final
@@ -16,7 +17,7 @@ from erxhub.core.guards import Visit, about, visit
 from erxhub.core.keys import stream_key
 from erxhub.core.lifecycle import Machine, Role, permits
 from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused, Target
-from erxhub.policy.codes import has_fact, has_form, id_number_fault, normal_id_number, standing
+from erxhub.policy.codes import has_form, id_number_fault, normal_id_number, standing
 from erxhub.policy.pack import china_date
 from erxhub.v1 import common_pb2, encounter_pb2, events_pb2, registry_pb2, signed_pb2, state_pb2
 
@@ -30,6 +31,9 @@ IN_FORCE_OR_USED: Final = frozenset({"EFFECTIVE", "FROZEN", "EXHAUSTED"})
 
 _NEXT_STEP: Final[Mapping[str, str]] = {"REGISTERED": "start consultation", "IN_CONSULT": "record diagnosis"}
 """What has to come next in a state; from every other state a step that was missed needs a new visit."""
+
+_ID_NUMBER_SHAPE: Final = re.compile("[0-9]{17}[0-9Xx]")
+"""What a citizen identity number looks like; a social card may be held by somebody with another document."""
 
 _INTERNET: Final = common_pb2.VISIT_KIND_INTERNET
 
@@ -150,12 +154,16 @@ def _reference(
 def _id_number_refused(
     tx: Draft, request: encounter_pb2.RegisterEncounterRequest, person_key: bytes | None
 ) -> Refused | None:
-    """The certificate's number against its own check and against the person's record (K-17)."""
-    person = guards.person(tx, person_key) if person_key is not None else None
+    """The certificate's number against its own check (K-17) and against the person's record.
+
+    Whether the number has a check is told by the request alone, and a person who is not registered is answered like one
+    with another number: nobody learns here who is insured, or with which certificate.
+    """
     id_card = request.certificate_type == encounter_pb2.VISIT_CERTIFICATE_TYPE_ID_CARD
-    checked = id_card or (person is not None and has_fact("psn_cert_type", person.certificate_type, "checked"))
+    checked = id_card or _ID_NUMBER_SHAPE.fullmatch(request.id_number) is not None
     if checked and id_number_fault(request.id_number, china_date(tx.now_ms).isoformat()) is not None:
         return Refused("ID_CHECKSUM", field="id_number")
+    person = guards.person(tx, person_key) if person_key is not None else None
     if person is None or normal_id_number(request.id_number) != person.id_number:
         targets = (Target(person_key, person_key),) if person_key is not None else ()
         return Refused("ID_MISMATCH", field="id_number", targets=targets)

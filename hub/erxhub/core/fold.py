@@ -213,14 +213,20 @@ def _account_opened(state: state_pb2.AccountState, payload: events_pb2.AccountOp
 
 def _account_debited(state: state_pb2.AccountState, payload: events_pb2.AccountDebited, at: At) -> None:
     state.balance_fen -= payload.amount_fen
-    state.in_scope_year_fen += payload.in_scope_fen
-    state.fund_year_fen += payload.fund_fen
+    if payload.benefit_year > state.benefit_year:
+        state.benefit_year = payload.benefit_year
+        state.in_scope_year_fen = state.fund_year_fen = 0
+    if payload.benefit_year == state.benefit_year:
+        state.in_scope_year_fen += payload.in_scope_fen
+        state.fund_year_fen += payload.fund_fen
 
 
 def _account_restored(state: state_pb2.AccountState, payload: events_pb2.AccountRestored, at: At) -> None:
     state.balance_fen += payload.amount_fen
-    state.in_scope_year_fen -= payload.in_scope_fen
-    state.fund_year_fen -= payload.fund_fen
+    # The totals of an earlier year are gone: nothing of this year was taken for it.
+    if payload.benefit_year == state.benefit_year:
+        state.in_scope_year_fen -= payload.in_scope_fen
+        state.fund_year_fen -= payload.fund_fen
 
 
 def _trace_code_sold(state: state_pb2.TraceCodeState, payload: events_pb2.TraceCodeSold, at: At) -> None:
@@ -448,7 +454,8 @@ def _authorization_moved(event: str) -> Callable[[Any, Any, At], None]:
 # ---- order, review ----
 
 
-def _order(state: state_pb2.PrescriptionState, order_no: str) -> state_pb2.Order:
+def order_of(state: state_pb2.PrescriptionState, order_no: str) -> state_pb2.Order:
+    """The order of a prescription that is known to have it."""
     return next(order for order in state.orders if order.order_no == order_no)
 
 
@@ -461,6 +468,16 @@ def _move_review(order: state_pb2.Order, event: str) -> None:
 
 
 def _order_created(state: state_pb2.PrescriptionState, payload: events_pb2.OrderCreated, at: At) -> None:
+    # It stands for what its pharmacy had before and never downloaded, so that the state does not grow with every choice.
+    kept = [
+        order
+        for order in state.orders
+        if order.pharmacy_code != payload.pharmacy_code
+        or order.downloaded_at_ms
+        or state_name(Machine.ORDER, order.status) not in lifecycle.ENDED_ORDER
+    ]
+    del state.orders[:]
+    state.orders.extend(kept)
     order = state.orders.add()
     order.order_no = payload.order_no
     order.pharmacy_code = payload.pharmacy_code
@@ -472,7 +489,7 @@ def _order_created(state: state_pb2.PrescriptionState, payload: events_pb2.Order
 
 
 def _order_held(state: state_pb2.PrescriptionState, payload: events_pb2.OrderHeld, at: At) -> None:
-    order = _order(state, payload.order_no)
+    order = order_of(state, payload.order_no)
     before = state.use_status
     _move_use(state, "order.held")
     state.use_before_hold = before
@@ -484,7 +501,7 @@ def _order_held(state: state_pb2.PrescriptionState, payload: events_pb2.OrderHel
 def _downloaded(
     state: state_pb2.PrescriptionState, payload: events_pb2.PrescriptionDownloaded, at: At
 ) -> None:
-    order = _order(state, payload.order_no)
+    order = order_of(state, payload.order_no)
     _move_order(order, "prescription.downloaded")
     if not order.downloaded_at_ms:
         order.downloaded_at_ms = at.recorded_at_ms
@@ -492,7 +509,7 @@ def _downloaded(
 
 def _order_ended(event: str) -> Callable[[Any, Any, At], None]:
     def fold(state: state_pb2.PrescriptionState, payload: Any, at: At) -> None:
-        order = _order(state, payload.order_no)
+        order = order_of(state, payload.order_no)
         held = state_name(Machine.ORDER, order.status) in lifecycle.HOLDING
         _move_order(order, event)
         if held:
@@ -514,12 +531,12 @@ def _count_lapse(state: state_pb2.PrescriptionState, pharmacy_code: str) -> None
 
 
 def _order_completed(state: state_pb2.PrescriptionState, payload: Any, at: At) -> None:
-    _move_order(_order(state, payload.order_no), "order.completed")
+    _move_order(order_of(state, payload.order_no), "order.completed")
 
 
 def _review(event: str) -> Callable[[Any, Any, At], None]:
     def fold(state: state_pb2.PrescriptionState, payload: events_pb2.ReviewGiven, at: At) -> None:
-        order = _order(state, payload.order_no)
+        order = order_of(state, payload.order_no)
         _move_review(order, event)
         if lifecycle.can_happen(Machine.ORDER, state_name(Machine.ORDER, order.status), event):
             _move_order(order, event)
@@ -538,7 +555,7 @@ def _move_claim(claim: state_pb2.Claim, event: str) -> None:
 
 
 def _quoted(state: state_pb2.PrescriptionState, payload: events_pb2.SettlementQuoted, at: At) -> None:
-    order = _order(state, payload.order_no)
+    order = order_of(state, payload.order_no)
     before = order.claim.status
     _move_order(order, "settlement.quoted")
     order.claim.CopyFrom(payload.claim)
@@ -553,12 +570,12 @@ def _quoted(state: state_pb2.PrescriptionState, payload: events_pb2.SettlementQu
 def _quote_expired(
     state: state_pb2.PrescriptionState, payload: events_pb2.SettlementQuoteExpired, at: At
 ) -> None:
-    _move_claim(_order(state, payload.order_no).claim, "settlement.quote_expired")
+    _move_claim(order_of(state, payload.order_no).claim, "settlement.quote_expired")
 
 
 def _settled(event: str) -> Callable[[Any, Any, At], None]:
     def fold(state: state_pb2.PrescriptionState, payload: Any, at: At) -> None:
-        order = _order(state, payload.order_no)
+        order = order_of(state, payload.order_no)
         before = order.claim.status
         _move_order(order, event)
         order.claim.CopyFrom(payload.claim)
@@ -573,7 +590,7 @@ def _settled(event: str) -> Callable[[Any, Any, At], None]:
 def _settlement_undone(
     state: state_pb2.PrescriptionState, payload: events_pb2.SettlementUndone, at: At
 ) -> None:
-    claim = _order(state, payload.order_no).claim
+    claim = order_of(state, payload.order_no).claim
     _move_claim(claim, "settlement.undone")
     claim.undo_request_id = payload.undo_request_id
     claim.account_version_after_undo = payload.account_version
@@ -582,7 +599,7 @@ def _settlement_undone(
 def _settlement_reversed(
     state: state_pb2.PrescriptionState, payload: events_pb2.SettlementReversed, at: At
 ) -> None:
-    order = _order(state, payload.order_no)
+    order = order_of(state, payload.order_no)
     if payload.target != events_pb2.REVERSAL_OF_UNDO:
         _move_claim(order.claim, "settlement.reversed")
         return
@@ -605,25 +622,25 @@ def _move_dispense(order: state_pb2.Order, event: str) -> None:
 
 def _dispense_moved(event: str) -> Callable[[Any, Any, At], None]:
     def fold(state: state_pb2.PrescriptionState, payload: Any, at: At) -> None:
-        _move_dispense(_order(state, payload.order_no), event)
+        _move_dispense(order_of(state, payload.order_no), event)
 
     return fold
 
 
 def _picked(state: state_pb2.PrescriptionState, payload: events_pb2.DispensePicked, at: At) -> None:
-    order = _order(state, payload.order_no)
+    order = order_of(state, payload.order_no)
     _move_dispense(order, "dispense.picked")
     order.dispense.dispenser_code = payload.dispenser_code
 
 
 def _checked(state: state_pb2.PrescriptionState, payload: events_pb2.DispenseChecked, at: At) -> None:
-    order = _order(state, payload.order_no)
+    order = order_of(state, payload.order_no)
     _move_dispense(order, "dispense.checked")
     order.dispense.checker_code = payload.checker_code
 
 
 def _outbound(state: state_pb2.PrescriptionState, payload: events_pb2.DispenseOutbound, at: At) -> None:
-    order = _order(state, payload.order_no)
+    order = order_of(state, payload.order_no)
     _move_dispense(order, "dispense.outbound")
     _move_order(order, "dispense.outbound")
     order.dispense.sale_no = payload.sale_no
@@ -636,7 +653,7 @@ def _outbound(state: state_pb2.PrescriptionState, payload: events_pb2.DispenseOu
 
 
 def _handed_over(state: state_pb2.PrescriptionState, payload: events_pb2.HandedOver, at: At) -> None:
-    order = _order(state, payload.order_no)
+    order = order_of(state, payload.order_no)
     _move_dispense(order, "dispense.handed_over")
     _move_order(order, "dispense.handed_over")
     order.handed_over_at_ms = at.recorded_at_ms
@@ -654,7 +671,7 @@ def _move_delivery(order: state_pb2.Order, event: str) -> None:
 def _delivery_requested(
     state: state_pb2.PrescriptionState, payload: events_pb2.DeliveryRequested, at: At
 ) -> None:
-    order = _order(state, payload.order_no)
+    order = order_of(state, payload.order_no)
     _move_delivery(order, "delivery.requested")
     order.mode = common_pb2.FULFILMENT_MODE_DELIVERY
     order.delivery.delivery_no = payload.delivery_no
@@ -662,7 +679,7 @@ def _delivery_requested(
 
 
 def _sign_code_renewed(state: state_pb2.PrescriptionState, payload: events_pb2.SignCodeRenewed, at: At) -> None:
-    delivery = _order(state, payload.order_no)
+    delivery = order_of(state, payload.order_no)
     _move_delivery(delivery, "delivery.sign_code_renewed")
     delivery.delivery.sign_code_mac = payload.sign_code_mac
     delivery.delivery.wrong_tries = 0
@@ -672,7 +689,7 @@ def _sign_code_renewed(state: state_pb2.PrescriptionState, payload: events_pb2.S
 def _delivery_try_counted(
     state: state_pb2.PrescriptionState, payload: events_pb2.DeliveryTryCounted, at: At
 ) -> None:
-    order = _order(state, payload.order_no)
+    order = order_of(state, payload.order_no)
     _move_delivery(order, "delivery.try_counted")
     order.delivery.wrong_tries += 1
     order.delivery.locked = payload.locked
@@ -681,7 +698,7 @@ def _delivery_try_counted(
 def _delivery_assigned(
     state: state_pb2.PrescriptionState, payload: events_pb2.DeliveryAssigned, at: At
 ) -> None:
-    order = _order(state, payload.order_no)
+    order = order_of(state, payload.order_no)
     _move_delivery(order, "delivery.assigned")
     order.delivery.company = payload.company
     order.delivery.courier_code = payload.courier_code
@@ -690,7 +707,7 @@ def _delivery_assigned(
 
 def _delivery_moved(event: str) -> Callable[[Any, Any, At], None]:
     def fold(state: state_pb2.PrescriptionState, payload: events_pb2.DeliveryMoved, at: At) -> None:
-        order = _order(state, payload.order_no)
+        order = order_of(state, payload.order_no)
         _move_delivery(order, event)
         if event == "delivery.picked_up":
             _move_dispense(order, event)
@@ -705,7 +722,7 @@ def _delivery_moved(event: str) -> Callable[[Any, Any, At], None]:
 
 def _delivery_ended(event: str) -> Callable[[Any, Any, At], None]:
     def fold(state: state_pb2.PrescriptionState, payload: Any, at: At) -> None:
-        _move_delivery(_order(state, payload.order_no), event)
+        _move_delivery(order_of(state, payload.order_no), event)
 
     return fold
 

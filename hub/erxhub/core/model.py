@@ -21,12 +21,16 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: the identity in the connection certificate. `area_code` is six digits or ""."""
+    """Who calls: the identity in the connection certificate. `area_code` is six digits or "".
+
+    `acts_nationally`: an agency that may change what belongs to the whole ledger and to no area.
+    """
 
     kind: str
     id: str
     area_code: str
     fingerprint: bytes
+    acts_nationally: bool = False
 
     @property
     def actor(self) -> str:
@@ -59,16 +63,28 @@ class CertifiedKey:
 
 
 @dataclass(frozen=True, slots=True)
+class CertifiedPeer:
+    """Whom a connection certificate of the trust domain speaks for. `fingerprint` is the SHA-256 of its DER."""
+
+    role: str
+    id: str
+    area_code: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """What was proven about bytes before the lane: signatures by field, and SHA-256 by field.
 
-    `certificate` is what a signing certificate in the request says; None with `certificate_fault` when it was not
-    issued by the trust domain or cannot be read. `key_is_sound` is False for a public key that is no key of its suite.
+    `certificate` is what a signing certificate in the request says, and `connection` what a connection certificate
+    does; None with `certificate_fault` when it was not issued by the trust domain or cannot be read. `key_is_sound` is
+    False for a public key that is no key of its suite.
     """
 
     signatures: Mapping[str, Sequence[SignatureFact]] = field(default_factory=dict)
     sha256: Mapping[str, bytes] = field(default_factory=dict)
     certificate: CertifiedKey | None = None
+    connection: CertifiedPeer | None = None
     certificate_fault: str = ""
     key_is_sound: bool = True
 

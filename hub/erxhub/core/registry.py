@@ -445,14 +445,14 @@ def register_signing_key(tx: Draft, command: Command) -> Outcome:
         valid_from_ms=request.valid_from_ms,
         valid_until_ms=request.valid_until_ms,
     )
-    if tx.find("revoked_key", key_id.encode()) is not None:
-        return Refused("RECORD_STATE", field="public_key", detail={"state": "REVOKED"})
-    if tx.find("signing_key", key_id.encode()) is not None:
-        if wanted not in records:
-            return Refused("RECORD_EXISTS", field="public_key")
-    else:
+    state = _key_state(tx, key_id)
+    if not triggers_exist(Machine.SIGNING_KEY, state):
+        return Refused("RECORD_STATE", field="public_key", detail={"state": state})
+    if permits(Machine.SIGNING_KEY, state, "register", Role.AGENCY):
         registered = events_pb2.SigningKeyRegistered(key=wanted, certificate_pem=request.certificate_pem)
         tx.emit(kind, key, "signing_key.registered", registered)
+    elif wanted not in records:
+        return Refused("RECORD_EXISTS", field="public_key")
     return Accepted(registry_pb2.RegisterSigningKeyResponse(key_id=key_id))
 
 
@@ -487,25 +487,23 @@ def _subject(
 
 
 def revoke_certificate(tx: Draft, command: Command) -> Outcome:
-    """Revoke a signing key of the agency's area, or a connection certificate (吊销证书或密钥).
+    """Revoke a signing key or a connection certificate of the agency's area (吊销证书或密钥).
 
     Leaves `certificate.revoked`.
-    A connection certificate is named by its digest; the hub keeps no list of them, so any digest is taken.
-    Refusals: RECORD_UNKNOWN (no such key in the area), RECORD_STATE (revoked already).
+    A certificate whose holder has no area (channel, auditor, mirror, hub, witness, sandbox) is revoked by the agencies
+    that act for the whole ledger.
+    Refusals: INPUT_MALFORMED (the certificate is foreign or speaks for nobody), RECORD_UNKNOWN (no such key in the
+    area, or another area's certificate), RECORD_STATE (revoked already).
     """
     request: registry_pb2.RevokeCertificateRequest = command.request
-    if request.WhichOneof("target") == "key_id":
-        field, space, name = "key_id", "revoked_key", request.key_id.encode()
-        tx.want(names=[("signing_key", name), (space, name)])
-        refused = _key_refused(tx, command, request.key_id)
-        if refused is not None:
-            return refused
+    if request.key_id:
+        refused, fingerprint = _key_refused(tx, command, request.key_id), b""
     else:
-        field, space, name = "certificate_sha256", "revoked_certificate", request.certificate_sha256
-    if tx.find(space, name) is not None:
-        return Refused("RECORD_STATE", field=field, detail={"state": "REVOKED"})
+        refused, fingerprint = _connection_refused(tx, command)
+    if refused is not None:
+        return refused
     revoked = events_pb2.CertificateRevoked(
-        certificate_sha256=request.certificate_sha256,
+        certificate_sha256=fingerprint,
         key_id=request.key_id,
         reason=request.reason,
         revoked_at_ms=tx.now_ms,
@@ -514,9 +512,37 @@ def revoke_certificate(tx: Draft, command: Command) -> Outcome:
     return Accepted(registry_pb2.RevokeCertificateResponse())
 
 
+def _connection_refused(tx: Draft, command: Command) -> tuple[Refused | None, bytes]:
+    """Why the certificate in the request cannot be revoked, or None; and the SHA-256 under which it is."""
+    field = "certificate_pem"
+    peer = command.evidence.connection
+    if peer is None:
+        return Refused("INPUT_MALFORMED", field=field, detail={"reason": command.evidence.certificate_fault}), b""
+    # An area covers itself, except 000000: the centre is in no area.
+    has_area = area_covers(peer.area_code, peer.area_code)
+    allowed = area_covers(command.caller.area_code, peer.area_code) if has_area else command.caller.acts_nationally
+    if not allowed:
+        return Refused("RECORD_UNKNOWN", field=field), b""
+    if tx.find("revoked_certificate", peer.fingerprint) is not None:
+        return Refused("RECORD_STATE", field=field, detail={"state": "REVOKED"}), b""
+    return None, peer.fingerprint
+
+
+def _key_state(tx: Draft, key_id: str) -> str:
+    """The state of a signing key in its machine, which two names tell: one leads to its holder, one says revoked."""
+    if tx.find("revoked_key", key_id.encode()) is not None:
+        return "REVOKED"
+    return START if tx.find("signing_key", key_id.encode()) is None else "VALID"
+
+
 def _key_refused(tx: Draft, command: Command, key_id: str) -> Refused | None:
-    """RECORD_UNKNOWN unless the key is registered at an institution of the agency's area."""
-    holder_key = tx.find("signing_key", key_id.encode())
+    """Why the key cannot be revoked.
+
+    RECORD_UNKNOWN unless it is registered at an institution of the agency's area; RECORD_STATE.
+    """
+    name = key_id.encode()
+    tx.want(names=[("signing_key", name), ("revoked_key", name)])
+    holder_key = tx.find("signing_key", name)
     if holder_key is None:
         return Refused("RECORD_UNKNOWN", field="key_id")
     # The name does not say whether an institution or a practitioner holds the key.
@@ -524,7 +550,12 @@ def _key_refused(tx: Draft, command: Command, key_id: str) -> Refused | None:
     assert isinstance(holder, state_pb2.InstitutionState | state_pb2.PractitionerState)
     record = next(record for record in holder.keys if record.key_id == key_id)
     institution = _institution_in_area(tx, command, record.institution_code, "key_id")
-    return institution if isinstance(institution, Refused) else None
+    if isinstance(institution, Refused):
+        return institution
+    state = _key_state(tx, key_id)
+    if not permits(Machine.SIGNING_KEY, state, "revoke", Role.AGENCY):
+        return Refused("RECORD_STATE", field="key_id", detail={"state": state})
+    return None
 
 
 HANDLERS: Final[Mapping[str, Handler]] = {

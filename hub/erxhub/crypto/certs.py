@@ -215,6 +215,19 @@ def peer_identity(pem: bytes, trust_domain: str) -> PeerIdentity:
     )
 
 
+def is_issued_by(pem: bytes, ca_pem: bytes) -> bool:
+    """Whether the certificate, with the issuers that follow it in `pem`, ends under an authority of `ca_pem`.
+
+    Validity is not looked at. False as well when anything cannot be read.
+    """
+    try:
+        chain = x509.load_pem_x509_certificates(pem)
+        authorities = x509.load_pem_x509_certificates(ca_pem)
+        return _anchor(chain, authorities) is not None
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension):
+        return False
+
+
 def trust_domain_of(pem: bytes) -> str:
     """The trust domain that a certificate's one URI name claims. Raises PeerIdentityError."""
     try:

@@ -32,7 +32,7 @@ from erxhub.core.decide import HANDLERS
 from erxhub.core.model import Caller, Command, Evidence, Refused, Target
 from erxhub.engine import Declined, Engine, HubBusy, HubStopped
 from erxhub.ledger.store import StoreUnavailable, Wanted
-from erxhub.ports import Pause, give_way
+from erxhub.ports import Pause
 from erxhub.queries import QUERIES, STREAMS
 from erxhub.queries.base import ReadContext
 from erxhub.rpc.errors import wire_status
@@ -46,9 +46,6 @@ SENT_AT_HEADER: Final = "erxhub-sent-at-ms"
 _REQUEST_ID_FIELDS: Final = frozenset({"request_id", "header.request_id"})
 
 _INTERNAL: Final = "The hub failed inside; its operator finds the cause in the log."
-
-_TURNS_TO_HAND_OVER: Final = 10
-"""gRPC hands calls over one by one, each in a turn of the loop or two."""
 
 _CONTEXT = grpc.aio.ServicerContext[Any, Any]
 
@@ -103,17 +100,16 @@ class Dispatcher:
         return grpc.unary_unary_rpc_method_handler(self._sealed(method, self._read))
 
     async def drained(self) -> None:
-        """Answer new calls with HUB_UNAVAILABLE from now on; returns once no call is open and none has just come.
+        """Answer new calls with HUB_UNAVAILABLE from now on; returns once no call is open and none comes any more.
 
-        What gRPC holds and has not handed over when its server stops ends as CANCELLED, so it is let in here first.
+        What is on its way to a server when it stops ends as CANCELLED, so it is let in here first.
         """
         self._draining = True
         begun = -1
         while self._calls_open or begun != self._calls_begun:
             begun = self._calls_begun
             await self._idle.wait()
-            for _ in range(_TURNS_TO_HAND_OVER):
-                await give_way()
+            await self._pause(self._config.drain_quiet_ms)
 
     # ---- around every call ----
 
@@ -176,11 +172,25 @@ class Dispatcher:
 
     async def _import(self, method: Method, requests: AsyncIterator[bytes], context: _CONTEXT) -> bytes:
         call = await self._enter(method, context, 0)
+        # The decision asks the same; asked here as well, nobody sends rows for nothing.
+        forbidden = import_forbidden(call.caller)
+        if forbidden is not None:
+            await self._refuse(call, forbidden, "", context)
+        await self._check_streams(call.caller.actor, context)
+        with self._open_stream(call.caller.actor):
+            request, content = await self._received_import(call, requests, context)
+        return await self._decide(call, request, request.request_id, Evidence(), content, context)
+
+    async def _received_import(
+        self, call: _Call, requests: AsyncIterator[bytes], context: _CONTEXT
+    ) -> tuple[CatalogImport, bytes]:
+        """The import, and what makes a repeated one the same: its header and rows, however they were cut."""
         header: Any = None
         entries: list[Any] = []
         malformed: list[Any] = []
         digest = hashlib.sha256()
-        async for raw in requests:
+        bytes_left = self._config.import_bytes_max
+        async for raw in self._arriving(call, requests, context):
             part = await self._parse(call, raw, context)
             request_id = header.request_id if header is not None else part.header.request_id
             if part.WhichOneof("part") != "rows" or not part.rows.entries:
@@ -191,20 +201,56 @@ class Dispatcher:
             if header is None:
                 header = part.header
                 continue
-            good, bad = self._rules.rows(part.rows.entries)
-            entries.extend(good)
-            malformed.extend(refused_row(line, "INPUT_MALFORMED", field) for line, field in bad)
-            digest.update(raw)
-            if len(entries) + len(malformed) > self._config.import_rows_max:
-                detail = {"rows_max": str(self._config.import_rows_max)}
-                refused = Refused("INPUT_MALFORMED", field="rows", detail=detail)
-                await self._refuse(call, refused, request_id, context)
+            bytes_left -= len(raw)
+            many = len(entries) + len(malformed) + len(part.rows.entries)
+            limits = (
+                ("rows.entries", "message_rows_max", _MESSAGE_ROWS_MAX, len(part.rows.entries) > _MESSAGE_ROWS_MAX),
+                ("rows", "rows_max", self._config.import_rows_max, many > self._config.import_rows_max),
+                ("rows", "bytes_max", self._config.import_bytes_max, bytes_left < 0),
+            )
+            for field, name, limit, is_over in limits:
+                if is_over:
+                    refused = Refused("INPUT_MALFORMED", field=field, detail={name: str(limit)})
+                    await self._refuse(call, refused, request_id, context)
+            for begin in range(0, len(part.rows.entries), _ROWS_A_TURN):
+                rows = part.rows.entries[begin : begin + _ROWS_A_TURN]
+                for row in rows:
+                    body = row.SerializeToString(deterministic=True)
+                    digest.update(len(body).to_bytes(4, "big") + body)
+                good, bad = self._rules.rows(rows)
+                entries.extend(good)
+                malformed.extend(refused_row(line, "INPUT_MALFORMED", field) for line, field in bad)
+                await give_way()
         if header is None:
             found = [Violation("header", "required", "an import begins with its header")]
             await self._refuse(call, Refused("INPUT_MALFORMED", field="header"), "", context, found)
         content = content_of(header.SerializeToString(deterministic=True)) + digest.digest()
-        request = CatalogImport(header, tuple(entries), tuple(malformed))
-        return await self._decide(call, request, header.request_id, Evidence(), content, context)
+        # Some seconds of work for a national list: beside the loop, and never in the lane.
+        return await asyncio.to_thread(prepare_import, header, entries, malformed), content
+
+    async def _arriving(
+        self, call: _Call, requests: AsyncIterator[bytes], context: _CONTEXT
+    ) -> AsyncIterator[bytes]:
+        """The messages of an import as they come; a caller who sends nothing for too long is refused."""
+        messages = aiter(requests)
+        while True:
+            coming: asyncio.Task[bytes] = asyncio.ensure_future(anext(messages))  # type: ignore[arg-type]
+            timer: asyncio.Task[None] = asyncio.ensure_future(self._pause(self._config.import_idle_ms))
+            try:
+                await asyncio.wait({coming, timer}, return_when=asyncio.FIRST_COMPLETED)
+                if not coming.done():
+                    idle_ms = str(self._config.import_idle_ms)
+                    refused = Refused("INPUT_MALFORMED", field="rows", detail={"idle_ms": idle_ms})
+                    await self._refuse(call, refused, "", context)
+            finally:
+                timer.cancel()
+                coming.cancel()
+                await asyncio.gather(coming, timer, return_exceptions=True)
+            try:
+                raw = coming.result()
+            except StopAsyncIteration:
+                return
+            yield raw
 
     async def _read(self, method: Method, raw: bytes, context: _CONTEXT) -> bytes:
         call = await self._enter(method, context, len(raw))

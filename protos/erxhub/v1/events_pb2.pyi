@@ -385,12 +385,15 @@ class AccountDebited(_message.Message):
     SETTLEMENT_ID_FIELD_NUMBER: _builtins.int
     RX_KEY_FIELD_NUMBER: _builtins.int
     RX_VERSION_FIELD_NUMBER: _builtins.int
+    BENEFIT_YEAR_FIELD_NUMBER: _builtins.int
     amount_fen: _builtins.int
     in_scope_fen: _builtins.int
     fund_fen: _builtins.int
     settlement_id: _builtins.str
     rx_key: _builtins.bytes
     rx_version: _builtins.int
+    benefit_year: _builtins.int
+    """The calendar year in China whose totals move: that of the settlement."""
     def __init__(
         self,
         *,
@@ -400,10 +403,11 @@ class AccountDebited(_message.Message):
         settlement_id: _builtins.str = ...,
         rx_key: _builtins.bytes = ...,
         rx_version: _builtins.int = ...,
+        benefit_year: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_fen", b"amount_fen", "fund_fen", b"fund_fen", "in_scope_fen", b"in_scope_fen", "rx_key", b"rx_key", "rx_version", b"rx_version", "settlement_id", b"settlement_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_fen", b"amount_fen", "benefit_year", b"benefit_year", "fund_fen", b"fund_fen", "in_scope_fen", b"in_scope_fen", "rx_key", b"rx_key", "rx_version", b"rx_version", "settlement_id", b"settlement_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -419,12 +423,15 @@ class AccountRestored(_message.Message):
     SETTLEMENT_ID_FIELD_NUMBER: _builtins.int
     RX_KEY_FIELD_NUMBER: _builtins.int
     RX_VERSION_FIELD_NUMBER: _builtins.int
+    BENEFIT_YEAR_FIELD_NUMBER: _builtins.int
     amount_fen: _builtins.int
     in_scope_fen: _builtins.int
     fund_fen: _builtins.int
     settlement_id: _builtins.str
     rx_key: _builtins.bytes
     rx_version: _builtins.int
+    benefit_year: _builtins.int
+    """The calendar year in China whose totals move: that of the settlement."""
     def __init__(
         self,
         *,
@@ -434,10 +441,11 @@ class AccountRestored(_message.Message):
         settlement_id: _builtins.str = ...,
         rx_key: _builtins.bytes = ...,
         rx_version: _builtins.int = ...,
+        benefit_year: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_fen", b"amount_fen", "fund_fen", b"fund_fen", "in_scope_fen", b"in_scope_fen", "rx_key", b"rx_key", "rx_version", b"rx_version", "settlement_id", b"settlement_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount_fen", b"amount_fen", "benefit_year", b"benefit_year", "fund_fen", b"fund_fen", "in_scope_fen", b"in_scope_fen", "rx_key", b"rx_key", "rx_version", b"rx_version", "settlement_id", b"settlement_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

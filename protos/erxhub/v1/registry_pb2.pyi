@@ -699,12 +699,12 @@ class RevokeCertificateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    CERTIFICATE_SHA256_FIELD_NUMBER: _builtins.int
+    CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    certificate_sha256: _builtins.bytes
-    """SHA-256 of the connection certificate (DER), 32 bytes."""
+    certificate_pem: _builtins.bytes
+    """The connection certificate itself, PEM: whose it is decides who may revoke it."""
     key_id: _builtins.str
     """A signing key."""
     reason: _builtins.str
@@ -712,15 +712,15 @@ class RevokeCertificateRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
-        certificate_sha256: _builtins.bytes = ...,
+        certificate_pem: _builtins.bytes = ...,
         key_id: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_sha256", b"certificate_sha256", "key_id", b"key_id", "target", b"target"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem", "key_id", b"key_id", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_sha256", b"certificate_sha256", "key_id", b"key_id", "reason", b"reason", "request_id", b"request_id", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem", "key_id", b"key_id", "reason", b"reason", "request_id", b"request_id", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["certificate_sha256", "key_id"]  # noqa: Y015
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["certificate_pem", "key_id"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
 
@@ -1476,12 +1476,15 @@ class CatalogEdition(_message.Message):
     FILE_SHA256_FIELD_NUMBER: _builtins.int
     ROWS_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    ROWS_SHA256_FIELD_NUMBER: _builtins.int
     dataset: _catalog_pb2.CatalogDataset.ValueType
     edition: _builtins.str
     valid_from_ms: _builtins.int
     file_sha256: _builtins.bytes
     rows: _builtins.int
     source: _builtins.str
+    rows_sha256: _builtins.bytes
+    """SHA-256 over the rows that were taken, 32 bytes; docs/formats.md says how."""
     def __init__(
         self,
         *,
@@ -1491,10 +1494,11 @@ class CatalogEdition(_message.Message):
         file_sha256: _builtins.bytes = ...,
         rows: _builtins.int = ...,
         source: _builtins.str = ...,
+        rows_sha256: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "edition", b"edition", "file_sha256", b"file_sha256", "rows", b"rows", "source", b"source", "valid_from_ms", b"valid_from_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "edition", b"edition", "file_sha256", b"file_sha256", "rows", b"rows", "rows_sha256", b"rows_sha256", "source", b"source", "valid_from_ms", b"valid_from_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -188,7 +188,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RevokeCertificate(self, request, context):
-        """Revokes a connection certificate or a signing key (吊销证书或密钥).
+        """Revokes a connection certificate or a signing key (吊销证书或密钥). A certificate without an area is revoked by the
+        agencies that act for the whole ledger.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,7 +210,7 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ImportCatalog(self, request_iterator, context):
-        """Imports one edition of a code list: a header, then rows (导入目录).
+        """Imports one edition of a code list: a header, then rows (导入目录). Only by agencies that act for the whole ledger.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

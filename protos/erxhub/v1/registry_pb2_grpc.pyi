@@ -50,13 +50,15 @@ class RegistryServiceStub:
     RegisterSigningKey: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RegisterSigningKeyRequest, _registry_pb2.RegisterSigningKeyResponse]
     """Registers a signing key of a person or an institution (登记签名密钥)."""
     RevokeCertificate: _grpc.UnaryUnaryMultiCallable[_registry_pb2.RevokeCertificateRequest, _registry_pb2.RevokeCertificateResponse]
-    """Revokes a connection certificate or a signing key (吊销证书或密钥)."""
+    """Revokes a connection certificate or a signing key (吊销证书或密钥). A certificate without an area is revoked by the
+    agencies that act for the whole ledger.
+    """
     FreezePrescription: _grpc.UnaryUnaryMultiCallable[_registry_pb2.FreezePrescriptionRequest, _registry_pb2.FreezePrescriptionResponse]
     """Freezes a prescription under a case or rule (冻结处方)."""
     UnfreezePrescription: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UnfreezePrescriptionRequest, _registry_pb2.UnfreezePrescriptionResponse]
     """Lifts a freeze (解冻处方)."""
     ImportCatalog: _grpc.StreamUnaryMultiCallable[_registry_pb2.ImportCatalogRequest, _registry_pb2.ImportCatalogResponse]
-    """Imports one edition of a code list: a header, then rows (导入目录)."""
+    """Imports one edition of a code list: a header, then rows (导入目录). Only by agencies that act for the whole ledger."""
     GetInstitution: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetInstitutionRequest, _registry_pb2.GetInstitutionResponse]
     """Returns one institution with its agreements and keys."""
     ListInstitutions: _grpc.UnaryUnaryMultiCallable[_registry_pb2.ListInstitutionsRequest, _registry_pb2.ListInstitutionsResponse]
@@ -92,13 +94,15 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     RegisterSigningKey: _aio.UnaryUnaryMultiCallable[_registry_pb2.RegisterSigningKeyRequest, _registry_pb2.RegisterSigningKeyResponse]  # type: ignore[assignment]
     """Registers a signing key of a person or an institution (登记签名密钥)."""
     RevokeCertificate: _aio.UnaryUnaryMultiCallable[_registry_pb2.RevokeCertificateRequest, _registry_pb2.RevokeCertificateResponse]  # type: ignore[assignment]
-    """Revokes a connection certificate or a signing key (吊销证书或密钥)."""
+    """Revokes a connection certificate or a signing key (吊销证书或密钥). A certificate without an area is revoked by the
+    agencies that act for the whole ledger.
+    """
     FreezePrescription: _aio.UnaryUnaryMultiCallable[_registry_pb2.FreezePrescriptionRequest, _registry_pb2.FreezePrescriptionResponse]  # type: ignore[assignment]
     """Freezes a prescription under a case or rule (冻结处方)."""
     UnfreezePrescription: _aio.UnaryUnaryMultiCallable[_registry_pb2.UnfreezePrescriptionRequest, _registry_pb2.UnfreezePrescriptionResponse]  # type: ignore[assignment]
     """Lifts a freeze (解冻处方)."""
     ImportCatalog: _aio.StreamUnaryMultiCallable[_registry_pb2.ImportCatalogRequest, _registry_pb2.ImportCatalogResponse]  # type: ignore[assignment]
-    """Imports one edition of a code list: a header, then rows (导入目录)."""
+    """Imports one edition of a code list: a header, then rows (导入目录). Only by agencies that act for the whole ledger."""
     GetInstitution: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetInstitutionRequest, _registry_pb2.GetInstitutionResponse]  # type: ignore[assignment]
     """Returns one institution with its agreements and keys."""
     ListInstitutions: _aio.UnaryUnaryMultiCallable[_registry_pb2.ListInstitutionsRequest, _registry_pb2.ListInstitutionsResponse]  # type: ignore[assignment]
@@ -185,7 +189,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_pb2.RevokeCertificateRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.RevokeCertificateResponse, _abc.Awaitable[_registry_pb2.RevokeCertificateResponse]]:
-        """Revokes a connection certificate or a signing key (吊销证书或密钥)."""
+        """Revokes a connection certificate or a signing key (吊销证书或密钥). A certificate without an area is revoked by the
+        agencies that act for the whole ledger.
+        """
 
     @_abc_1.abstractmethod
     def FreezePrescription(
@@ -209,7 +215,7 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_registry_pb2.ImportCatalogRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.ImportCatalogResponse, _abc.Awaitable[_registry_pb2.ImportCatalogResponse]]:
-        """Imports one edition of a code list: a header, then rows (导入目录)."""
+        """Imports one edition of a code list: a header, then rows (导入目录). Only by agencies that act for the whole ledger."""
 
     @_abc_1.abstractmethod
     def GetInstitution(

@@ -387,11 +387,14 @@ class AccountState(_message.Message):
     IN_SCOPE_YEAR_FEN_FIELD_NUMBER: _builtins.int
     FUND_YEAR_FEN_FIELD_NUMBER: _builtins.int
     PERSON_KEY_FIELD_NUMBER: _builtins.int
+    BENEFIT_YEAR_FIELD_NUMBER: _builtins.int
     balance_fen: _builtins.int
     in_scope_year_fen: _builtins.int
     """In-scope spending of the benefit year, and what the pooled fund paid of it."""
     fund_year_fen: _builtins.int
     person_key: _builtins.bytes
+    benefit_year: _builtins.int
+    """The calendar year in China that these totals belong to; 0 before the first debit."""
     def __init__(
         self,
         *,
@@ -399,10 +402,11 @@ class AccountState(_message.Message):
         in_scope_year_fen: _builtins.int = ...,
         fund_year_fen: _builtins.int = ...,
         person_key: _builtins.bytes = ...,
+        benefit_year: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_fen", b"balance_fen", "fund_year_fen", b"fund_year_fen", "in_scope_year_fen", b"in_scope_year_fen", "person_key", b"person_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_fen", b"balance_fen", "benefit_year", b"benefit_year", "fund_year_fen", b"fund_year_fen", "in_scope_year_fen", b"in_scope_year_fen", "person_key", b"person_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

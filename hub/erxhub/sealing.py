@@ -1,0 +1,176 @@
+"""From a decision to bytes: its entries, the Write that they are in, the receipt over them, and the stored reply.
+
+Owns what these look like. It never decides anything, never reads a store and never writes: the lane hands in what was
+decided and appends what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from erxhub.config import Config
+from erxhub.core import events, index, timers
+from erxhub.core.draft import Pending, WorkingDraft
+from erxhub.core.model import Accepted, Target
+from erxhub.crypto.receipt import receipt_message
+from erxhub.crypto.suites import SigningKey
+from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH, Entry, EntryKind, Header, seal
+from erxhub.ledger.store import Blob, CatalogRow, Listing, NewName, NewState, Reply, Write
+from erxhub.ports import Draw
+from erxhub.v1 import common_pb2
+
+_COUNT_BYTES: Final = 4
+
+
+def entries_of(tx: WorkingDraft, draw: Draw, *, now_ms: int, policy_digest: bytes) -> list[Entry]:
+    """The entries of the draft's events, in commit order and chained; its streams stand on the last ones afterwards."""
+    sealed: list[Entry] = []
+    leaves: dict[tuple[bytes, int], bytes] = {}
+    for event in tx.in_commit_order():
+        working = tx.changed[event.stream_key]
+        prev = leaves.get((event.stream_key, event.version - 1)) or (
+            working.leaf_hash if event.version > 1 else FIRST_PREV_LEAF_HASH
+        )
+        header = Header(
+            stream_kind=event.stream_kind,
+            stream_key=event.stream_key,
+            version=event.version,
+            kind=EntryKind.EVENT,
+            type=events.BY_NAME[event.event].number,
+            recorded_at_ms=now_ms,
+            actor=event.actor,
+            request_id=tx.request_id,
+            policy_digest=policy_digest,
+            causes=_resolve(event, leaves),
+        )
+        entry = seal(header, draw.bytes(16), event.body, prev)
+        leaves[event.stream_key, event.version] = entry.leaf_hash
+        sealed.append(entry)
+    for entry in sealed:
+        tx.changed[entry.header.stream_key].leaf_hash = entry.leaf_hash
+    return sealed
+
+
+def _resolve(event: Pending, leaves: Mapping[tuple[bytes, int], bytes]) -> tuple[bytes, ...]:
+    return tuple(cause if isinstance(cause, bytes) else leaves[cause] for cause in event.causes)
+
+
+def write_of(
+    tx: WorkingDraft,
+    sealed: Sequence[Entry],
+    *,
+    outcome: Accepted | None = None,
+    replies: tuple[Reply, ...] = (),
+    names: tuple[NewName, ...] = (),
+) -> Write:
+    """All that a draft leaves. `names` are those that no event gives."""
+    states = []
+    listings = [Listing(space, key, stream, version) for (space, key), stream, version in tx.listings()]
+    first_versions: dict[bytes, int] = {}
+    for entry in sealed:
+        first_versions.setdefault(entry.header.stream_key, entry.header.version)
+    for key, working in tx.changed.items():
+        states.append(
+            NewState(
+                key,
+                working.version,
+                working.leaf_hash,
+                working.state.SerializeToString(deterministic=True),
+                timers.next_due_ms(working.kind, working.state),
+            )
+        )
+        if working.kind == "prescription":
+            since = first_versions[key].to_bytes(8, "big")
+            listings += [
+                Listing(index.FEED, code.encode(), key, working.version, since)
+                for code in index.watchers(working.state)
+            ]
+    return Write(
+        entries=tuple(sealed),
+        states=tuple(states),
+        names=(*(NewName(space, key, stream) for (space, key), stream in tx.names()), *names),
+        listings=tuple(listings),
+        blobs=tuple(Blob(*blob) for blob in outcome.blobs) if outcome else (),
+        catalog_rows=tuple(CatalogRow(*row) for row in outcome.catalog_rows) if outcome else (),
+        replies=replies,
+    )
+
+
+def fed_by(write: Write) -> set[str]:
+    """The institutions whose watch shows something of this Write."""
+    return {listing.key.decode() for listing in write.listings if listing.space == index.FEED}
+
+
+def receipt_of(key: SigningKey, config: Config, now_ms: int, sealed: Iterable[Entry]) -> common_pb2.Receipt:
+    """The signed promise that these entries are in the ledger."""
+    receipt = common_pb2.Receipt(
+        origin=config.origin,
+        recorded_at_ms=now_ms,
+        max_merge_delay_ms=config.max_merge_delay_ms,
+        key_id=key.key_id,
+    )
+    listed = [(entry.header.stream_key, entry.header.version, entry.leaf_hash) for entry in sealed]
+    for stream_key, version, leaf in listed:
+        receipt.entries.add(stream_key=stream_key, version=version, leaf_hash=leaf)
+    receipt.signature = key.sign(
+        receipt_message(receipt.origin, receipt.recorded_at_ms, receipt.max_merge_delay_ms, listed)
+    )
+    return receipt
+
+
+def reply_place(sealed: Sequence[Entry]) -> tuple[bytes, int] | tuple[None, None]:
+    """The entry that a stored reply belongs to: the first of the thing that the command was about.
+
+    That thing is the last kind in commit order. A command that left no entry has no such place.
+    """
+    own = sealed[-1].header.stream_kind if sealed else ""
+    first = next((entry.header for entry in sealed if entry.header.stream_kind == own), None)
+    return (first.stream_key, first.version) if first is not None else (None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReply:
+    """What is kept to give the same answer again, and to record the same access.
+
+    `body` is the response without what `attach_upload` names; `targets` name their persons.
+    """
+
+    body: bytes
+    targets: tuple[Target, ...] = ()
+    attach_upload: bytes = b""
+
+    def encode(self) -> bytes:
+        """As bytes: the stream to attach from, the number of targets, their keys, the body."""
+        keys = [key for target in self.targets for key in (target.stream_key, target.person_key)]
+        return b"".join(
+            (
+                _short(self.attach_upload),
+                len(self.targets).to_bytes(_COUNT_BYTES, "big"),
+                *map(_short, keys),
+                self.body,
+            )
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> StoredReply:
+        """From the bytes of `encode`."""
+        attach_upload, position = _short_at(data, 0)
+        count = int.from_bytes(data[position : position + _COUNT_BYTES], "big")
+        position += _COUNT_BYTES
+        targets = []
+        for _ in range(count):
+            stream_key, position = _short_at(data, position)
+            person_key, position = _short_at(data, position)
+            targets.append(Target(stream_key, person_key))
+        return cls(data[position:], tuple(targets), attach_upload)
+
+
+def _short(key: bytes) -> bytes:
+    return len(key).to_bytes(1, "big") + key
+
+
+def _short_at(data: bytes, position: int) -> tuple[bytes, int]:
+    end = position + 1 + data[position]
+    return data[position + 1 : end], end
