@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -39,6 +38,9 @@ from erxhub.seed import SeedWorld, register_world
 START_MS = 1_795_140_000_000
 """2026-11-20 10:00 in Beijing. The hub's clock begins here; only TLS goes by the machine's."""
 
+CERTIFICATE_DAYS = 800
+"""From where the hub's clock begins until long after the machine's: both judge a certificate."""
+
 AGENCY = "330100"
 HOSPITAL = "H33010099901"
 HOSPITAL_B = "H33010099902"
@@ -54,17 +56,13 @@ MINUTE_MS = 60_000
 HOUR_MS = 3_600_000
 DAY_MS = 86_400_000
 
-_CLIENTS: dict[str, type[Any]] = {
+CLIENTS: dict[str, type[Any]] = {
     "hospital": HospitalClient,
     "pharmacy": PharmacyClient,
     "channel": PatientClient,
     "agency": AgencyClient,
     "auditor": AuditorClient,
 }
-
-
-def _machine_now_ms() -> int:
-    return time.time_ns() // 1_000_000
 
 
 class _Environment:
@@ -93,7 +91,7 @@ class _RequestIds:
         return f"request-{next(self._numbers):012d}"
 
 
-_REQUEST_IDS = _RequestIds()
+REQUEST_IDS = _RequestIds()
 
 
 @dataclass
@@ -104,6 +102,7 @@ class Live:
     clock: ManualClock
     trust: TrustDomain
     hub_keys: HubKeys
+    start_ms: int
     stack: AsyncExitStack
     start: Callable[[Store, str], Awaitable[Hub]]
     world: SeedWorld = field(init=False)
@@ -121,7 +120,7 @@ class Live:
 
     def identity(self, role: str, peer_id: str) -> ClientIdentity:
         """A fresh certificate of the trust domain."""
-        issued = self.trust.issue_tls(role, peer_id, _machine_now_ms(), 30)
+        issued = self.trust.issue_tls(role, peer_id, self.start_ms, CERTIFICATE_DAYS)
         return ClientIdentity(self.trust.ca_pem, issued.cert_pem, issued.key_pem)
 
     async def connect(self, role: str, peer_id: str, identity: ClientIdentity | None = None) -> Any:
@@ -134,9 +133,9 @@ class Live:
             retry=RetryPolicy(attempts=2, backoff_ms=10, backoff_max_ms=20),
         )
         await self.stack.enter_async_context(connection)
-        kind = _CLIENTS[role]
+        kind = CLIENTS[role]
         reason = {"case_reason": "case T-1"} if kind is AuditorClient else {}
-        return kind(connection, request_ids=_REQUEST_IDS, **reason)
+        return kind(connection, request_ids=REQUEST_IDS, **reason)
 
     async def client(self, role: str, peer_id: str) -> Any:
         """The client of an identity, connected once."""
@@ -201,7 +200,7 @@ async def live_hub(
     """
     clock = ManualClock(start_ms)
     trust = TrustDomain.in_memory("erxhub.test", start_ms)
-    server = trust.issue_tls("hub", "hub-1", _machine_now_ms(), 30, hosts=("localhost", "127.0.0.1"))
+    server = trust.issue_tls("hub", "hub-1", start_ms, CERTIFICATE_DAYS, hosts=("localhost", "127.0.0.1"))
     hub_keys = hub_keys or HubKeys.generate(SeededIds(99))
     seeds = itertools.count(11)
 
@@ -222,7 +221,7 @@ async def live_hub(
         store = await open_sqlite(database) if database is not None else MemoryStore()
     hub = await start(store, "127.0.0.1:0")
     async with AsyncExitStack() as stack:
-        live = Live(hub, clock, trust, hub_keys, stack, start)
+        live = Live(hub, clock, trust, hub_keys, start_ms, stack, start)
         try:
             if seed:
                 live.world = await register_world(await live.agency(), trust, start_ms, suite)

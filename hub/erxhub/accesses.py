@@ -8,7 +8,7 @@ What a commit changes in the budgets counts once the commit is durable, and not 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -169,8 +169,9 @@ class AccessLog:
             method=note.method,
             code=refused.code,
             field=refused.field,
-            stream_keys=[target.stream_key for target in refused.targets],
+            stream_keys=[target.stream_key for target in note.targets],
             caller_kind=note.caller_kind,
+            person_keys=filter(None, dict.fromkeys(_person_key(workspace, target) for target in note.targets)),
         )
         return self._entry(
             workspace,
@@ -180,7 +181,6 @@ class AccessLog:
             refused.entry,
             payload,
             note.request_id,
-            note.targets,
         )
 
     def _reads(self, notes: Sequence[ReadNote], workspace: Workspace, now_ms: int) -> Iterator[Write]:
@@ -189,7 +189,12 @@ class AccessLog:
         for part in (listed[start : start + size] for start in range(0, len(listed), size)):
             payload = events_pb2.AccessRecorded(
                 targets=[
-                    events_pb2.AccessTarget(stream_key=target.stream_key, method=note.method, outcome="OK")
+                    events_pb2.AccessTarget(
+                        stream_key=target.stream_key,
+                        method=note.method,
+                        outcome="OK",
+                        person_key=_person_key(workspace, target),
+                    )
                     for note, target in part
                 ],
                 caller_kind=notes[0].caller_kind,
@@ -203,7 +208,6 @@ class AccessLog:
                 "audit.read",
                 payload,
                 part[0][0].request_id,
-                [target for _, target in part],
             )
 
     def _over_budget(self, actor: str, budget: _Budget, workspace: Workspace, now_ms: int) -> Write:
@@ -213,7 +217,7 @@ class AccessLog:
             until_ms=now_ms,
             caller_kind=actor.partition("/")[0],
         )
-        return self._entry(workspace, now_ms, actor, EntryKind.ACCESS, "access.budget_exceeded", payload, "", ())
+        return self._entry(workspace, now_ms, actor, EntryKind.ACCESS, "access.budget_exceeded", payload, "")
 
     def _entry(
         self,
@@ -224,7 +228,6 @@ class AccessLog:
         event: str,
         payload: Any,
         request_id: str,
-        targets: Iterable[Target],
     ) -> Write:
         draw = self._ids.draw()
         day = now_ms // _DAY_MS
@@ -245,17 +248,15 @@ class AccessLog:
         )
         entry = seal(header, draw.bytes(16), payload.SerializeToString(deterministic=True), stream.leaf_hash)
         stream.version, stream.leaf_hash = header.version, entry.leaf_hash
-        under = set()
-        for target in targets:
-            if target.stream_key:
-                under.add((index.ACCESS, target.stream_key))
-            person = target.person_key or person_of(workspace, target.stream_key)
-            if person:
-                under.add((index.PERSON_ACCESS, person))
+        under = index.listings(event, stream.stream_key, payload, None)
         return Write(
             entries=(entry,),
-            listings=tuple(Listing(space, key, stream.stream_key, header.version) for space, key in sorted(under)),
+            listings=tuple(Listing(space, key, stream.stream_key, header.version) for space, key in under),
         )
+
+
+def _person_key(workspace: Workspace, target: Target) -> bytes:
+    return target.person_key or person_of(workspace, target.stream_key)
 
 
 def person_of(workspace: Workspace, key: bytes) -> bytes:

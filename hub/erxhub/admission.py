@@ -51,12 +51,17 @@ class _Key:
     public_key: bytes
 
 
-def caller_of(certificate_pem: bytes, config: Config) -> Caller:
-    """Who the connection certificate speaks for.
+def caller_of(certificate_pem: bytes, config: Config, at_ms: int) -> Caller:
+    """Who the connection certificate speaks for at an instant; the handshake that checked its dates may be long ago.
 
-    Raises PeerIdentityError when it names no identity of the trust domain in a URI.
+    Raises PeerIdentityError when it names no identity of the trust domain in a URI, and with the reason EXPIRED or
+    NOT_YET_VALID when it is not valid then.
     """
     identity = peer_identity(certificate_pem, config.trust_domain)
+    if at_ms > identity.not_after_ms:
+        raise PeerIdentityError("EXPIRED", "the certificate has expired")
+    if at_ms < identity.not_before_ms:
+        raise PeerIdentityError("NOT_YET_VALID", "the certificate is not valid yet")
     national = identity.role == "agency" and identity.id in (config.national_agencies or (identity.id,))
     return Caller(identity.role, identity.id, _area_of(identity), identity.fingerprint, national)
 

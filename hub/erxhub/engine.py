@@ -18,23 +18,22 @@ from typing import Any, Final
 
 from erxhub.accesses import AccessBatch, AccessLog, ReadNote, person_of
 from erxhub.config import Config
-from erxhub.core import decide, timers
+from erxhub.core import decide, index, timers
 from erxhub.core.draft import Lookups, Working, WorkingDraft, Workspace
 from erxhub.core.fold import STATE_TYPES
 from erxhub.core.keys import stream_key
 from erxhub.core.model import Accepted, Command, Missing, Outcome, Refused, Target
 from erxhub.keys import HubKeys
 from erxhub.ledger.entry import Entry, Header
-from erxhub.ledger.store import Loaded, NewName, Reply, Store, StoreUnavailable, Wanted, Write
+from erxhub.ledger.store import Loaded, Reply, Store, StoreUnavailable, Wanted, Write
 from erxhub.policy.pack import Pack, PackLibrary, china_date
 from erxhub.policy.rules import Rules
-from erxhub.ports import Clock, Draw, Ids, give_way
+from erxhub.ports import Clock, Draw, Ids
 from erxhub.sealing import StoredReply, entries_of, fed_by, receipt_of, reply_place, write_of
 from erxhub.v1 import events_pb2, state_pb2
 
 _log = logging.getLogger("erxhub.engine")
 
-LEDGER_NAME: Final = ("ledger", b"ledger")
 REVERSED: Final = "reversed"
 """The method of a request id that a reversal took."""
 
@@ -144,6 +143,8 @@ class Engine:
         self._jobs: deque[_Job] = deque()
         self._bytes = 0
         self._wake = asyncio.Event()
+        self._crowd = 1
+        self._expected = 1
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self._newest_ms = 0
@@ -166,10 +167,10 @@ class Engine:
         if newest:
             for stored in await self.store.log(newest - 1, 1):
                 self._newest_ms = Header.decode(stored.header).recorded_at_ms
-        loaded = await self.store.load(Wanted(names=frozenset({LEDGER_NAME})))
-        self.ledger_key = loaded.names.get(LEDGER_NAME, b"")
+        loaded = await self.store.load(Wanted(names=frozenset({index.LEDGER_NAME})))
+        self.ledger_key = loaded.names.get(index.LEDGER_NAME, b"")
         self._task = asyncio.create_task(self._run(), name="lane")
-        self._task.add_done_callback(lambda _: self.turned.set())
+        self._task.add_done_callback(self._ended)
         await self._put(_Boot(), b"", 0)
 
     async def stop(self) -> None:
@@ -177,7 +178,8 @@ class Engine:
         self._stopping = True
         self._wake.set()
         if self._task is not None:
-            await self._task
+            # A lane that died before must not keep the hub from closing its store.
+            await asyncio.wait({self._task})
         self.end_watches()
 
     def end_watches(self) -> None:
@@ -272,9 +274,10 @@ class Engine:
         job = _Job(work, content_mac, size, asyncio.get_running_loop().create_future())
         self._jobs.append(job)
         self._bytes += size
-        self._wake.set()
-        # The caller may be cancelled here; the job is not: it stays queued and is committed whole.
-        return await asyncio.shield(job.future)
+        if len(self._jobs) >= self._expected:
+            self._wake.set()
+        # The caller may be cancelled here, and with it this future; the job stays queued and is committed whole.
+        return await job.future
 
     def subscribe(self, institution_code: str) -> asyncio.Event:
         """An event that is set after each commit that concerns the institution, and when watches have to end."""
@@ -298,17 +301,35 @@ class Engine:
                     self._wake.clear()
                     await self._wake.wait()
                     continue
-                if len(self._jobs) > 1:
-                    # Under load one turn of the loop lets more calls in; alone, a command never waits.
-                    await give_way()
+                await self._gather()
                 jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), self.config.batch_commands_max))]
                 self._bytes -= sum(job.size for job in jobs)
                 await self._commit(jobs)
+                self._crowd = len(jobs) + len(self._jobs)
             # Minutes that are not over yet are counted now: the next process knows nothing of them.
             await self._commit([], closing=True)
         finally:
             # A lane that died must leave no call waiting.
             _fail(self._jobs, HubStopped())
+
+    def _ended(self, lane: asyncio.Task[None]) -> None:
+        if not self._stopping:
+            error = None if lane.cancelled() else lane.exception()
+            _log.critical("the lane died; the hub takes no calls until it is started again", exc_info=error)
+        self.turned.set()
+
+    async def _gather(self) -> None:
+        """Wait a moment for the callers that were here a moment ago: a commit of many costs little more than of one.
+
+        A caller who is alone never waits.
+        """
+        self._expected = min(self._crowd, self.config.batch_commands_max)
+        if len(self._jobs) < self._expected and not self._stopping:
+            self._wake.clear()
+            timer = asyncio.get_running_loop().call_later(self.config.batch_linger_ms / 1000, self._wake.set)
+            await self._wake.wait()
+            timer.cancel()
+        self._expected = 1
 
     async def _commit(self, jobs: Sequence[_Job], *, closing: bool = False) -> None:
         try:
@@ -578,13 +599,22 @@ class Engine:
         if tx.pending:
             sealed = self._seal(batch, tx, draw)
             tx.apply()
-            names = () if opened else (NewName(*LEDGER_NAME, self.ledger_key),)
-            self._write(batch, job, write_of(tx, sealed, names=names))
+            self._write(batch, job, write_of(tx, sealed))
         batch.answers.append((job, None))
 
     # ---- look-ups ----
 
     async def _load(self, batch: _Batch, wanted: Lookups) -> None:
+        await self._fetch(batch, wanted)
+        known = batch.workspace.streams
+        asked = (known.get(key) for key in wanted.streams)
+        # What nearly every step asks for next; fetching it now spares a whole dry run of the decision.
+        next_keys = {key for working in asked if working for key in index.related(working.kind, working.state)}
+        next_keys.difference_update(known)
+        if next_keys:
+            await self._fetch(batch, Lookups(streams=next_keys))
+
+    async def _fetch(self, batch: _Batch, wanted: Lookups) -> None:
         space = batch.workspace
         listed: dict[tuple[str, bytes, int], list[bytes]] = {}
         for space_name, key, limit in wanted.listings:
@@ -612,7 +642,7 @@ class Engine:
 
     def _take_heads(self, batch: _Batch, loaded: Loaded) -> None:
         space = batch.workspace
-        due: list[tuple[str, bytes]] = []
+        due: list[tuple[int, str, bytes]] = []
         for key, head in loaded.heads.items():
             if key in space.streams:
                 continue
@@ -623,8 +653,9 @@ class Engine:
             state.ParseFromString(head.body)
             space.streams[key] = Working(head.stream_kind, head.version, head.leaf_hash, state)
             if head.due_at_ms is not None and head.due_at_ms <= batch.now_ms:
-                due.append((head.stream_kind, key))
-        for stream_kind, key in due:
+                due.append((head.due_at_ms, head.stream_kind, key))
+        # Sorted, because heads come in the order of a set: the same commands have to give the same ledger.
+        for _, stream_kind, key in sorted(due):
             self._fire(batch, stream_kind, key)
 
     def _fire(self, batch: _Batch, stream_kind: str, key: bytes) -> None:

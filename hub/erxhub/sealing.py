@@ -17,7 +17,7 @@ from erxhub.core.model import Accepted, Target
 from erxhub.crypto.receipt import receipt_message
 from erxhub.crypto.suites import SigningKey
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH, Entry, EntryKind, Header, seal
-from erxhub.ledger.store import Blob, CatalogRow, Listing, NewName, NewState, Reply, Write
+from erxhub.ledger.store import Blob, Listing, NewName, NewState, Reply, Write
 from erxhub.ports import Draw
 from erxhub.v1 import common_pb2
 
@@ -63,9 +63,8 @@ def write_of(
     *,
     outcome: Accepted | None = None,
     replies: tuple[Reply, ...] = (),
-    names: tuple[NewName, ...] = (),
 ) -> Write:
-    """All that a draft leaves. `names` are those that no event gives."""
+    """All that a draft leaves."""
     states = []
     listings = [Listing(space, key, stream, version) for (space, key), stream, version in tx.listings()]
     first_versions: dict[bytes, int] = {}
@@ -90,10 +89,10 @@ def write_of(
     return Write(
         entries=tuple(sealed),
         states=tuple(states),
-        names=(*(NewName(space, key, stream) for (space, key), stream in tx.names()), *names),
+        names=tuple(NewName(space, key, stream) for (space, key), stream in tx.names()),
         listings=tuple(listings),
         blobs=tuple(Blob(*blob) for blob in outcome.blobs) if outcome else (),
-        catalog_rows=tuple(CatalogRow(*row) for row in outcome.catalog_rows) if outcome else (),
+        catalog_rows=outcome.catalog_rows if outcome else (),
         replies=replies,
     )
 

@@ -113,7 +113,6 @@ class Ledger:
         *,
         actor: str,
         causes: Sequence[bytes] = (),
-        listings: Sequence[tuple[str, bytes]] = (),
         blobs: Sequence[Blob] = (),
         entry_kind: EntryKind = EntryKind.EVENT,
     ) -> None:
@@ -135,7 +134,8 @@ class Ledger:
         entry = seal(header, salt, payload.SerializeToString(deterministic=True), prev)
         self.heads[key] = version, entry.leaf_hash
         states: tuple[NewState, ...] = ()
-        names: tuple[NewName, ...] = ()
+        state: Any = None
+        listings: list[Listing] = []
         if kind in STATE_TYPES:
             state = self.states.setdefault(key, STATE_TYPES[kind]())
             # In a story that no hub would tell the state is not what the test is about.
@@ -143,14 +143,18 @@ class Ledger:
                 evolve(kind, state, event, payload, At(version, self.now_ms, "request"))
             body = state.SerializeToString(deterministic=True)
             states = (NewState(key, version, entry.leaf_hash, body, None),)
-            names = tuple(NewName(space, name, key) for space, name in index.names(event, payload, _mac))
-            listings = (*listings, *index.listings(event, key, payload, state))
+        if kind == "prescription":
+            since = version.to_bytes(8, "big")
+            listings = [Listing(index.FEED, code.encode(), key, version, since) for code in index.watchers(state)]
+        listings += [
+            Listing(space, listed, key, version) for space, listed in index.listings(event, key, payload, state)
+        ]
         self.writes.append(
             Write(
                 entries=(entry,),
                 states=states,
-                names=names,
-                listings=tuple(Listing(space, listed, key, version) for space, listed in listings),
+                names=tuple(NewName(space, name, key) for space, name in index.names(event, payload, _mac)),
+                listings=tuple(listings),
                 blobs=tuple(blobs),
             )
         )

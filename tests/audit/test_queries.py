@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 
-from erxhub.core.index import ACCESS
 from erxhub.core.keys import prescription_key, stream_key
 from erxhub.core.model import Accepted, Caller, Refused, Target
 from erxhub.ledger.entry import EntryKind, leaf_hash
 from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.sqlite import open_sqlite
 from erxhub.queries import audit
-from erxhub.queries.base import Opened, ReadContext
+from erxhub.queries.base import Opened, ReadContext, Shown
 from erxhub.v1 import audit_pb2, common_pb2, events_pb2
 from tests.audit.story import (
     AUDITOR,
@@ -61,7 +60,7 @@ def streamed(ctx: ReadContext, caller: Caller, **asked: Any) -> list[audit_pb2.S
         request = audit_pb2.StreamEntriesRequest(case_reason="case 1", **asked)
         opened = await audit.stream_entries(ctx, caller, request)
         assert isinstance(opened, Opened)
-        return [message async for message in opened.messages]
+        return [message async for message in opened.messages if not isinstance(message, Shown)]
 
     return asyncio.run(take())
 
@@ -122,7 +121,6 @@ def read(story: Story, method: str, rx_key: bytes = RX) -> None:
         "audit.read",
         payload,
         actor=f"pharmacy/{PHARMACY}",
-        listings=[(ACCESS, rx_key)],
         entry_kind=EntryKind.ACCESS,
     )
 
@@ -134,7 +132,6 @@ def refuse(story: Story, method: str, code: str) -> None:
         "command.refused",
         events_pb2.CommandRefused(method=method, code=code, stream_keys=[RX]),
         actor=f"pharmacy/{PHARMACY}",
-        listings=[(ACCESS, RX)],
         entry_kind=EntryKind.REFUSAL,
     )
 

@@ -10,7 +10,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from erxhub.app import start_hub
+from erxhub.app import settle_memory, start_hub
 from erxhub.keys import HubKeys
 from erxhub.ledger.sqlite import open_sqlite
 from erxhub.rpc.server import FixedIdentity, ServerIdentity
@@ -21,11 +21,8 @@ async def serve(folder: Path) -> None:
         (folder / "cert.pem").read_bytes(), (folder / "key.pem").read_bytes(), (folder / "ca.pem").read_bytes()
     )
     store = await open_sqlite(folder / "ledger.db")
-    try:
-        hub = await start_hub(store, FixedIdentity(identity), HubKeys.load(folder / "keys"))
-    except BaseException:
-        await store.close()  # its threads would keep the process alive
-        raise
+    hub = await start_hub(store, FixedIdentity(identity), HubKeys.load(folder / "keys"))
+    settle_memory()  # as `erxhub serve` does
     print(hub.port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await hub.stop()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -80,9 +78,3 @@ def process_cpu_ns(pid: int) -> int:
     for part in shown.strip().replace("-", ":").split(":"):
         seconds = seconds * 60 + float(part)
     return int(seconds * 1e9)
-
-
-def stat_cpu_ns(pid: int) -> int:
-    """The same from /proc/<pid>/stat (utime + stime), for comparison; resolution is one clock tick."""
-    fields: Sequence[str] = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")

@@ -131,12 +131,11 @@ def table(rounds: Rounds, content: Mapping[str, Any]) -> str:
             if target != ECHO:
                 ratio = _text(rounds.ratios(target, level), ".2f")
                 whole = f"{median(rounds.ratios(target, level, whole=True)):.2f}"
-            lines.append(
-                f"{target:10}{level:>10}{cpu:>24}{throughput:>22}{p50:>9.1f}{p99:>9.1f}{ratio:>20}{whole:>8}"
-            )
+            lines.append(f"{target:10}{level:>10}{cpu:>24}{throughput:>22}{p50:>9.1f}{p99:>9.1f}{ratio:>20}{whole:>8}")
     lines.append("")
-    for target in UPLOADS:
-        lines.append(f"one verification, {target}: {_text(rounds.verification_us[target], '.0f')} µs CPU")
+    lines += [
+        f"one verification, {target}: {_text(rounds.verification_us[target], '.0f')} µs CPU" for target in UPLOADS
+    ]
     if rounds.openssl_sm2_us:
         lines.append(f"one verification, openssl speed sm2: {_text(rounds.openssl_sm2_us, '.0f')} µs CPU")
     lines.append(f"at the highest number in flight: {content['figures']['overload_statuses']}")

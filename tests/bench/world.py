@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from erxhub.client import AgencyClient, ClientIdentity, HospitalClient, PatientClient
 from erxhub.client.signing import signed_upload
-from erxhub.crypto.ca import Identity, TrustDomain
+from erxhub.crypto.ca import TrustDomain
 from erxhub.crypto.suites import SigningKey
 from erxhub.keys import HubKeys
 from erxhub.ports import SystemIds
@@ -72,7 +72,7 @@ class World:
             (folder / name).write_bytes(data)
         self.hub_keys = HubKeys.init(folder / "keys", SystemIds())
         self.receipt_keys = {self.hub_keys.receipt.key_id: self.hub_keys.receipt.public_key}
-        self.hospital = self._identity(self.trust.issue_tls("hospital", HOSPITAL, now_ms(), 30))
+        self.hospital = self._identity("hospital", HOSPITAL)
         self.keys: Mapping[str, Mapping[str, SigningKey]] = {
             suite: {subject: SigningKey.generate(suite) for subject in (DOCTOR, PHARMACIST, HOSPITAL)}
             for suite in SUITES
@@ -81,18 +81,17 @@ class World:
         self.encounter_id = ""
         self._prescriptions = 0
 
-    def _identity(self, issued: Identity) -> ClientIdentity:
+    def _identity(self, role: str, name: str) -> ClientIdentity:
+        issued = self.trust.issue_tls(role, name, now_ms(), 30)
         return ClientIdentity(self.trust.ca_pem, issued.cert_pem, issued.key_pem)
 
     async def populate(self, port: int) -> None:
         """Register the hospital with staff, keys, patient and drugs, and bring one visit to its diagnosis."""
         async with AsyncExitStack() as stack:
             target = f"localhost:{port}"
-            agency = await stack.enter_async_context(
-                AgencyClient.connect(target, self._identity(self.trust.issue_tls("agency", AREA, now_ms(), 30)))
-            )
+            agency = await stack.enter_async_context(AgencyClient.connect(target, self._identity("agency", AREA)))
             channel = await stack.enter_async_context(
-                PatientClient.connect(target, self._identity(self.trust.issue_tls("channel", "bench-app", now_ms(), 30)))
+                PatientClient.connect(target, self._identity("channel", "bench-app"))
             )
             hospital = await stack.enter_async_context(HospitalClient.connect(target, self.hospital))
             await self._register(agency)

@@ -380,6 +380,25 @@ def test_a_broken_ledger_is_a_negative_verdict(cli: Cli, monkeypatch: pytest.Mon
     ]
 
 
+def test_what_is_wrong_beside_the_entries_is_told_too(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    findings = [
+        audit_pb2.VerificationFinding(stream_kind="ledger", stream_key=bytes(32), version=version, reason=reason)
+        for version, reason in ((4, "NAME"), (0, "NAME"), (5, "CATALOGUE"))
+    ]
+    # A row of a list at a position that no entry has.
+    findings.append(audit_pb2.VerificationFinding(reason="LISTING"))
+    answered(monkeypatch, "verify_ledger", audit_pb2.VerifyLedgerResponse(entries=9, findings=findings))
+    result = cli.run("audit", "verify", "-o", "json")
+    assert result.exit_code == 1
+    ledger = "ledger/0000000000000000"
+    assert [tuple(finding.values()) for finding in json.loads(result.stdout)["findings"]] == [
+        (ledger, 4, "NAME"),
+        (ledger, 0, "NAME"),
+        (ledger, 5, "CATALOGUE"),
+        (None, 0, "LISTING"),
+    ]
+
+
 @pytest.mark.parametrize(("variables", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
 def test_a_terminal_gets_colour_unless_it_asks_for_none(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], coloured: bool

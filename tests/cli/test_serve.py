@@ -80,12 +80,13 @@ def test_a_taken_address_and_a_missing_certificate_are_named(tmp_path: Path) -> 
 
 
 def test_settings_are_read_by_the_type_of_their_default() -> None:
-    config = configured(Config(), ["reflection=no", "drain_ms=5", "hub_id=hub-9"])
+    config = configured(Config(), ["reflection=no", "drain_ms=5", "hub_id=hub-9", "national_agencies=000000, 330000"])
     assert (config.reflection, config.drain_ms, config.hub_id) == (False, 5, "hub-9")
+    assert config.national_agencies == ("000000", "330000")
 
 
 @pytest.mark.parametrize(
-    "setting", ["drain_ms", "drain_ms=", "drain_ms=-1", "reflection=maybe", "hub_id=", "nothing=1"]
+    "setting", ["drain_ms", "drain_ms=", "drain_ms=-1", "reflection=maybe", "hub_id=", "nothing=1", "national_agencies="]
 )
 def test_a_wrong_setting_is_named(setting: str) -> None:
     with pytest.raises(Failed, match=f"--config {setting}"):

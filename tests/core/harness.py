@@ -122,7 +122,9 @@ class World:
         else:
             raise AssertionError("the decision never stopped asking for look-ups")
         if isinstance(outcome, Accepted) or outcome.keeps_events:
-            first = tx.in_commit_order()[0] if tx.pending else None
+            # As in the engine, a reply belongs to the last kind of thing in commit order.
+            sealed = tx.in_commit_order()
+            first = next((event for event in sealed if event.stream_kind == sealed[-1].stream_kind), None)
             self._commit(tx)
             if isinstance(outcome, Accepted):
                 for dataset, edition, code, body in outcome.catalog_rows:

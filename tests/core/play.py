@@ -9,13 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from functools import cache
+from typing import Any
 
 from erxhub.core.fold import state_name
 from erxhub.core.lifecycle import ENDED_ORDER, Machine
 from erxhub.core.model import Accepted, Caller, Outcome, Refused
 from erxhub.v1 import common_pb2, dispensing_pb2, encounter_pb2, registry_pb2, signed_pb2, state_pb2, voucher_pb2
 from tests.core import population as people
-from tests.core.harness import World
+from tests.core.harness import World, evidence, signed
 from tests.core.pharmacy import (
     DELIVERY,
     HAND_OVER_TYPE,
@@ -61,6 +62,7 @@ class Play:
         self.settle_ids = {"A": "", "B": ""}
         self.undo_ids = {"A": "", "B": ""}
         self.code = "0" * 28
+        self.encounter_id = self.rx.content.encounter_id
         self.sold: list[str] = []
         self.numbers = 0
 
@@ -68,6 +70,39 @@ class Play:
         """A number that was not used in this play."""
         self.numbers += 1
         return self.numbers
+
+    # ---- things ----
+
+    def _named(self, kind: str, space: str, key: bytes) -> Any:
+        found = self.world.find(space, key)
+        assert found is not None
+        return self.world.state(kind, found)
+
+    @property
+    def voucher(self) -> state_pb2.VoucherState:
+        """The code that was shown last."""
+        mac = self.world.mac_keys.mac("voucher_code", self.code, 1)
+        return self._named("voucher", "voucher_code", mac)  # type: ignore[no-any-return]
+
+    @property
+    def encounter(self) -> state_pb2.EncounterState:
+        """The visit that the steps are about: the prescription's, until there is another one."""
+        return self._named("encounter", "encounter", self.encounter_id.encode())  # type: ignore[no-any-return]
+
+    @property
+    def institution(self) -> state_pb2.InstitutionState:
+        """Pharmacy A."""
+        return self._named("institution", "institution", SHOP.id.encode())  # type: ignore[no-any-return]
+
+    @property
+    def pharmacist(self) -> state_pb2.PractitionerState:
+        """The pharmacist of pharmacy A."""
+        return self._named("practitioner", "practitioner", staff(SHOP, "1").encode())  # type: ignore[no-any-return]
+
+    @property
+    def person(self) -> state_pb2.PersonState:
+        """The patient."""
+        return self.world.state("person", people.person_key(self.world))  # type: ignore[no-any-return]
 
     # ---- proofs ----
 
@@ -146,13 +181,59 @@ def _revoke_by_another_doctor(play: Play) -> Outcome:
 
 
 def _close_encounter(play: Play) -> Outcome:
-    request = encounter_pb2.CloseEncounterRequest(encounter_id=play.rx.content.encounter_id)
+    request = encounter_pb2.CloseEncounterRequest(encounter_id=play.encounter_id)
     return play.world.do(HOSPITAL, "EncounterService/CloseEncounter", request)
 
 
 def _cancel_encounter(play: Play) -> Outcome:
-    request = encounter_pb2.CancelEncounterRequest(encounter_id=play.rx.content.encounter_id, reason="退号")
+    request = encounter_pb2.CancelEncounterRequest(encounter_id=play.encounter_id, reason="退号")
     return play.world.do(HOSPITAL, "EncounterService/CancelEncounter", request)
+
+
+def _another_visit(play: Play) -> Outcome:
+    """From here on the steps of a visit are about this one, an internet visit."""
+    shown = play.decode(HOSPITAL, people.ONLINE_TYPE, play.issue(people.ONLINE_TYPE))
+    number = getattr(shown.reply, "online_identity_no") if isinstance(shown, Accepted) else NO_REFERENCE  # noqa: B009
+    request = people.registration(play.world, internet=True, online_identity_no=number)
+    outcome = play.world.do(HOSPITAL, "EncounterService/RegisterEncounter", request)
+    if isinstance(outcome, Accepted):
+        play.encounter_id = getattr(outcome.reply, "encounter_id")  # noqa: B009
+    return outcome
+
+
+def _begin(play: Play) -> Outcome:
+    request = encounter_pb2.StartEncounterRequest(encounter_id=play.encounter_id, doctor_code=people.DOCTOR_CODE)
+    return play.world.do(HOSPITAL, "EncounterService/StartEncounter", request)
+
+
+def _attest(play: Play) -> Outcome:
+    request = encounter_pb2.AttestDoctorRequest(
+        encounter_id=play.encounter_id, media_sha256=bytes(32), liveness_passed=True, attested_at_ms=play.world.now_ms
+    )
+    return play.world.do(HOSPITAL, "EncounterService/AttestDoctor", request)
+
+
+def _prove_follow_up(play: Play) -> Outcome:
+    request = encounter_pb2.ProveFollowUpRequest(
+        encounter_id=play.encounter_id,
+        disease_code="I10.x00x002",
+        earlier_hospital_code=people.HOSPITAL_CODE,
+        earlier_visit_on="2026-10-15",
+    )
+    return play.world.do(HOSPITAL, "EncounterService/ProveFollowUp", request)
+
+
+def _diagnose(play: Play) -> Outcome:
+    """With the doctor attested and the follow-up proven, as an internet visit needs."""
+    _attest(play)
+    _prove_follow_up(play)
+    return people.record_diagnosis(play.world, play.encounter_id)
+
+
+def _amend(play: Play) -> Outcome:
+    content = signed(people.statement(play.world, play.encounter_id), people.key_of(people.DOCTOR_CODE))
+    request = encounter_pb2.AmendDiagnosisRequest(encounter_id=play.encounter_id, statement=content, reason="更正")
+    return play.world.do(HOSPITAL, "EncounterService/AmendDiagnosis", request, evidence({"statement": content}))
 
 
 # ---- agency ----
@@ -186,6 +267,11 @@ def _agreement(status: registry_pb2.AgreementStatus.ValueType) -> Step:
     return step
 
 
+def _sign_agreement(play: Play) -> Outcome:
+    request = people.agreement_request(play.world, SHOP.id, agreement_no=f"again-{play.number()}")
+    return play.world.do(AGENCY, "RegistryService/SignAgreement", request)
+
+
 def _pharmacist(status: registry_pb2.PractitionerStatus.ValueType) -> Step:
     def step(play: Play) -> Outcome:
         request = registry_pb2.ChangePractitionerStatusRequest(
@@ -205,6 +291,10 @@ def _decode_again(play: Play) -> Outcome:
 
 def _decode_for_another_business(play: Play) -> Outcome:
     return play.decode(SHOP, HAND_OVER_TYPE, play.issue(SETTLE_TYPE))
+
+
+def _decode_the_last_for_another_business(play: Play) -> Outcome:
+    return play.decode(SHOP, HAND_OVER_TYPE, play.code)
 
 
 def _revoke_code(play: Play) -> Outcome:
@@ -244,6 +334,11 @@ def _list(play: Play, shop: str) -> Outcome:
 
 def _download(play: Play, shop: str) -> Outcome:
     return play.visits[shop].download()
+
+
+def _list_and_download(play: Play, shop: str) -> Outcome:
+    _list(play, shop)
+    return _download(play, shop)
 
 
 def _resolve_and_download(play: Play, shop: str) -> Outcome:
@@ -301,8 +396,11 @@ def _pay_self(play: Play, shop: str) -> Outcome:
 
 
 def _undo(play: Play, shop: str) -> Outcome:
-    play.undo_ids[shop] = f"undo-{shop}-{play.number():06d}"
-    return play.visits[shop].undo(play.visits[shop].settlement_id or "none", play.undo_ids[shop])
+    request_id = f"undo-{shop}-{play.number():06d}"
+    outcome = play.visits[shop].undo(play.visits[shop].settlement_id or "none", request_id)
+    if isinstance(outcome, Accepted):
+        play.undo_ids[shop] = request_id
+    return outcome
 
 
 def _reverse_settlement(play: Play, shop: str) -> Outcome:
@@ -379,8 +477,7 @@ def _forward(play: Play, shop: str) -> Outcome:
     order = play.order(shop)
     status = state_name(Machine.ORDER, order.status)
     if status in ENDED_ORDER or status in {"–", "CREATED"}:
-        _list(play, shop)
-        return _download(play, shop)
+        return _list_and_download(play, shop)
     return _NEXT[status](play, shop)
 
 
@@ -423,6 +520,7 @@ _AT_A_SHOP: Mapping[str, Callable[[Play, str], Outcome]] = {
     "to the door": _to_the_door,
     "list": _list,
     "download": _download,
+    "list and download": _list_and_download,
     "resolve and download": _resolve_and_download,
     "release": _release,
     "pass": _review(signed_pb2.REVIEW_DECISION_PASS),
@@ -478,17 +576,28 @@ STEPS: Mapping[str, Step] = {
     "revoke by another doctor": _revoke_by_another_doctor,
     "close encounter": _close_encounter,
     "cancel encounter": _cancel_encounter,
+    "another visit": _another_visit,
+    "begin it": _begin,
+    "attest": _attest,
+    "prove follow-up": _prove_follow_up,
+    "diagnose": _diagnose,
+    "amend": _amend,
     "freeze": _freeze,
     "unfreeze": _unfreeze,
     "pause person": _person(registry_pb2.PERSON_STATUS_PAUSED),
     "resume person": _person(registry_pb2.PERSON_STATUS_ACTIVE),
+    "register death": _person(registry_pb2.PERSON_STATUS_DEAD),
     "suspend agreement": _agreement(registry_pb2.AGREEMENT_STATUS_SUSPENDED),
     "resume agreement": _agreement(registry_pb2.AGREEMENT_STATUS_ACTIVE),
+    "end agreement": _agreement(registry_pb2.AGREEMENT_STATUS_TERMINATED),
+    "sign agreement": _sign_agreement,
     "suspend pharmacist": _pharmacist(registry_pb2.PRACTITIONER_STATUS_SUSPENDED),
     "resume pharmacist": _pharmacist(registry_pb2.PRACTITIONER_STATUS_ACTIVE),
+    "end pharmacist": _pharmacist(registry_pb2.PRACTITIONER_STATUS_TERMINATED),
     "show a code": _show_a_code,
     "decode again": _decode_again,
     "decode for another business": _decode_for_another_business,
+    "decode the last for another business": _decode_the_last_for_another_business,
     "revoke code": _revoke_code,
     "deactivate": _deactivate,
     "activate": _activate,

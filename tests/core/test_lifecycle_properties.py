@@ -180,7 +180,7 @@ class Auditor:
     out_e4: Counter[int] = field(default_factory=Counter)
     verified: Counter[bytes] = field(default_factory=Counter)
     sold: Counter[bytes] = field(default_factory=Counter)
-    debited: dict[tuple[bytes, str], Counter[str]] = field(default_factory=dict)
+    debited: dict[tuple[bytes, str, int], Counter[str]] = field(default_factory=dict)
     """What stands as taken from an account for a settlement."""
     valid_until_ms: int = 0
     names: set[str] = field(default_factory=set)
@@ -291,7 +291,7 @@ class Auditor:
         if event.event not in {"account.debited", "account.restored"}:
             return
         payload = event.payload
-        where = (event.stream_key, payload.settlement_id)
+        where = (event.stream_key, payload.settlement_id, payload.benefit_year)
         moved = Counter(amount=payload.amount_fen, in_scope=payload.in_scope_fen, fund=payload.fund_fen)
         if event.event == "account.debited":
             assert where not in self.debited, "I20"
@@ -303,8 +303,9 @@ class Auditor:
         """What must be so between two commands."""
         if isinstance(state, state_pb2.AccountState):
             taken: Counter[str] = Counter()
-            for moved in (moved for (account, _), moved in self.debited.items() if account == key):
-                taken.update(moved)
+            for (account, _, year), moved in self.debited.items():
+                if (account, year) == (key, state.benefit_year):
+                    taken.update(moved)
             assert state.balance_fen >= 0
             assert (state.fund_year_fen, state.in_scope_year_fen) == (taken["fund"], taken["in_scope"]), "I7"
         if isinstance(state, state_pb2.PrescriptionState) and state.uploaded_version:

@@ -13,6 +13,7 @@ from erxhub.policy.rules import Rules
 from erxhub.v1 import common_pb2, dispensing_pb2, events_pb2, registry_pb2, signed_pb2, state_pb2
 from tests.core import pharmacy as shops
 from tests.core import population as people
+from tests.core.harness import World
 from tests.core.pharmacy import HOUR_MS, OTHER_SHOP, SHOP, Visit, at, change_agreement, visit
 from tests.core.population import accepted, refused
 from tests.core.test_prescription import AMLODIPINE, DAY_MS, IRBESARTAN, MINUTE_MS, Rx, drug
@@ -235,33 +236,36 @@ def test_a_self_payment_is_undone_without_an_account() -> None:
 # ---- benefit year ----
 
 
-def at_midnight(v: Visit, ms: int) -> Visit:
+def at_midnight(world: World, ms: int) -> World:
     """The clock at so many ms after the midnight (Beijing) that begins 2027."""
-    v.world.advance(NEW_YEAR_MS + ms - v.world.now_ms)
-    return v
+    world.advance(NEW_YEAR_MS + ms - world.now_ms)
+    return world
+
+
+def new_years_eve() -> Visit:
+    """A prescription of the last evening of 2026."""
+    return visit(at_midnight(shops.market(), -HOUR_MS))
 
 
 def test_a_new_year_starts_the_totals_afresh() -> None:
-    v = at_midnight(visit(), -HOUR_MS).settled()
+    v = new_years_eve().settled()
     assert (v.account.benefit_year, totals(v)) == (2026, (START_FEN - 2_710, 4_700, 3_290))
-    at_midnight(v, 0)
-    visit(v.world, hospital_rx_no="RX2").settled()
+    visit(at_midnight(v.world, 0), hospital_rx_no="RX2").settled()
     assert (v.account.benefit_year, totals(v)) == (2027, (START_FEN - 2 * 2_710, 4_700, 3_290))
 
 
 def test_a_reversal_in_the_new_year_leaves_the_new_years_totals_alone() -> None:
-    v = at_midnight(visit(), -HOUR_MS).settled(request_id=SETTLE_ID)
-    at_midnight(v, MINUTE_MS)
-    visit(v.world, hospital_rx_no="RX2").settled()
+    v = new_years_eve().settled(request_id=SETTLE_ID)
+    visit(at_midnight(v.world, MINUTE_MS), hospital_rx_no="RX2").settled()
     accepted(v.reverse(SETTLE_ID))
     assert (v.account.benefit_year, totals(v)) == (2027, (START_FEN - 2_710, 4_700, 3_290))
 
 
 def test_a_settlement_that_stands_again_counts_in_its_own_year() -> None:
-    v = at_midnight(visit(), -HOUR_MS).settled(request_id=SETTLE_ID)
+    v = new_years_eve().settled(request_id=SETTLE_ID)
     accepted(v.undo(request_id=UNDO_ID))
     assert totals(v) == (START_FEN, 0, 0)
-    at_midnight(v, MINUTE_MS)
+    at_midnight(v.world, MINUTE_MS)
     accepted(v.reverse(UNDO_ID, "2103"))
     assert (v.account.benefit_year, totals(v)) == (2026, (START_FEN - 2_710, 4_700, 3_290))
     other = visit(v.world, hospital_rx_no="RX2").settled()

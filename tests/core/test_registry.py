@@ -45,9 +45,7 @@ def world() -> World:
     return populated()
 
 
-def do(
-    world: World, method: str, request: Any, caller: Caller = AGENCY, evidence: Evidence | None = None
-) -> Outcome:
+def do(world: World, method: str, request: Any, caller: Caller = AGENCY, evidence: Evidence | None = None) -> Outcome:
     return world.do(caller, f"RegistryService/{method}", request, evidence)
 
 
@@ -434,9 +432,7 @@ def test_an_unknown_key_cannot_be_revoked(world: World) -> None:
     refused(do(world, "RevokeCertificate", revocation(key_id="0" * 32)), "RECORD_UNKNOWN", "key_id")
 
 
-def revoke_connection(
-    world: World, role: str, peer_id: str, area_code: str, caller: Caller = AGENCY
-) -> Outcome:
+def revoke_connection(world: World, role: str, peer_id: str, area_code: str, caller: Caller = AGENCY) -> Outcome:
     peer = CertifiedPeer(role, peer_id, area_code, b"c" * 32)
     return do(world, "RevokeCertificate", revocation(certificate_pem=b"pem"), caller, Evidence(connection=peer))
 

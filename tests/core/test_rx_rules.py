@@ -100,6 +100,9 @@ class Case:
             "I10.x00x002": catalog_pb2.Disease(code="I10.x00x002", name="高血压", is_diagnosis=True),
             "I10": catalog_pb2.Disease(code="I10", name="高血压"),
         }
+        self.chronic: dict[str, catalog_pb2.ChronicDisease] | None = {
+            code: catalog_pb2.ChronicDisease(code=code) for code in ("M03900", "M01600")
+        }
         self.frequencies = {
             "11": frequency("11", 1, 1),
             "12": frequency("12", 2, 1),
@@ -118,6 +121,7 @@ class Case:
             doctor=self.doctor,
             drugs=self.drugs,
             diseases=self.diseases,
+            chronic=self.chronic,
             frequencies=self.frequencies,
             renewed=self.renewed,
             rules=Rules(pack_for("330100"), china_date(self.now_ms)),
@@ -323,6 +327,13 @@ BROKEN: list[tuple[str, Change, str, str, int]] = [
         0,
     ),
     ("chronic code not filed", _set("rx.chronic_code", "M01600"), "DX_CHRONIC_MISSING", "chronic_code", 0),
+    (
+        "filed chronic code of no list",
+        _all(_set("rx.chronic_code", "M03901"), lambda case: case.person.chronic_codes.append("M03901")),
+        "DX_CHRONIC_MISSING",
+        "chronic_code",
+        0,
+    ),
     ("malformed chronic code", _set("rx.chronic_code", "M1"), "DX_CHRONIC_MISSING", "chronic_code", 0),
     (
         "four days valid",
@@ -478,6 +489,14 @@ KEPT: list[tuple[str, Change]] = [
     ("a newborn", _infant(28, age_days=28, newborn=True)),
     ("born today", _infant(0, newborn=True)),
     ("no disease list", _set("diseases", None)),
+    (
+        "a filed chronic code before any list was imported",
+        _all(
+            _set("chronic", None),
+            _set("rx.chronic_code", "M03901"),
+            lambda case: case.person.chronic_codes.append("M03901"),
+        ),
+    ),
     ("a filed chronic disease", _all(_set("rx.med_type", "14"), _set("rx.chronic_code", "M03900"))),
     ("now is the last instant", _set("now_ms", NOW_MS - MINUTE_MS + 3 * DAY_MS)),
     (
@@ -685,6 +704,10 @@ def _scenario_case(scenario: dict[str, Any], shared: Path) -> Case:
     case.frequencies = {
         code: frequency(code, int(row["times"] or 0), int(row["period_days"] or 0), row["schedule"])
         for code, row in frequencies.items()
+    }
+    case.chronic = {
+        code: catalog_pb2.ChronicDisease(code=code, name=row["name"])
+        for code, row in _rows(shared / "data" / "chronic_special.csv").items()
     }
     case.diseases = {
         code: catalog_pb2.Disease(code=code, name=row["name"], is_diagnosis=row["level"] == "diagnosis")

@@ -16,8 +16,10 @@ from erxhub.ledger.store import (
     Listing,
     ListingRow,
     Loaded,
+    NameRow,
     NewName,
     NewState,
+    PlacedRow,
     Reply,
     Store,
     StoredEntry,
@@ -120,6 +122,8 @@ class StoreContract:
         assert await store.log(0, 10) == []
         assert await store.listing("space", b"key", 0, 10) == []
         assert await store.listing("space", b"key", 0, 10, newest_first=True) == []
+        assert await store.names(None, 10) == []
+        assert await store.listings(0, 10) == []
         assert await store.blob(key_of("a"), bytes(32)) is None
         assert await store.catalog_page("drugs", "2025", "", 10) == []
         assert await store.due(T0_MS, 10) == []
@@ -163,6 +167,8 @@ class StoreContract:
             await store.entries(key_of("a"), 0, limit)
         with pytest.raises(ValueError):
             await store.listing("s", b"k", 0, limit)
+        with pytest.raises(ValueError):
+            await store.names(None, limit)
         with pytest.raises(ValueError):
             await store.catalog_page("d", "e", "", limit)
         with pytest.raises(ValueError):
@@ -292,6 +298,49 @@ class StoreContract:
             ],
         )
         assert [row.position for row in await store.listing("s", b"k", 0, 10)] == [1, 2]
+
+    async def test_all_names_are_paged_each_once_with_their_streams(self, store: Store) -> None:
+        given = [
+            ("b", b""),
+            ("", b"\x00"),
+            ("a", b"\xff"),
+            ("名", b"1"),
+            ("a", b""),
+            ("a", b"\x01\x00"),
+            ("a", b"\x01"),
+        ]
+        for number, (space, key) in enumerate(given):
+            stream = f"s{number}"
+            entry = next_entry(stream, kind="person" if number % 2 else "prescription")
+            name = NewName(space, key, entry.header.stream_key)
+            await append_all(store, [Write(entries=(entry,), names=(name,))])
+        expected = [
+            NameRow(space, key, kind, key_of(f"s{number}", kind))
+            for number, (space, key) in enumerate(given)
+            for kind in ["person" if number % 2 else "prescription"]
+        ]
+        paged: list[NameRow] = []
+        while page := await store.names((paged[-1].space, paged[-1].key) if paged else None, 2):
+            paged += page
+        assert paged == sorted(expected, key=lambda row: (row.space, row.key))
+        assert await store.names(None, 100) == paged
+
+    async def test_rows_of_all_lists_are_read_beside_their_entries(self, store: Store) -> None:
+        entries = stream_of("a", 4)
+        listings = {
+            1: [("s", b"k", b""), ("t", b"", b"1"), ("s", b"", b"")],
+            3: [("s", b"k", b"3")],
+            4: [("s", b"k", b"4"), ("目", b"k", b"")],
+        }
+        for entry in entries:
+            version = entry.header.version
+            rows = (Listing(space, key, key_of("a"), version, value) for space, key, value in listings.get(version, ()))
+            await append_all(store, [Write(entries=(entry,), listings=tuple(rows))])
+        every = [PlacedRow(position, *row) for position, rows in listings.items() for row in sorted(rows)]
+        assert await store.listings(0, 4) == await store.listings(-(2**80), 2**80) == every
+        assert await store.listings(1, 3) == every[3:4]
+        assert await store.listings(1, 2) == []
+        assert await store.listings(3, 4) == every[4:]
 
     async def test_catalog_pages_in_order_of_code(self, store: Store) -> None:
         codes = ["B", "A", "C", "AA", "甲", "乙"]

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from erxhub.policy.codes import (
     CodesError,
     age_years,
-    benefit_level,
     birth_date,
     drug_kind,
     has_fact,
@@ -27,7 +26,6 @@ from erxhub.policy.codes import (
     shipped_codes,
     social_credit_code_fault,
     standing,
-    two_digits,
 )
 
 # The same examples on every run: a failure must not depend on luck or on an earlier run.
@@ -217,20 +215,6 @@ def test_a_value_is_national_local_or_neither(value_set: str, code: str, expecte
     assert standing(value_set, code) == expected
 
 
-@pytest.mark.parametrize(("level", "codes"), [(3, "01 02 03 04 12"), (2, "05 06 07 13"), (1, "08 09 10 14")])
-def test_the_rank_of_an_institution_gives_its_benefit_level(level: int, codes: str) -> None:
-    assert {benefit_level(code, 2) for code in codes.split()} == {level}
-
-
-def test_the_region_decides_about_institutions_without_a_rank() -> None:
-    assert (benefit_level("11", 1), benefit_level("11", 2)) == (1, 2)
-
-
-def test_a_rank_that_is_not_on_the_list_has_no_level() -> None:
-    with pytest.raises(KeyError):
-        benefit_level("15", 1)
-
-
 def test_what_follows_from_a_code_is_data() -> None:
     assert has_fact("rx_type_code", "3", "emergency")
     assert has_fact("rx_type_code", "7", "controlled")
@@ -244,11 +228,6 @@ def test_what_follows_from_a_code_is_data() -> None:
         "herbal",
         None,
     ]
-
-
-@pytest.mark.parametrize(("code", "normal"), [("1", "01"), ("01", "01"), ("", ""), ("x", "x"), ("123", "123")])
-def test_one_digit_codes_are_compared_with_two(code: str, normal: str) -> None:
-    assert two_digits(code) == normal
 
 
 def test_every_form_and_list_names_its_source() -> None:

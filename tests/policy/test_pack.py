@@ -57,7 +57,6 @@ def supply_days(*rows: str) -> str:
         ("orders_max", 20),
         ("sign_code_tries", 5),
         ("delivery_distance_max_km", 100),
-        ("unranked_benefit_level", 1),
     ],
 )
 def test_national_count_has_its_value(name: str, value: int) -> None:
@@ -76,7 +75,7 @@ def test_national_count_has_its_value(name: str, value: int) -> None:
         ("hold_extension", 30 * 60),
         ("quote_lifetime", 30 * 60),
         ("signing_age", 15 * 60),
-        ("clock_skew", 5 * 60),
+        ("attestation_window", 5 * 60),
         ("follow_up_lookback", 180 * 86400),
         ("dispense_deadline", 72 * 3600),
         ("receipt_deadline", 7 * 86400),

@@ -7,7 +7,7 @@ a command that was not left all of its entries or none. Must never: repeat a cal
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +43,7 @@ class Book:
     """Every command of some clients, by request id."""
 
     sent: dict[str, Sent] = field(default_factory=dict)
+    replies: int = 0
 
     def keep(self, client: Any) -> Any:
         """Write down what this client sends and gets from now on, byte for byte."""
@@ -58,6 +59,7 @@ class Book:
             except Exception as failure:
                 note.failure = failure
                 raise
+            self.replies += 1
             return reply
 
         connection.unary = unary
@@ -164,6 +166,15 @@ class GatedStore:
         await self._gate.wait()
         self.appends += 1
         return await self._inner.append(batch)
+
+
+async def until_so(condition: Callable[[], bool], turns_max: int = 1_000_000) -> None:
+    """Let the loop go round until something is so."""
+    for _ in range(turns_max):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came to be so")
 
 
 async def turns(count: int) -> None:

@@ -20,7 +20,7 @@ from erxhub.crypto.suites import SigningKey
 from erxhub.keys import HubKeys
 from erxhub.ports import SeededIds
 from erxhub.seed import SeedWorld, register_world
-from tests.live import _CLIENTS, _REQUEST_IDS, AGENCY, AUDITOR, CHANNEL, HOSPITAL, PERSON, PHARMACY
+from tests.live import AGENCY, AUDITOR, CHANNEL, CLIENTS, HOSPITAL, PERSON, PHARMACY, REQUEST_IDS
 
 ROOT = Path(__file__).resolve().parents[2]
 _END_S = 30.0
@@ -129,7 +129,7 @@ class Outside:
             )
             await self._stack.enter_async_context(connection)
             reason = {"case_reason": "case T-2"} if role == "auditor" else {}
-            self._clients[role, peer_id] = _CLIENTS[role](connection, request_ids=_REQUEST_IDS, **reason)
+            self._clients[role, peer_id] = CLIENTS[role](connection, request_ids=REQUEST_IDS, **reason)
         return self._clients[role, peer_id]
 
     async def hospital(self, code: str = HOSPITAL) -> Any:

@@ -115,6 +115,11 @@ class _Pauses:
         over.set()
 
 
+async def _to_its_end(watching: Any) -> None:
+    async for _ in watching:
+        pass
+
+
 async def test_revoked_certificate_ends_an_open_watch_and_the_next_call() -> None:
     pauses = _Pauses()
     async with live_hub(pause=pauses) as live:
@@ -133,7 +138,7 @@ async def test_revoked_certificate_ends_an_open_watch_and_the_next_call() -> Non
                 pass
         agency = await live.agency()
         assert identity.cert_pem is not None
-        await agency.revoke_certificate(certificate_sha256=_fingerprint(identity.cert_pem), reason="key lost")
+        await agency.revoke_certificate(certificate_pem=identity.cert_pem, reason="key lost")
         with pytest.raises(Refusal) as refused:
             await revoked.get(rx_no=chain.rx_no)
         assert refused.value.code == "CERT_REVOKED"
@@ -142,8 +147,7 @@ async def test_revoked_certificate_ends_an_open_watch_and_the_next_call() -> Non
         assert refused.value.code == "CERT_REVOKED"
         pauses.end()
         with pytest.raises(Refusal) as refused:
-            while True:
-                await anext(watching)
+            await _to_its_end(watching)
         assert refused.value.code == "CERT_REVOKED"
         # The same institution with another certificate goes on.
         following = await Chain(live).uploaded()

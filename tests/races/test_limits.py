@@ -18,7 +18,7 @@ from erxhub.rpc.methods import SERVICES
 from erxhub.v1 import voucher_pb2
 from tests.chain import CONSULT, Chain
 from tests.live import HOSPITAL, PERSON, Live, live_hub
-from tests.races.ground import GatedStore, reply_bytes, whole_log
+from tests.races.ground import GatedStore, reply_bytes, until_so, whole_log
 
 pytestmark = pytest.mark.campaign
 
@@ -40,15 +40,6 @@ async def _ending(call: Any) -> str:
     return "OK"
 
 
-async def _settled_in(condition: Any) -> None:
-    """Let the loop go round until something is so."""
-    for _ in range(100_000):
-        if condition():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("it never came to be")
-
-
 # ---- overload ----
 
 
@@ -60,7 +51,7 @@ async def test_full_queue_refuses_at_once_with_retry_info_and_leaves_no_entry() 
             first = asyncio.create_task(reply_bytes(channel, _issue(0)))
             await store.arrived.wait()
             queued = [asyncio.create_task(reply_bytes(channel, _issue(number))) for number in range(1, 6)]
-            await _settled_in(lambda: live.hub.engine.queue_depth == 5)
+            await until_so(lambda: live.hub.engine.queue_depth == 5)
             entries = len(await whole_log(store))
             with pytest.raises(Refusal) as refused:
                 await reply_bytes(channel, _issue(6))
@@ -87,7 +78,7 @@ async def test_bytes_that_wait_have_a_limit_too() -> None:
                 )
                 for chain in chains
             ]
-            await _settled_in(lambda: sum(task.done() for task in uploads) >= 3)
+            await until_so(lambda: sum(task.done() for task in uploads) >= 3)
         endings = Counter(await asyncio.gather(*uploads))
         assert set(endings) == {"OK", "OVERLOADED"}
 
@@ -113,7 +104,7 @@ async def test_2048_calls_in_flight_on_a_small_queue_end_in_an_answer_of_the_hub
                 )
                 for _ in range(2_048)
             ]
-            await _settled_in(lambda: sum(task.done() for task in calls) >= 1_000)
+            await until_so(lambda: sum(task.done() for task in calls) >= 1_000)
         endings = Counter(await asyncio.gather(*calls))
         assert set(endings) == {"OK", "OVERLOADED"}
         assert endings["OK"] >= 256
@@ -170,7 +161,7 @@ async def test_drain_answers_what_is_in_flight_and_refuses_what_comes() -> None:
             in_flight = [asyncio.create_task(reply_bytes(channel, _issue(0)))]
             await store.arrived.wait()
             in_flight += [asyncio.create_task(reply_bytes(channel, _issue(number))) for number in range(1, 20)]
-            await _settled_in(lambda: live.hub.engine.queue_depth == 19)
+            await until_so(lambda: live.hub.engine.queue_depth == 19)
             stopping = asyncio.create_task(live.hub.stop())
             assert (await watched.read()).status == NOT_SERVING
             assert (await health.Check(health_pb2.HealthCheckRequest())).status == NOT_SERVING
@@ -188,6 +179,11 @@ async def test_drain_answers_what_is_in_flight_and_refuses_what_comes() -> None:
         assert failed.value.grpc_status == "UNAVAILABLE"
 
 
+async def _to_its_end(watching: Any) -> None:
+    async for _ in watching:
+        pass
+
+
 async def test_drain_ends_an_open_watch_at_once_and_as_unavailable() -> None:
     async with live_hub(config=Config(drain_ms=5_000)) as live:
         await Chain(live).uploaded()
@@ -197,8 +193,7 @@ async def test_drain_ends_an_open_watch_at_once_and_as_unavailable() -> None:
         await asyncio.wait_for(live.hub.stop(), 2)
         # Everything that was told before is still there to read.
         with pytest.raises(CallFailed) as failed:
-            while True:
-                await anext(watching)
+            await _to_its_end(watching)
         assert failed.value.grpc_status == "UNAVAILABLE"
 
 

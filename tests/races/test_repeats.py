@@ -14,8 +14,9 @@ from erxhub.client import Refusal
 from erxhub.ledger.sqlite import open_sqlite
 from erxhub.rpc.methods import COMMAND, METHODS
 from erxhub.v1 import dispensing_pb2
-from tests.chain import DOCTOR, DOWNLOAD, Chain
+from tests.chain import DOCTOR, Chain
 from tests.live import DAY_MS, PERSON, Live, live_hub
+from tests.races.commands import first_request
 from tests.races.ground import Book, Sent, assert_each_once, reply_bytes
 
 pytestmark = [pytest.mark.campaign, pytest.mark.asyncio(loop_scope="module")]
@@ -105,73 +106,12 @@ async def live() -> AsyncIterator[Live]:
         yield running
 
 
-async def _first_request(live: Live, kind: str) -> tuple[Any, Any]:
-    """(client, message) of a command that was not sent yet: caught on its way out."""
-    chain = Chain(live)
-    hospital, pharmacy, channel = await live.hospital(), await live.pharmacy(), await live.channel()
-    if kind == "issue":
-        client, call = channel, lambda: channel.issue_voucher(person_no=PERSON, business_type=DOWNLOAD)
-    elif kind == "verify":
-        code = await chain.code(DOWNLOAD)
-        client, call = pharmacy, lambda: pharmacy.verify_voucher(voucher_code=code, business_type=DOWNLOAD)
-    elif kind == "list":
-        await chain.uploaded()
-        reference = await chain.reference(DOWNLOAD)
-        client, call = pharmacy, lambda: pharmacy.list_by_voucher(voucher_ref=reference)
-    elif kind == "precheck":
-        await chain.diagnosed()
-        client, call = hospital, lambda: hospital.precheck(prescription=chain.prescription)
-    elif kind == "upload":
-        await chain.prechecked()
-        client, call = hospital, lambda: hospital.upload(**chain.upload_arguments())
-    elif kind == "qr":
-        await chain.uploaded()
-        client, call = channel, lambda: channel.make_qr(person_no=PERSON, rx_no=chain.rx_no)
-    elif kind == "download":
-        await (await chain.uploaded()).listed()
-        client, call = pharmacy, lambda: pharmacy.download(authorization_no=chain.authorization_no)
-    elif kind == "settle":
-        await chain.quoted()
-        reference = await chain.reference("02121")
-        client, call = pharmacy, lambda: chain.settle(voucher_ref=reference)
-    elif kind == "delivery":
-        await chain.settled()
-        client, call = channel, lambda: chain.delivery_requested()
-    else:
-        await chain.settled()
-        client, call = pharmacy, lambda: pharmacy.dispense(**chain.dispense_arguments())
-    return client, await _caught(client, call)
-
-
-class _Caught(Exception):
-    pass
-
-
-async def _caught(client: Any, call: Any) -> Any:
-    connection = client.connection
-    plain = connection.unary
-    caught = []
-
-    async def catch(method: Any, request: Any, timeout_s: float | None = None) -> Any:
-        caught.append(request)
-        raise _Caught
-
-    connection.unary = catch
-    try:
-        await call()
-    except _Caught:
-        return caught[-1]
-    finally:
-        connection.unary = plain
-    raise AssertionError("the call sent nothing")
-
-
 @pytest.mark.parametrize(
     "kind",
     ["issue", "verify", "list", "precheck", "upload", "qr", "download", "settle", "delivery", "dispense"],
 )
 async def test_fifty_identical_requests_at_once_have_one_effect_and_one_reply(live: Live, kind: str) -> None:
-    client, request = await _first_request(live, kind)
+    client, request = await first_request(live, kind)
     name = client.connection.peer_name
     other = await live.connect(name.role, name.id)
     replies = await asyncio.gather(*(reply_bytes(client if number % 2 else other, request) for number in range(50)))
@@ -180,7 +120,7 @@ async def test_fifty_identical_requests_at_once_have_one_effect_and_one_reply(li
 
 
 async def test_same_id_with_other_content_at_once_lets_one_through(live: Live) -> None:
-    client, request = await _first_request(live, "issue")
+    client, request = await first_request(live, "issue")
     second = type(request)()
     second.CopyFrom(request)
     second.business_type = "02121"

@@ -16,6 +16,7 @@ from erxhub.core import index
 from erxhub.ledger.sqlite import open_sqlite
 from tests.chain import Chain
 from tests.live import HOSPITAL, PHARMACY, Live, live_hub
+from tests.races.ground import until_so
 
 pytestmark = pytest.mark.campaign
 
@@ -86,9 +87,8 @@ async def test_watches_resume_across_restarts_with_nothing_missed_or_twice(tmp_p
         last = await Chain(live).settled()
         for code, messages in told.items():
             expected = await _feed(live, code)
-            async with asyncio.timeout(20):
-                while len(messages) < len(expected):
-                    await asyncio.sleep(0)
+            goal = len(expected)
+            await until_so(lambda told=messages, goal=goal: len(told) >= goal)
             assert messages[-1].rx_no == last.rx_no
             assert len(messages) == len(expected)
             places = [(message.rx_no, message.version) for message in messages]

@@ -5,9 +5,6 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.hashes import SHA256
-
 from erxhub.client import ClientIdentity
 from erxhub.config import Config
 from erxhub.v1 import dispensing_pb2, encounter_pb2
@@ -41,8 +38,7 @@ async def revoked_client(bench: Bench) -> Any:
     identity: ClientIdentity = bench.live.identity("hospital", HOSPITAL)
     client = await bench.live.connect("hospital", HOSPITAL, identity)
     agency = await bench.live.agency()
-    certificate = x509.load_pem_x509_certificate(identity.cert_pem or b"")
-    await agency.revoke_certificate(certificate_sha256=certificate.fingerprint(SHA256()), reason="私钥泄露")
+    await agency.revoke_certificate(certificate_pem=identity.cert_pem, reason="私钥泄露")
     return client
 
 

@@ -175,7 +175,8 @@ def revoke(
     from erxhub.ports import SystemClock
 
     with _faults_are_usage():
-        issued = TrustDomain.open(pki).revoke(identifier, reason, SystemClock().now_ms())
+        trust = TrustDomain.open(pki)
+        issued = trust.revoke(identifier, reason, SystemClock().now_ms())
     row = _row(issued) | {"crl": str(pki / "crl.pem"), "hub_told": False}
     if context_name is None:
         out.say("the hub was not told; name an agency's context with --context")
@@ -186,8 +187,9 @@ def revoke(
         if issued.kind == "signing":
             await client.revoke_certificate(reason=reason, key_id=issued.key_id, request_id=request_id)
         else:
-            fingerprint = bytes.fromhex(issued.fingerprint)
-            await client.revoke_certificate(reason=reason, certificate_sha256=fingerprint, request_id=request_id)
+            with _faults_are_usage():
+                certificate = trust.certificate_pem(issued)
+            await client.revoke_certificate(reason=reason, certificate_pem=certificate, request_id=request_id)
         out.object(row | {"hub_told": True})
 
     run(context_name, "agency", tell, out)

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from erxhub.app import Hub, LedgerRefused, start_hub
+from erxhub.app import Hub, LedgerRefused, settle_memory, start_hub
 from erxhub.cli.exits import NEGATIVE, UNAVAILABLE, USAGE, Failed
 from erxhub.config import Config
 from erxhub.crypto.certs import iso_time
@@ -53,6 +53,12 @@ def _value(default: Any, text: str) -> Any:
         if not (text.isascii() and text.isdecimal()):
             raise ValueError("the value is a whole number, not negative")
         return int(text)
+    if isinstance(default, tuple):
+        # Not even "none" is written as an empty value: a forgotten variable must not mean "everybody".
+        parts = tuple(part.strip() for part in text.split(","))
+        if not all(parts):
+            raise ValueError("the value is a list with commas, and nothing in it is empty")
+        return parts
     if not text:
         raise ValueError("the value is empty")
     return text
@@ -106,7 +112,7 @@ def write_ready(path: Path | None, **facts: object) -> None:
 async def started(store: Store, identity: IdentitySource, keys: HubKeys, address: str, config: Config) -> Hub:
     """The hub, listening. Otherwise the store is closed and Failed says why."""
     try:
-        return await start_hub(store, identity, keys, address=address, config=config)
+        hub = await start_hub(store, identity, keys, address=address, config=config)
     except LedgerRefused as error:
         raise Failed(str(error), NEGATIVE) from None
     except StoreUnavailable as error:
@@ -114,6 +120,8 @@ async def started(store: Store, identity: IdentitySource, keys: HubKeys, address
     except RuntimeError as error:
         # grpc has no other error for an address that it cannot listen on.
         raise Failed(f"{address}: {error}", USAGE) from None
+    settle_memory()
+    return hub
 
 
 async def until_stopped(hub: Hub, stopping: asyncio.Event) -> None:

@@ -91,9 +91,9 @@ def trace_record(reply: audit_pb2.TraceChainResponse, *, verify: bool) -> dict[s
 
 
 def finding_record(finding: audit_pb2.VerificationFinding) -> dict[str, Any]:
-    """Where a verification found a fault, and which."""
+    """Where a verification found a fault, and which. Of a row that belongs to no stream there is none."""
     return {
-        "stream": stream_name(finding.stream_kind, finding.stream_key),
+        "stream": stream_name(finding.stream_kind, finding.stream_key) if finding.stream_kind else None,
         "version": finding.version,
         "reason": finding.reason,
     }

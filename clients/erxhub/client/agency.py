@@ -302,20 +302,21 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         self,
         *,
         reason: str,
-        certificate_sha256: bytes | None = None,
+        certificate_pem: bytes | None = None,
         key_id: str | None = None,
         request_id: str | None = None,
         timeout_s: float | None = None,
     ) -> registry_pb2.RevokeCertificateResponse:
-        """Revokes a connection certificate, by the SHA-256 of its DER, or a signing key (吊销).
+        """Revokes a connection certificate, given as PEM, or a signing key (吊销).
 
-        Raises ValueError unless exactly one of the two is given.
+        The holder is in the agency's area; a certificate of somebody without an area (a channel, an auditor) is for
+        the agencies that act for the whole ledger. Raises ValueError unless exactly one of the two is given.
         """
-        if (certificate_sha256 is None) == (key_id is None):
+        if (certificate_pem is None) == (key_id is None):
             raise ValueError("name either a certificate or a signing key")
         request = registry_pb2.RevokeCertificateRequest(request_id=self._id(request_id), reason=reason)
-        if certificate_sha256 is not None:
-            request.certificate_sha256 = certificate_sha256
+        if certificate_pem is not None:
+            request.certificate_pem = certificate_pem
         if key_id is not None:
             request.key_id = key_id
         return await self.connection.unary(self._registry.RevokeCertificate, request, timeout_s)

@@ -50,6 +50,12 @@ class Reason(StrEnum):
     """What was signed is not what the entry says, or another digest than that of the signed bytes (I13)."""
     FILE = "FILE"
     """The prescription file is missing or is not the one that was signed."""
+    NAME = "NAME"
+    """A unique name that the entry gives is missing or leads elsewhere; version 0: no entry of the stream gives it."""
+    LISTING = "LISTING"
+    """The lists do not hold the entry as it says: a row is missing, altered, or one too many."""
+    CATALOGUE = "CATALOGUE"
+    """The rows of the imported code list are not those that the entry binds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from erxhub.audit.chain import Finding, Reason, Stream, read_entry
+from erxhub.audit.chain import Finding, Reason, Record, Stream, read_entry
 from erxhub.core.fold import STATE_TYPES, At, EventMisplaced, evolve
 from erxhub.core.lifecycle import IllegalTransition
 from erxhub.ledger import verify
@@ -57,19 +57,44 @@ def state_findings(head: Head | None, stored: Iterable[StoredEntry]) -> list[Fin
     entries = [entry for entry in entries if entry.version <= head.version]
     if not entries or (entries[-1].version, entries[-1].leaf_hash) != (head.version, head.leaf_hash):
         return [Finding(head.stream_kind, head.stream_key, head.version, verify.Reason.HEAD_MISMATCH.value)]
-    state: Any = STATE_TYPES[entries[0].stream_kind]()
+    refold = Refold(entries[0].stream_kind, head)
     for entry in entries:
-        if entry.payload is None:
-            return []
-        record = read_entry(entry)
-        if record is None or record.payload is None:
-            return [_finding(entry, Reason.PAYLOAD)]
+        found = refold.take(entry, read_entry(entry))
+        if found is not None:
+            return [found]
+        if refold.state is None:
+            break
+    return []
+
+
+class Refold:
+    """The state of one stream, folded again entry by entry from the first, and compared where its head stands (I10).
+
+    `state` is None from the entry on that cannot be folded.
+    """
+
+    def __init__(self, stream_kind: str, head: Head | None) -> None:
+        self.state: Any = STATE_TYPES[stream_kind]()
+        self._head = head
+
+    def take(self, entry: StoredEntry, record: Record | None) -> Finding | None:
+        """Fold the next entry, of which `record` is the reading; what is wrong with it, or None. Erased is no fault."""
+        if self.state is None:
+            return None
+        if entry.payload is None or record is None or record.payload is None:
+            self.state = None
+            return None if entry.payload is None else _finding(entry, Reason.PAYLOAD)
         at = At(record.header.version, record.at_ms, record.header.request_id)
         try:
-            evolve(entry.stream_kind, state, record.name, record.payload, at)
+            evolve(entry.stream_kind, self.state, record.name, record.payload, at)
         except _MISFITS:
-            return [_finding(entry, Reason.STATE)]
-    return [] if _same(state, head.body) else [_finding(entries[-1], Reason.STATE)]
+            self.state = None
+            return _finding(entry, Reason.STATE)
+        if self._head is None:
+            return _finding(entry, verify.Reason.HEAD_MISMATCH.value)
+        if self._head.version == entry.version and not _same(self.state, self._head.body):
+            return _finding(entry, Reason.STATE)
+        return None
 
 
 def _same(state: Any, body: bytes) -> bool:

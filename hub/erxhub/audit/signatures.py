@@ -88,6 +88,15 @@ def holders(chain: Chain, sales: Sequence[Sale]) -> set[Name]:
     return {content.holder for content in contents(chain, sales) if content.subject_code}
 
 
+def revocation_names(chain: Chain, sales: Sequence[Sale]) -> set[Name]:
+    """The names under which the hub would find the keys of the chain's signatures revoked."""
+    return {
+        ("revoked_key", signature.key_id.encode())
+        for content in contents(chain, sales)
+        for signature in content.signed.signatures[:1]
+    }
+
+
 def _diagnosis(chain: Chain, record: Record) -> SignedContent:
     payload, registered = record.payload, chain.registered
     return SignedContent(

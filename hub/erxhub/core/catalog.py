@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 from erxhub.core.model import Accepted, Caller, Command, Draft, Outcome, Refused
 from erxhub.core.refusals import CATALOGUE
 from erxhub.policy.codes import drug_kind, has_form
+from erxhub.policy.pack import DAY_MS
 from erxhub.v1 import catalog_pb2, events_pb2, registry_pb2, state_pb2
 
 DRUGS: Final = "drugs"
@@ -46,7 +47,6 @@ _ROW_FIELDS: Final[Mapping[str, str]] = {
 }
 
 _EPOCH: Final = date(1970, 1, 1)
-_DAY_MS: Final = 86_400_000
 _BEIJING_AHEAD_MS: Final = 8 * 3_600_000
 
 RowT = TypeVar("RowT", bound=Message)
@@ -201,7 +201,7 @@ def import_catalog(tx: Draft, command: Command) -> Outcome:
     edition = registry_pb2.CatalogEdition(
         dataset=header.dataset,
         edition=header.edition,
-        valid_from_ms=(begins - _EPOCH).days * _DAY_MS - _BEIJING_AHEAD_MS,
+        valid_from_ms=(begins - _EPOCH).days * DAY_MS - _BEIJING_AHEAD_MS,
         file_sha256=header.file_sha256,
         rows=len(request.rows),
         source=header.source,

@@ -6,15 +6,17 @@ a secret into an event: authorisation numbers and tokens leave in the reply, the
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Mapping
 from typing import Final
 
 from erxhub.core import guards, orders
 from erxhub.core.consequences import after_hold_ended, current, end_with_order, revoke_authorizations, statuses
-from erxhub.core.fold import state_name
+from erxhub.core.fold import order_of, state_name
 from erxhub.core.lifecycle import HOLDING, WITHDRAWABLE, Machine, Role, permits, triggers_exist
 from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused, Target
-from erxhub.core.orders import DAY_MS, PRESCRIPTION, Seen
+from erxhub.core.orders import PRESCRIPTION, Seen
+from erxhub.policy.pack import DAY_MS
 from erxhub.policy.rules import Rules
 from erxhub.v1 import common_pb2, dispensing_pb2, events_pb2, registry_pb2, signed_pb2, state_pb2
 
@@ -25,7 +27,7 @@ QR_LENGTH: Final = 27
 PRESCRIPTIONS_LOOKED_AT: Final = 50
 """A list looks at a person's newest prescriptions only: validity is a matter of days, so an older one is over."""
 
-DEFAULT_PAGE: Final = 50
+PAGE_TOKEN_BYTES: Final = 16
 
 _REVOKED: Final = frozenset({"REVOKED"})
 _REPLACED: Final = "replaced"
@@ -45,7 +47,7 @@ def list_by_voucher(tx: Draft, command: Command) -> Outcome:
     """List what the person behind a voucher reference may have filled, each with a one-time number (X-10).
 
     Newest first: what is in force and not used up. Leaves, for each listed prescription, `authorization.revoked` for
-    the caller's earlier authorisation and `authorization.issued`. The page token is the number of the last one shown.
+    the caller's earlier authorisation and `authorization.issued`. A page token is good for this caller and this person.
     Refusals: INST_UNKNOWN, AGR_INACTIVE, VCH_*, PSN_INACTIVE, PAGE_TOKEN_INVALID.
     """
     request: dispensing_pb2.ListByVoucherRequest = command.request
@@ -64,13 +66,13 @@ def list_by_voucher(tx: Draft, command: Command) -> Outcome:
     keys = tx.listing("person_rx", shown.person_key, PRESCRIPTIONS_LOOKED_AT)
     tx.want(streams=keys)
     if request.page.page_token:
-        after = [place for place, key in enumerate(keys) if current(tx, key).rx_no == request.page.page_token]
-        if not after:
+        shown_before = _place_of(tx, command, shown.person_key, keys)
+        if shown_before is None:
             about_person = (Target(shown.person_key, shown.person_key),)
             return Refused("PAGE_TOKEN_INVALID", field="page.page_token", targets=about_person)
-        keys = keys[after[0] + 1 :]
+        keys = keys[shown_before + 1 :]
     offered = [key for key in keys if _may_be_offered(current(tx, key))]
-    page = offered[: request.page.page_size or DEFAULT_PAGE]
+    page = offered[: request.page.page_size or PRESCRIPTIONS_LOOKED_AT]
     tx.want(names=[("institution", current(tx, key).content.hospital_code.encode()) for key in page])
     reply = dispensing_pb2.ListByVoucherResponse()
     for key in page:
@@ -82,8 +84,23 @@ def list_by_voucher(tx: Draft, command: Command) -> Outcome:
         row.authorization_no = number
         reply.prescriptions.append(row)
     if len(page) < len(offered):
-        reply.next_page_token = reply.prescriptions[-1].rx_no
+        reply.next_page_token = _page_token(tx, command, shown.person_key, reply.prescriptions[-1].rx_no)
     return Accepted(reply, targets=tuple(Target(key, shown.person_key) for key in page))
+
+
+def _page_token(tx: Draft, command: Command, person_key: bytes, rx_no: str) -> str:
+    """Stands for the last prescription shown, for this caller and person; it tells nothing and cannot be made up."""
+    bound = f"{command.caller.actor}/{person_key.hex()}/{rx_no}"
+    return tx.mac("list_page", bound)[:PAGE_TOKEN_BYTES].hex()
+
+
+def _place_of(tx: Draft, command: Command, person_key: bytes, keys: list[bytes]) -> int | None:
+    """The place in the list of the prescription that the request's page token stands for."""
+    sent = command.request.page.page_token.encode()
+    for place, key in enumerate(keys):
+        if hmac.compare_digest(sent, _page_token(tx, command, person_key, current(tx, key).rx_no).encode()):
+            return place
+    return None
 
 
 def _may_be_offered(rx: state_pb2.PrescriptionState) -> bool:
@@ -195,7 +212,7 @@ def download(tx: Draft, command: Command) -> Outcome:
     seen = Seen(key, current(tx, key), command.caller.id) if key is not None else None
     pharmacy = orders.at_counter(tx, command)
     if isinstance(pharmacy, Refused):
-        return orders.about(pharmacy, seen.targets if seen else ())
+        return guards.about(pharmacy, *(seen.targets if seen else ()))
     if seen is None:
         return Refused("AUTH_REUSED", field=field)
     authorization = _own_authorization(tx, seen, space, secret)
@@ -204,7 +221,8 @@ def download(tx: Draft, command: Command) -> Outcome:
     rules = tx.rules(command.caller.area_code)
     refused = (
         orders.insured(tx, seen, with_drugs=True)
-        or orders.fillable(seen)
+        # A requested withdrawal stops a new hold; the holder has his already, and it does not move.
+        or orders.fillable(seen, undo_stops=seen.held_order() is None)
         or _held_elsewhere(seen)
         or _steered(seen, rules)
         or _too_early(tx, seen)
@@ -259,13 +277,19 @@ def _created(seen: Seen) -> state_pb2.Order | None:
 
 
 def _steered(seen: Seen, rules: Rules) -> Refused | None:
+    """After two lapsed holds (X-22), or as many orders as one prescription bears, the patient has to order himself."""
     if seen.held_order() is not None:
         return None
-    lapsed = sum(held.count for held in seen.rx.lapsed if held.pharmacy_code == seen.pharmacy_code)
     waiting = _created(seen)
-    if lapsed < rules.integer("lapsed_holds_max") or (waiting is not None and waiting.by_patient):
+    if waiting is not None and waiting.by_patient:
         return None
-    return seen.refuse("ORDER_STEERING", "rx_no", detail={"lapsed_holds": str(lapsed)})
+    lapsed = sum(held.count for held in seen.rx.lapsed if held.pharmacy_code == seen.pharmacy_code)
+    if lapsed >= rules.integer("lapsed_holds_max"):
+        return seen.refuse("ORDER_STEERING", "rx_no", detail={"lapsed_holds": str(lapsed)})
+    made = sum(not order.by_patient for order in seen.own_orders())
+    if made >= rules.integer("orders_max"):
+        return seen.refuse("ORDER_STEERING", "rx_no", detail={"orders": str(made)})
+    return None
 
 
 def _too_early(tx: Draft, seen: Seen) -> Refused | None:
@@ -288,7 +312,7 @@ def _not_listed(tx: Draft, seen: Seen, pharmacy: state_pb2.InstitutionState) -> 
         drug = orders.drug_of(tx, line.drug_code)
         if drug is not None and drug.dual_channel:
             refused = guards.agreement(tx, pharmacy, registry_pb2.AGREEMENT_KIND_DUAL_CHANNEL)
-            return orders.about(refused, seen.targets) if refused else None
+            return guards.about(refused, *seen.targets) if refused else None
     return None
 
 
@@ -324,7 +348,7 @@ def _held(tx: Draft, seen: Seen, pharmacy: state_pb2.InstitutionState, secret_ma
             )
             for use in after.lines
         ],
-        mode=next(order.mode for order in after.orders if order.order_no == order_no),
+        mode=order_of(after, order_no).mode,
     )
     return Accepted(reply, targets=seen.targets, attach_upload=key)
 
@@ -340,7 +364,7 @@ def release(tx: Draft, command: Command) -> Outcome:
     """
     request: dispensing_pb2.ReleaseOrderRequest = command.request
     orders.want(tx, command, request.rx_no)
-    step = orders.giving_back(tx, command, request.rx_no)
+    step = orders.finishing(tx, command, request.rx_no)
     if isinstance(step, Refused):
         return step
     seen = step.seen
@@ -377,9 +401,6 @@ def review(tx: Draft, command: Command) -> Outcome:
     claim = orders.claimed(command, signed_pb2.ReviewStatement)
     if isinstance(claim, Refused):
         return claim
-    refused = guards.own_institution(command, claim.pharmacy_code, "statement.pharmacy_code")
-    if refused is not None:
-        return refused
     reviewer = claim.pharmacist_code
     orders.want(tx, command, claim.rx_no, [("practitioner", reviewer.encode()), *orders.key_names(command)])
     step = orders.forward(tx, command, claim.rx_no)
@@ -390,12 +411,12 @@ def review(tx: Draft, command: Command) -> Outcome:
     kinds = (registry_pb2.PRACTITIONER_KIND_PHARMACIST,)
     pharmacist = guards.practitioner(tx, reviewer, kinds, command.caller.id, "REVIEW_PHARMACIST", field)
     if isinstance(pharmacist, Refused):
-        return orders.about(pharmacist, seen.targets)
+        return guards.about(pharmacist, *seen.targets)
     if reviewer == seen.rx.content.doctor_code:
         return seen.refuse("REVIEW_PHARMACIST", field)
     proven = guards.signed(tx, command, "statement", signed_pb2.ReviewStatement, reviewer, command.caller.id)
     if isinstance(proven, Refused):
-        return orders.about(proven, seen.targets)
+        return guards.about(proven, *seen.targets)
     order = orders.fillable(seen, undo_stops=False) or orders.holding(seen)
     if isinstance(order, Refused):
         return order
@@ -409,7 +430,7 @@ def review(tx: Draft, command: Command) -> Outcome:
     )
     tx.emit(PRESCRIPTION, seen.key, event, given, actor=reviewer)
     after = current(tx, seen.key)
-    decided = next(order for order in after.orders if order.order_no == order_no)
+    decided = order_of(after, order_no)
     result = decided.review
     if permits(Machine.ORDER, orders.order_status(decided), "review not passed", Role.PHARMACIST):
         _release(tx, seen, decided, event, actor=reviewer)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from erxhub.core import lifecycle
-from erxhub.core.fold import state_name
+from erxhub.core.fold import order_of, state_name
 from erxhub.core.lifecycle import Machine, Role
 from erxhub.core.model import Draft
 from erxhub.v1 import common_pb2, events_pb2, state_pb2
@@ -52,7 +52,7 @@ def end_with_order(tx: Draft, rx_key: bytes, order_no: str, reason: str) -> None
 
     For every way in which an order ends before its goods are out; call it before or after the order's own event.
     """
-    order = next(order for order in current(tx, rx_key).orders if order.order_no == order_no)
+    order = order_of(current(tx, rx_key), order_no)
     if lifecycle.can_happen(
         Machine.SETTLEMENT, state_name(Machine.SETTLEMENT, order.claim.status), "settlement.quote_expired"
     ):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from erxhub.core import claim, delivery, encounter, goods, money, patient, prescription, registry, voucher
+from erxhub.core import claim, delivery, encounter, goods, money, patient, prescription, registry, reversal, voucher
 from erxhub.core.model import Command, Draft, Handler, Outcome
 
 HANDLERS: Final[Mapping[str, Handler]] = MappingProxyType(
@@ -18,6 +18,7 @@ HANDLERS: Final[Mapping[str, Handler]] = MappingProxyType(
         **patient.HANDLERS,
         **claim.HANDLERS,
         **money.HANDLERS,
+        **reversal.HANDLERS,
         **goods.HANDLERS,
         **delivery.HANDLERS,
     }

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from erxhub.core import guards, orders
 from erxhub.core.consequences import current
+from erxhub.core.fold import order_of
 from erxhub.core.goods import STAFF_KINDS
 from erxhub.core.lifecycle import Machine, Role, permits
 from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused
@@ -31,7 +32,6 @@ class _Reported(NamedTuple):
     trigger: str
     role: Role
     event: str
-    goes_back: bool = False
     staff_may: bool = False
 
 
@@ -39,12 +39,10 @@ _STEPS: Final[Mapping[int, _Reported]] = {
     dispensing_pb2.DELIVERY_STEP_ON_THE_WAY: _Reported("on the way", Role.COURIER, "delivery.in_transit"),
     dispensing_pb2.DELIVERY_STEP_ARRIVE: _Reported("arrive", Role.COURIER, "delivery.arrived"),
     # The courier reports what the patient or delegate said.
-    dispensing_pb2.DELIVERY_STEP_REFUSE: _Reported("refuse", Role.PATIENT, "delivery.refused", goes_back=True),
-    dispensing_pb2.DELIVERY_STEP_LOSE: _Reported("lose", Role.COURIER, "delivery.lost", goes_back=True, staff_may=True),
-    dispensing_pb2.DELIVERY_STEP_GO_BACK: _Reported("go back", Role.COURIER, "delivery.returning", goes_back=True),
-    dispensing_pb2.DELIVERY_STEP_RECEIVED: _Reported(
-        "received", Role.PHARMACY, "delivery.returned", goes_back=True, staff_may=True
-    ),
+    dispensing_pb2.DELIVERY_STEP_REFUSE: _Reported("refuse", Role.PATIENT, "delivery.refused"),
+    dispensing_pb2.DELIVERY_STEP_LOSE: _Reported("lose", Role.COURIER, "delivery.lost", staff_may=True),
+    dispensing_pb2.DELIVERY_STEP_GO_BACK: _Reported("go back", Role.COURIER, "delivery.returning"),
+    dispensing_pb2.DELIVERY_STEP_RECEIVED: _Reported("received", Role.PHARMACY, "delivery.returned", staff_may=True),
 }
 
 
@@ -76,7 +74,7 @@ def start(tx: Draft, command: Command) -> Outcome:
         tx, request.courier_code, _COURIER_KINDS, seen.pharmacy_code, "DLV_COURIER", "courier_code"
     )
     if isinstance(courier, Refused):
-        return orders.about(courier, seen.targets)
+        return guards.about(courier, *seen.targets)
     if not order.dispense.out_at_ms <= request.picked_up_at_ms <= tx.now_ms:
         out_at_ms = str(order.dispense.out_at_ms)
         return _refuse(seen, order, "DLV_TIME", "picked_up_at_ms", not_before_ms=out_at_ms)
@@ -94,13 +92,9 @@ def start(tx: Draft, command: Command) -> Outcome:
     )
     tx.emit(PRESCRIPTION, seen.key, "delivery.picked_up", moved, actor=request.courier_code)
     reply = dispensing_pb2.StartDeliveryResponse(
-        delivery_no=delivery_no, status=_order(tx, seen, order_no).delivery.status, warnings=warnings
+        delivery_no=delivery_no, status=order_of(current(tx, seen.key), order_no).delivery.status, warnings=warnings
     )
     return Accepted(reply, targets=seen.targets)
-
-
-def _order(tx: Draft, seen: Seen, order_no: str) -> state_pb2.Order:
-    return next(order for order in current(tx, seen.key).orders if order.order_no == order_no)
 
 
 def _to_start(seen: Seen) -> state_pb2.Order | Refused:
@@ -161,17 +155,15 @@ def _delivery(seen: Seen, delivery_no: str, field: str) -> state_pb2.Order | Ref
 def update(tx: Draft, command: Command) -> Outcome:
     """Report one step: on the way, arrived, refused, lost, going back, received (X-18). Leaves that step's event.
 
-    A step back to the pharmacy is taken from a pharmacy with a suspended agreement too.
-    Refusals: INST_UNKNOWN, AGR_INACTIVE, RX_UNKNOWN, PSN_INACTIVE, DLV_NOT_OUT, INPUT_MALFORMED (another delivery),
-    DLV_BACKWARD, DLV_COURIER, DLV_TIME.
+    What was picked up goes its way: neither the agreement nor the person's insurance is looked at again, only the
+    courier.
+    Refusals: INST_UNKNOWN, RX_UNKNOWN, DLV_NOT_OUT, INPUT_MALFORMED (another delivery), DLV_BACKWARD, DLV_COURIER (not
+    the assigned one, or suspended), DLV_TIME.
     """
     request: dispensing_pb2.UpdateDeliveryRequest = command.request
     reported = _STEPS[request.step]
     orders.want(tx, command, request.rx_no, [("practitioner", request.courier_code.encode())])
-    if reported.goes_back:
-        step = orders.giving_back(tx, command, request.rx_no)
-    else:
-        step = orders.forward(tx, command, request.rx_no)
+    step = orders.finishing(tx, command, request.rx_no)
     if isinstance(step, Refused):
         return step
     seen = step.seen
@@ -194,21 +186,24 @@ def update(tx: Draft, command: Command) -> Outcome:
         note=request.note,
     )
     tx.emit(PRESCRIPTION, seen.key, reported.event, moved, actor=request.courier_code)
-    status = _order(tx, seen, order_no).delivery.status
+    status = order_of(current(tx, seen.key), order_no).delivery.status
     return Accepted(dispensing_pb2.UpdateDeliveryResponse(status=status), targets=seen.targets)
 
 
 def _may_report(tx: Draft, seen: Seen, order: state_pb2.Order, reported: _Reported, code: str) -> bool:
-    """The assigned courier reports his steps; a loss and a receipt also the pharmacy, by itself or by its staff."""
-    if code == order.delivery.courier_code:
-        # The goods are received by the pharmacy, not by the one who brings them.
-        return reported.role is not Role.PHARMACY
-    if not reported.staff_may:
+    """The assigned courier reports his steps; a loss and a receipt also the pharmacy, by itself or by its staff.
+
+    Whoever reports is registered there and not suspended.
+    """
+    is_courier = code == order.delivery.courier_code
+    # The goods are received by the pharmacy, not by the one who brings them.
+    if reported.role is Role.PHARMACY if is_courier else not reported.staff_may:
         return False
     if not code:
         return True
-    staff = guards.practitioner(tx, code, STAFF_KINDS, seen.pharmacy_code, "DLV_COURIER", "courier_code")
-    return not isinstance(staff, Refused)
+    kinds = _COURIER_KINDS if is_courier else STAFF_KINDS
+    found = guards.practitioner(tx, code, kinds, seen.pharmacy_code, "DLV_COURIER", "courier_code")
+    return not isinstance(found, Refused)
 
 
 # ---- sign for ----
@@ -219,8 +214,9 @@ def sign(tx: Draft, command: Command) -> Outcome:
 
     Leaves `delivery.signed` and `order.completed`. A wrong code leaves `delivery.try_counted` with the refusal, and the
     last allowed one locks the code.
-    Refusals: SIG_*, RX_TIME, INPUT_MALFORMED, INST_CODE, INST_IMPERSONATION, INST_UNKNOWN, AGR_INACTIVE, RX_UNKNOWN,
-    PSN_INACTIVE, DLV_NOT_OUT, DLV_BACKWARD, DLV_TIME, DLV_SIGN_CODE, VCH_*.
+    As with every step after the pick-up, agreement and insurance are not looked at again.
+    Refusals: SIG_*, RX_TIME, INPUT_MALFORMED, INST_CODE, INST_IMPERSONATION, INST_UNKNOWN, RX_UNKNOWN, DLV_NOT_OUT,
+    DLV_BACKWARD, DLV_TIME, DLV_SIGN_CODE, VCH_*.
     """
     request: dispensing_pb2.SignDeliveryRequest = command.request
     if request.sign_code and request.voucher_ref:
@@ -228,12 +224,9 @@ def sign(tx: Draft, command: Command) -> Outcome:
     claimed = orders.claimed(command, signed_pb2.SignDeliveryStatement)
     if isinstance(claimed, Refused):
         return claimed
-    refused = guards.own_institution(command, claimed.pharmacy_code, "statement.pharmacy_code")
-    if refused is not None:
-        return refused
     voucher_names = tx.secret_names("voucher_ref", request.voucher_ref) if request.voucher_ref else []
     orders.want(tx, command, claimed.rx_no, [*voucher_names, *orders.key_names(command)])
-    step = orders.forward(tx, command, claimed.rx_no)
+    step = orders.finishing(tx, command, claimed.rx_no)
     if isinstance(step, Refused):
         return step
     seen = step.seen
@@ -266,7 +259,7 @@ def sign(tx: Draft, command: Command) -> Outcome:
     tx.emit(PRESCRIPTION, seen.key, "delivery.signed", signed, causes=causes)
     completed = events_pb2.OrderCompleted(order_no=signed.order_no)
     tx.emit(PRESCRIPTION, seen.key, "order.completed", completed)
-    status = _order(tx, seen, signed.order_no).delivery.status
+    status = order_of(current(tx, seen.key), signed.order_no).delivery.status
     return Accepted(dispensing_pb2.SignDeliveryResponse(status=status), targets=seen.targets)
 
 

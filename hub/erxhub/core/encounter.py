@@ -216,8 +216,8 @@ def attest_doctor(tx: Draft, command: Command) -> Outcome:
         return found
     if not request.liveness_passed:
         return Refused("DR_NOT_ATTESTED", field="liveness_passed", targets=(found.target,))
-    skew_ms = tx.rules(command.caller.area_code).duration_ms("clock_skew")
-    if not found.state.started_at_ms - skew_ms <= request.attested_at_ms <= tx.now_ms + skew_ms:
+    window_ms = tx.rules(command.caller.area_code).duration_ms("attestation_window")
+    if not found.state.started_at_ms - window_ms <= request.attested_at_ms <= tx.now_ms + window_ms:
         return Refused("DR_NOT_ATTESTED", field="attested_at_ms", targets=(found.target,))
     attested = events_pb2.DoctorAttested(media_sha256=request.media_sha256, attested_at_ms=request.attested_at_ms)
     tx.emit("encounter", found.key, "encounter.doctor_attested", attested)

@@ -468,7 +468,7 @@ def _move_review(order: state_pb2.Order, event: str) -> None:
 
 
 def _order_created(state: state_pb2.PrescriptionState, payload: events_pb2.OrderCreated, at: At) -> None:
-    # It stands for what its pharmacy had before and never downloaded, so that the state does not grow with every choice.
+    # It replaces what its pharmacy had and never downloaded, so that the state does not grow with every choice.
     kept = [
         order
         for order in state.orders

@@ -47,9 +47,6 @@ def dispense(tx: Draft, command: Command) -> Outcome:
     claimed = orders.claimed(command, signed_pb2.DispenseStatement)
     if isinstance(claimed, Refused):
         return claimed
-    refused = guards.own_institution(command, claimed.pharmacy_code, "statement.pharmacy_code")
-    if refused is not None:
-        return refused
     staff = [("practitioner", code.encode()) for code in (claimed.dispenser_code, claimed.checker_code)]
     code_keys = [trace_code_key(code) for lot in claimed.lots for code in lot.trace_codes]
     orders.want(tx, command, claimed.rx_no, [*staff, *orders.key_names(command)], code_keys)
@@ -101,7 +98,7 @@ def _staff_fault(
     ):
         found = guards.practitioner(tx, code, STAFF_KINDS, seen.pharmacy_code, "DR_NOT_ALLOWED", field)
         if isinstance(found, Refused):
-            return orders.about(found, seen.targets)
+            return guards.about(found, *seen.targets)
     if statement.dispenser_code == statement.checker_code and not rules.flag("single_shift_double_sign"):
         return seen.refuse("DISPENSE_DOUBLE_SIGN", "statement.checker_code", order=order)
     if statement.dispenser_code == statement.reviewer_code and not rules.flag("reviewer_may_dispense"):
@@ -248,7 +245,7 @@ def void(tx: Draft, command: Command) -> Outcome:
     """
     request: dispensing_pb2.VoidDispenseRequest = command.request
     orders.want(tx, command, request.rx_no)
-    step = orders.giving_back(tx, command, request.rx_no)
+    step = orders.finishing(tx, command, request.rx_no)
     if isinstance(step, Refused):
         return step
     seen = step.seen
@@ -293,9 +290,6 @@ def hand_over(tx: Draft, command: Command) -> Outcome:
     claimed = orders.claimed(command, signed_pb2.HandOverStatement)
     if isinstance(claimed, Refused):
         return claimed
-    refused = guards.own_institution(command, claimed.pharmacy_code, "statement.pharmacy_code")
-    if refused is not None:
-        return refused
     names = [*tx.secret_names("voucher_ref", request.voucher_ref), *orders.key_names(command)]
     if claimed.staff_code:
         names.append(("practitioner", claimed.staff_code.encode()))
@@ -312,7 +306,7 @@ def hand_over(tx: Draft, command: Command) -> Outcome:
             tx, statement.staff_code, STAFF_KINDS, seen.pharmacy_code, "DR_NOT_ALLOWED", "statement.staff_code"
         )
         if isinstance(found, Refused):
-            return orders.about(found, seen.targets)
+            return guards.about(found, *seen.targets)
     order = _waiting(seen)
     if isinstance(order, Refused):
         return order

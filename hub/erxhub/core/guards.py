@@ -293,6 +293,20 @@ def visit(tx: Draft, command: Command, encounter_id: str, field: str = "encounte
 # ---- signatures ----
 
 
+def claimed(command: Command, field: str, message_type: type[StatementT]) -> StatementT | Refused:
+    """The content of a `Signed` field, not proven yet: only good to find out what it is about and whose it has to be.
+
+    Refusals: SIG_INVALID (another type of content), INPUT_MALFORMED (it does not parse).
+    """
+    content: common_pb2.Signed = getattr(command.request, field)
+    if content.payload_type != PAYLOAD_TYPE_PREFIX + message_type.DESCRIPTOR.name:
+        return Refused("SIG_INVALID", field=f"{field}.payload_type")
+    try:
+        return message_type.FromString(content.payload)
+    except DecodeError:
+        return Refused("INPUT_MALFORMED", field=f"{field}.payload")
+
+
 def signed(
     tx: Draft,
     command: Command,
@@ -310,19 +324,15 @@ def signed(
     not the subject's at this institution, or was not valid at the claimed time), RX_TIME (the claimed time lies in the
     future or is too old), INPUT_MALFORMED (the content does not parse).
     """
-    content: common_pb2.Signed = getattr(command.request, field)
-    if content.payload_type != PAYLOAD_TYPE_PREFIX + message_type.DESCRIPTOR.name:
-        return Refused("SIG_INVALID", field=f"{field}.payload_type")
+    statement = claimed(command, field, message_type)
+    if isinstance(statement, Refused):
+        return statement
     fact = next(iter(command.evidence.signatures.get(field, ())), None)
     key = _signing_key(tx, fact, subject_code, institution_code)
     if fact is None or key is None:
         return Refused("SIG_CERT", field=f"{field}.signatures[0].key_id")
     if not fact.valid:
         return Refused("SIG_INVALID", field=f"{field}.signatures[0]")
-    try:
-        statement = message_type.FromString(content.payload)
-    except DecodeError:
-        return Refused("INPUT_MALFORMED", field=f"{field}.payload")
     signed_at_ms = statement.signed_at_ms
     if not key.valid_from_ms <= signed_at_ms <= key.valid_until_ms:
         return Refused("SIG_CERT", field=f"{field}.signatures[0].key_id")

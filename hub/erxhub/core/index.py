@@ -6,12 +6,15 @@ for a list, from the state after it), so they could be built again from the entr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from erxhub.v1 import state_pb2
 
 Name = tuple[str, bytes]
+
+LEDGER_NAME: Final[Name] = ("ledger", b"ledger")
+"""Leads to the stream of the ledger itself."""
 
 FEED: Final = "feed"
 """The list that a watch reads: one row for each step of a prescription, under each institution concerned."""
@@ -48,6 +51,11 @@ def watchers(state: state_pb2.PrescriptionState) -> Iterator[str]:
     yield from {order.pharmacy_code for order in state.orders}
 
 
+def related(stream_kind: str, state: Any) -> tuple[bytes, ...]:
+    """The streams that a step of this one is likely to read as well."""
+    return (state.person_key, state.encounter_key) if stream_kind == "prescription" else ()
+
+
 Mac = Callable[[str, str], bytes]
 
 
@@ -63,6 +71,10 @@ def _raw(space: str, value: Callable[[Any], bytes]) -> Callable[[Any, Mac], Iter
         yield space, value(payload)
 
     return found
+
+
+def _ledger(payload: Any, mac: Mac) -> Iterator[Name]:
+    yield LEDGER_NAME
 
 
 def _person(payload: Any, mac: Mac) -> Iterator[Name]:
@@ -97,6 +109,7 @@ def _claim(payload: Any, mac: Mac) -> Iterator[Name]:
 
 
 _NAMES: Final[Mapping[str, Callable[[Any, Mac], Iterator[Name]]]] = {
+    "ledger.opened": _ledger,
     "catalogue.imported": _edition,
     "certificate.revoked": _revoked,
     "institution.registered": _one("institution", lambda p: p.institution.institution_code),
@@ -144,10 +157,30 @@ def _order_listing(payload: Any, state: Any) -> Iterator[Name]:
     yield "pharmacy_rx", payload.pharmacy_code.encode()
 
 
+def _accesses(stream_keys: Iterable[bytes], person_keys: Iterable[bytes]) -> Iterator[Name]:
+    yield from ((ACCESS, key) for key in dict.fromkeys(stream_keys) if key)
+    yield from ((PERSON_ACCESS, key) for key in dict.fromkeys(person_keys) if key)
+
+
+def _access_listing(payload: Any, state: Any) -> Iterator[Name]:
+    return _accesses(
+        (target.stream_key for target in payload.targets), (target.person_key for target in payload.targets)
+    )
+
+
+def _refusal_listing(payload: Any, state: Any) -> Iterator[Name]:
+    return _accesses(payload.stream_keys, payload.person_keys)
+
+
 _LISTINGS: Final[Mapping[str, Callable[[Any, Any], Iterator[Name]]]] = {
     "institution.registered": _institution_listing,
     "practitioner.registered": _practitioner_listing,
     "prescription.prechecked": _prechecked_listing,
     "prescription.effective": _effective_listing,
     "order.created": _order_listing,
+    "audit.read": _access_listing,
+    "command.refused": _refusal_listing,
+    "voucher.rejected": _refusal_listing,
+    "prescription.rule_blocked": _refusal_listing,
+    "trace_code.duplicate_detected": _refusal_listing,
 }

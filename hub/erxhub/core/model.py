@@ -163,7 +163,9 @@ class Randomness(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AcceptedBefore:
-    """An earlier request of the same caller that was accepted: its method and its first entry.
+    """An earlier request of the same caller that was accepted: its method, and its first entry in what it was about.
+
+    That thing is the last in commit order: for a settlement or an undo the prescription, also where money moved.
 
     `method` is "reversed" when a reversal took the request id before the request arrived.
     """

@@ -6,24 +6,19 @@ emits an event. Everything that depends on a deadline is read from the state alo
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
-
-from google.protobuf.message import DecodeError
+from typing import Final, NamedTuple, TypeVar
 
 from erxhub.core import catalog, guards
 from erxhub.core.fold import state_name
-from erxhub.core.guards import StatementT
 from erxhub.core.keys import prescription_key
 from erxhub.core.lifecycle import ENDED_ORDER, HOLDING, Machine, Role, permits, triggers_exist, triggers_from
 from erxhub.core.model import Command, Draft, Refused, Target
 from erxhub.core.settlement import parse_price_e6, parse_quantity_e4
-from erxhub.v1 import catalog_pb2, common_pb2, registry_pb2, state_pb2
+from erxhub.v1 import catalog_pb2, registry_pb2, signed_pb2, state_pb2
 
 PRESCRIPTION: Final = "prescription"
-DAY_MS: Final = 86_400_000
 
 WHOLE_E4: Final = 10_000
 """One whole unit, in the 1e-4 units of quantities."""
@@ -33,6 +28,16 @@ SERIAL_DIGITS: Final = 18
 
 _PHARMACY_SIDE: Final = frozenset({Role.PHARMACY, Role.PHARMACIST, Role.DISPENSER, Role.CHECKER, Role.COURIER})
 _PATIENT_SIDE: Final = frozenset({Role.PATIENT, Role.DELEGATE})
+
+
+PharmacyStatementT = TypeVar(
+    "PharmacyStatementT",
+    signed_pb2.ReviewStatement,
+    signed_pb2.SettleStatement,
+    signed_pb2.DispenseStatement,
+    signed_pb2.HandOverStatement,
+    signed_pb2.SignDeliveryStatement,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +129,6 @@ def delivery_steps(order: state_pb2.Order) -> tuple[str, ...]:
 # ---- refusals ----
 
 
-def about(refused: Refused, targets: Sequence[Target]) -> Refused:
-    """The same refusal, told also to the persons of these things."""
-    extra = tuple(target for target in targets if target not in refused.targets)
-    return dataclasses.replace(refused, targets=(*refused.targets, *extra))
-
-
 def unknown(targets: tuple[Target, ...] = ()) -> Refused:
     """The one answer to somebody unrelated, whether the prescription exists or not (I21)."""
     return Refused("RX_UNKNOWN", field="rx_no", targets=targets)
@@ -212,7 +211,7 @@ def forward(tx: Draft, command: Command, rx_no: str, *, with_drugs: bool = False
     pharmacy = at_counter(tx, command)
     seen = seen_by_pharmacy(tx, command, rx_no)
     if isinstance(pharmacy, Refused):
-        return about(pharmacy, seen.targets)
+        return guards.about(pharmacy, *seen.targets)
     if isinstance(seen, Refused):
         return seen
     refused = insured(tx, seen, with_drugs=with_drugs)
@@ -226,18 +225,20 @@ def insured(tx: Draft, seen: Seen, *, with_drugs: bool = False) -> Refused | Non
         codes = sorted({line.drug_code for line in seen.rx.content.lines}) if edition else []
         tx.want(streams=[seen.rx.person_key], catalog=[(catalog.DRUGS, edition or "", code) for code in codes])
     person = guards.person_active(tx, seen.rx.person_key)
-    return about(person, seen.targets) if isinstance(person, Refused) else None
+    return guards.about(person, *seen.targets) if isinstance(person, Refused) else None
 
 
-def giving_back(tx: Draft, command: Command, rx_no: str) -> Step | Refused:
-    """The checks of a step that gives something back: a suspended agreement or insurance must not stand in its way.
+def finishing(tx: Draft, command: Command, rx_no: str) -> Step | Refused:
+    """The checks of a step that gives something back, or brings to its end what was picked up.
+
+    A suspended agreement or insurance must not stand in its way.
 
     Refusals: INST_UNKNOWN, RX_UNKNOWN.
     """
     pharmacy = guards.institution(tx, command.caller.id)
     seen = seen_by_pharmacy(tx, command, rx_no)
     if isinstance(pharmacy, Refused):
-        return about(pharmacy, seen.targets)
+        return guards.about(pharmacy, *seen.targets)
     return seen if isinstance(seen, Refused) else Step(pharmacy, seen)
 
 
@@ -321,18 +322,15 @@ def new_number(tx: Draft, area_code: str) -> str:
     return area_code + tx.draw.digits(SERIAL_DIGITS)
 
 
-def claimed(command: Command, message_type: type[StatementT]) -> StatementT | Refused:
-    """The content of the request's statement, not proven yet: only good to find out whose signature it needs.
+def claimed(command: Command, message_type: type[PharmacyStatementT]) -> PharmacyStatementT | Refused:
+    """The content of the request's statement, which names the caller, not proven yet (see `guards.claimed`).
 
-    Refusals: SIG_INVALID (another type of content), INPUT_MALFORMED (it does not parse).
+    Refusals: SIG_INVALID, INPUT_MALFORMED, INST_CODE, INST_IMPERSONATION.
     """
-    content: common_pb2.Signed = command.request.statement
-    if content.payload_type != guards.PAYLOAD_TYPE_PREFIX + message_type.DESCRIPTOR.name:
-        return Refused("SIG_INVALID", field="statement.payload_type")
-    try:
-        return message_type.FromString(content.payload)
-    except DecodeError:
-        return Refused("INPUT_MALFORMED", field="statement.payload")
+    found = guards.claimed(command, "statement", message_type)
+    if isinstance(found, Refused):
+        return found
+    return guards.own_institution(command, found.pharmacy_code, "statement.pharmacy_code") or found
 
 
 def key_names(command: Command) -> list[tuple[str, bytes]]:
@@ -341,12 +339,12 @@ def key_names(command: Command) -> list[tuple[str, bytes]]:
 
 
 def proven_by_seal(
-    tx: Draft, command: Command, message_type: type[StatementT], targets: tuple[Target, ...]
-) -> StatementT | Refused:
+    tx: Draft, command: Command, message_type: type[PharmacyStatementT], targets: tuple[Target, ...]
+) -> PharmacyStatementT | Refused:
     """The statement under the seal of the calling pharmacy. Refusals as `guards.signed`."""
     code = command.caller.id
     proven = guards.signed(tx, command, "statement", message_type, code, code)
-    return about(proven, targets) if isinstance(proven, Refused) else proven
+    return guards.about(proven, *targets) if isinstance(proven, Refused) else proven
 
 
 def same_person(
@@ -358,8 +356,8 @@ def same_person(
     """
     shown = guards.reference(tx, command, voucher_ref, business_types, "voucher_ref")
     if isinstance(shown, Refused):
-        return about(shown, seen.targets)
+        return guards.about(shown, *seen.targets)
     if shown.person_key != seen.rx.person_key:
         mismatch = seen.refuse("VCH_SUBJECT_MISMATCH", "voucher_ref")
-        return about(mismatch, (Target(shown.voucher_key, shown.person_key),))
+        return guards.about(mismatch, Target(shown.voucher_key, shown.person_key))
     return shown

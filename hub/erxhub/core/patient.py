@@ -63,7 +63,8 @@ def choose_pharmacy(tx: Draft, command: Command) -> Outcome:
     The same choice again, while its order is open, changes nothing; another mode replaces an order that holds nothing
     yet (`order.cancelled` first).
     Refusals: VCH_REVOKED, VCH_NO_DELEGATION, RX_UNKNOWN, PSN_INACTIVE, INST_CODE, INST_UNKNOWN, AGR_INACTIVE,
-    INPUT_MALFORMED (the mode is not allowed there), RX_ALREADY_USED, RX_NOT_EFFECTIVE, ORDER_ALREADY_HELD.
+    INPUT_MALFORMED (the mode is not allowed there), RX_ALREADY_USED, RX_NOT_EFFECTIVE, ORDER_ALREADY_HELD,
+    RECORD_STATE (as many orders of the patient as one prescription bears; any counter stays open to him).
     """
     request: patient_pb2.ChoosePharmacyRequest = command.request
     code = request.pharmacy_code
@@ -77,10 +78,10 @@ def choose_pharmacy(tx: Draft, command: Command) -> Outcome:
         return seen.refuse("INST_CODE", "pharmacy_code")
     pharmacy = guards.institution(tx, code, "pharmacy_code")
     if isinstance(pharmacy, Refused):
-        return orders.about(pharmacy, seen.targets)
+        return guards.about(pharmacy, *seen.targets)
     refused = guards.agreement(tx, pharmacy, registry_pb2.AGREEMENT_KIND_BASE)
     if refused is not None:
-        return orders.about(refused, seen.targets)
+        return guards.about(refused, *seen.targets)
     if not mode_allowed(tx, pharmacy, request.mode):
         return seen.refuse("INPUT_MALFORMED", "mode")
     refused = orders.fillable(seen)
@@ -95,6 +96,9 @@ def choose_pharmacy(tx: Draft, command: Command) -> Outcome:
     waiting = [order for order in seen.own_orders() if _may(seen, Machine.ORDER, order_status(order), "cancel")]
     if any(order.mode == request.mode for order in waiting):
         return reply
+    refused = _too_many(seen, code, tx.rules(pharmacy.area_code).integer("orders_max"))
+    if refused is not None:
+        return refused
     for order_no in [order.order_no for order in waiting]:
         _cancel_order(tx, seen, order_no, was_held=False)
     created = events_pb2.OrderCreated(
@@ -103,6 +107,17 @@ def choose_pharmacy(tx: Draft, command: Command) -> Outcome:
     tx.emit(PRESCRIPTION, seen.key, "order.created", created)
     tx.emit(PRESCRIPTION, seen.key, "order.routed", events_pb2.OrderRouted(pharmacy_code=code))
     return reply
+
+
+def _too_many(seen: Seen, pharmacy_code: str, orders_max: int) -> Refused | None:
+    """Another order of the patient would be one too many; one that it replaces does not count (see the fold)."""
+    made = sum(
+        order.by_patient and (order.pharmacy_code != pharmacy_code or order.downloaded_at_ms > 0)
+        for order in seen.rx.orders
+    )
+    if made < orders_max:
+        return None
+    return seen.refuse("RECORD_STATE", "rx_no", detail={"orders": str(made), "orders_max": str(orders_max)})
 
 
 def cancel_order(tx: Draft, command: Command) -> Outcome:
@@ -195,7 +210,7 @@ def request_delivery(tx: Draft, command: Command) -> Outcome:
         return seen
     pharmacy = guards.institution(tx, request.pharmacy_code, "pharmacy_code")
     if isinstance(pharmacy, Refused):
-        return orders.about(pharmacy, seen.targets)
+        return guards.about(pharmacy, *seen.targets)
     open_orders = seen.open_orders()
     if not open_orders:
         return seen.refuse("ORDER_HOLD_LOST", "pharmacy_code")

@@ -9,9 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hmac
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple, TypeVar
-
-from google.protobuf.message import DecodeError
+from typing import Final, NamedTuple
 
 from erxhub.core import catalog, consequences, guards, lifecycle, rx_rules
 from erxhub.core.fold import state_name
@@ -43,19 +41,6 @@ _HOSPITAL_ROLES: Final = frozenset({Role.HOSPITAL, Role.DOCTOR, Role.HOSP_PHARMA
 # trace code is used.
 _NO_UPLOAD: Final[Mapping[str, str]] = {"UNDONE": "RX_UNDONE", "EXPIRED": "RX_NOT_EFFECTIVE"}
 _UPLOADED_BEFORE: Final = "RX_TRACE_CODE"
-
-_StatementT = TypeVar(
-    "_StatementT",
-    signed_pb2.PrescriptionDocument,
-    signed_pb2.HospitalReviewStatement,
-    signed_pb2.UploadSealStatement,
-)
-
-
-def _about(refused: Refused, target: Target) -> Refused:
-    """The refusal with the thing it was about, unless the guard named one."""
-    return refused if refused.targets else dataclasses.replace(refused, targets=(target,))
-
 
 def _legal(state: state_pb2.PrescriptionState, roles: frozenset[Role]) -> tuple[str, ...]:
     status = state_name(Machine.RX, state.rx_status)
@@ -119,7 +104,7 @@ def precheck(tx: Draft, command: Command) -> Outcome:
         return dataclasses.replace(visit.missing("record diagnosis"), field="prescription.encounter_id")
     facts = _facts(tx, command, institution, visit.state)
     if isinstance(facts, Refused):
-        return _about(facts, visit.target)
+        return guards.about(facts, visit.target)
     findings = rx_rules.assess(facts)
     blocked = rx_rules.blocking(findings)
     if blocked:
@@ -137,10 +122,11 @@ def _prechecked_before(tx: Draft, rx_key: bytes, asked: common_pb2.Prescription)
 
 
 class _Content(NamedTuple):
-    """The rows of the editions in force that a prescription names; `diseases` is None without an edition."""
+    """The rows of the editions in force that a prescription names; `diseases`, `chronic`: None without an edition."""
 
     drugs: dict[str, catalog_pb2.Drug]
     diseases: dict[str, catalog_pb2.Disease] | None
+    chronic: dict[str, catalog_pb2.ChronicDisease] | None
     frequencies: dict[str, catalog_pb2.Frequency]
 
 
@@ -152,6 +138,7 @@ def _content(tx: Draft, asked: common_pb2.Prescription, person_key: bytes) -> _C
         catalog.DISEASES: [
             diagnosis.code for diagnosis in asked.diagnoses if diagnosis.diagnosis_type == rx_rules.WESTERN_DIAGNOSIS
         ],
+        catalog.CHRONIC: [asked.chronic_code] if asked.chronic_code else [],
     }
     editions = {dataset: catalog.current_edition(tx, dataset) for dataset in wanted}
     rows = [
@@ -169,6 +156,7 @@ def _content(tx: Draft, asked: common_pb2.Prescription, person_key: bytes) -> _C
     return _Content(
         drugs=found(catalog.DRUGS, catalog_pb2.Drug),
         diseases=None if editions[catalog.DISEASES] is None else found(catalog.DISEASES, catalog_pb2.Disease),
+        chronic=None if editions[catalog.CHRONIC] is None else found(catalog.CHRONIC, catalog_pb2.ChronicDisease),
         frequencies=found(catalog.FREQUENCIES, catalog_pb2.Frequency),
     )
 
@@ -202,6 +190,7 @@ def _facts(
         doctor=doctor,
         drugs=content.drugs,
         diseases=content.diseases,
+        chronic=content.chronic,
         frequencies=content.frequencies,
         renewed=renewed,
         rules=tx.rules(command.caller.area_code),
@@ -317,30 +306,19 @@ def upload(tx: Draft, command: Command) -> Outcome:
         or _proofs(tx, command, state, parsed)
     )
     if refused is not None:
-        return _about(refused, Target(rx_key, state.person_key))
+        return guards.about(refused, Target(rx_key, state.person_key))
     return _accept_upload(tx, command, rx_key, parsed)
 
 
 def _parse(command: Command) -> _Upload | Refused:
-    document = _statement(command, "prescription", signed_pb2.PrescriptionDocument)
+    document = guards.claimed(command, "prescription", signed_pb2.PrescriptionDocument)
     if isinstance(document, Refused):
         return document
-    review = _statement(command, "review", signed_pb2.HospitalReviewStatement)
+    review = guards.claimed(command, "review", signed_pb2.HospitalReviewStatement)
     if isinstance(review, Refused):
         return review
-    seal = _statement(command, "seal", signed_pb2.UploadSealStatement)
+    seal = guards.claimed(command, "seal", signed_pb2.UploadSealStatement)
     return seal if isinstance(seal, Refused) else _Upload(document, review, seal)
-
-
-def _statement(command: Command, field: str, message_type: type[_StatementT]) -> _StatementT | Refused:
-    """The content before its signature is looked at: it says whose signature that must be."""
-    content: common_pb2.Signed = getattr(command.request, field)
-    if content.payload_type != guards.PAYLOAD_TYPE_PREFIX + message_type.DESCRIPTOR.name:
-        return Refused("SIG_INVALID", field=f"{field}.payload_type")
-    try:
-        return message_type.FromString(content.payload)
-    except DecodeError:
-        return Refused("INPUT_MALFORMED", field=f"{field}.payload")
 
 
 def _issued_here(tx: Draft, command: Command, rx_key: bytes) -> state_pb2.PrescriptionState | Refused:
@@ -479,18 +457,23 @@ def revoke(tx: Draft, command: Command) -> Outcome:
     """Withdraw a prescription that nobody used (电子处方撤销).
 
     While a pharmacy holds it, and nothing was taken or settled, the withdrawal is refused and kept: it takes effect
-    when the hold ends. The request is recorded once.
+    when the hold ends. The request is recorded once. Nobody withdraws in the doctor's place: while he is suspended, or
+    after he left the hospital, the agency's freeze is what stops the prescription.
 
-    Refusals: RX_UNKNOWN, RX_UNDO_DENIED (not the issuing doctor), RX_UNDO_STATE.
+    Refusals: RX_UNKNOWN, RX_UNDO_DENIED (not the issuing doctor, or he is not active at this hospital), RX_UNDO_STATE.
     """
     request: prescribing_pb2.RevokePrescriptionRequest = command.request
     rx_key = prescription_key(request.rx_no)
+    tx.want(names=[("practitioner", request.doctor_code.encode())], streams=[rx_key])
     state = _issued_here(tx, command, rx_key)
     if isinstance(state, Refused):
         return state
     target = Target(rx_key, state.person_key)
     if request.doctor_code != state.content.doctor_code:
         return Refused("RX_UNDO_DENIED", field="doctor_code", targets=(target,))
+    doctor = _doctor(tx, command, request.doctor_code, "RX_UNDO_DENIED", "doctor_code")
+    if isinstance(doctor, Refused):
+        return guards.about(doctor, target)
     if _may_undo(state):
         consequences.end_effective(tx, rx_key, "prescription undone")
         undone = events_pb2.PrescriptionUndone(doctor_code=request.doctor_code, reason=request.reason)

@@ -21,11 +21,9 @@ from typing import Final
 
 from erxhub.core.settlement import line_amount_fen, parse_price_e6, parse_quantity_e4
 from erxhub.policy import codes
-from erxhub.policy.pack import china_date
+from erxhub.policy.pack import DAY_MS, china_date
 from erxhub.policy.rules import Rules
 from erxhub.v1 import catalog_pb2, common_pb2, state_pb2
-
-DAY_MS: Final = 86_400_000
 
 # 新生儿: from birth to the 28th day. A definition of medicine, not a policy.
 _NEWBORN_DAYS: Final = 28
@@ -75,7 +73,7 @@ class Facts:
     """Everything the rules read.
 
     `drugs` and `frequencies` hold the rows of the editions in force by code; a code that is missing is not in the
-    edition. `diseases` is None when no disease list was ever imported. `renewed` is the prescription that
+    edition. `diseases` and `chronic` are None while no edition of theirs is in force. `renewed` is the prescription that
     `renews_rx_no` names, None when there is none. `now_ms` is UTC milliseconds.
     """
 
@@ -85,6 +83,7 @@ class Facts:
     doctor: state_pb2.PractitionerState
     drugs: Mapping[str, catalog_pb2.Drug]
     diseases: Mapping[str, catalog_pb2.Disease] | None
+    chronic: Mapping[str, catalog_pb2.ChronicDisease] | None
     frequencies: Mapping[str, catalog_pb2.Frequency]
     renewed: state_pb2.PrescriptionState | None
     rules: Rules
@@ -358,11 +357,15 @@ def diagnosis_stands(facts: Facts) -> Iterator[Finding]:
 
 
 def chronic_disease_is_filed(facts: Facts) -> Iterator[Finding]:
-    """X-14, K-13: a chronic or special med_type needs an M code, and an M code needs the person's filing."""
+    """X-14, K-13: a chronic or special med_type needs an M code, and an M code needs the person's filing.
+
+    The code has the form and is of the list in force; without a list only the form counts.
+    """
     code = facts.prescription.chronic_code
     if not code and not any(codes.has_fact("med_type", med_type, "chronic") for med_type in facts.med_types):
         return
-    if not codes.has_form("chronic_disease", code) or code not in facts.person.chronic_codes:
+    is_known = codes.has_form("chronic_disease", code) and (facts.chronic is None or code in facts.chronic)
+    if not is_known or code not in facts.person.chronic_codes:
         yield Finding("DX_CHRONIC_MISSING", "prescription.chronic_code")
 
 

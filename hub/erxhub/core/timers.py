@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, NamedTuple
 
 from erxhub.core import lifecycle
-from erxhub.core.consequences import after_hold_ended, end_effective, end_with_order
-from erxhub.core.fold import STATE_TYPES, state_name
+from erxhub.core.consequences import after_hold_ended, current, end_effective, end_with_order
+from erxhub.core.fold import STATE_TYPES, order_of, state_name
 from erxhub.core.lifecycle import Machine, Role
 from erxhub.core.model import Draft
 from erxhub.v1 import events_pb2, state_pb2
@@ -104,15 +104,9 @@ def _quote_expired(tx: Draft, key: bytes, order: state_pb2.Order) -> None:
     )
 
 
-def _order(tx: Draft, key: bytes, order_no: str) -> state_pb2.Order:
-    state = tx.state(key, state_pb2.PrescriptionState)
-    assert state is not None
-    return next(order for order in state.orders if order.order_no == order_no)
-
-
 def _expire_quote(order_no: str) -> Callable[[Draft, bytes], None]:
     def fire(tx: Draft, key: bytes) -> None:
-        _quote_expired(tx, key, _order(tx, key, order_no))
+        _quote_expired(tx, key, order_of(current(tx, key), order_no))
 
     return fire
 

@@ -2,6 +2,7 @@
 
     ca.pem  ca.key.pem  crl.pem  index.json
     tls/<role>/<id>/              cert.pem key.pem ca.pem          replaced when issued again
+    issued/<fingerprint>.pem                                       every TLS certificate, for its revocation
     signing/<institution>/<subject>/<key id>/  key.pem cert.pem record.json          kept
 
 A real deployment brings certificates of its own authority; the hub needs only `ca.pem` and the URI names.
@@ -317,6 +318,7 @@ class TrustDomain:
             not_after_ms=identity.not_after_ms,
             path=folder,
         )
+        self._files.write(f"issued/{issued.fingerprint}.pem", cert_pem)
         self._keep(issued, {"ca.pem": self.ca_pem, "key.pem": key_pem, "cert.pem": cert_pem})
         return identity
 
@@ -400,6 +402,16 @@ class TrustDomain:
     def list(self) -> tuple[Issued, ...]:
         """Everything issued, oldest first, revoked or not."""
         return tuple(_records(self._index()))
+
+    def certificate_pem(self, issued: Issued) -> bytes:
+        """A TLS certificate that was issued here, also one that was replaced since.
+
+        Raises TrustDomainError when there is none.
+        """
+        pem = self._files.read(f"issued/{issued.fingerprint}.pem")
+        if pem is None:
+            raise TrustDomainError(f"the certificate {issued.serial or issued.key_id} is not kept here")
+        return pem
 
     def crl_pem(self) -> bytes:
         """The current revocation list, PEM; it says when it was made and is to be renewed within 30 days."""

@@ -94,7 +94,8 @@ def identity_uri(trust_domain: str, role: str, peer_id: str) -> str:
 class PeerIdentityError(Exception):
     """A certificate that TLS accepted and that still names nobody (refusal PEER_IDENTITY).
 
-    `reason` is one of UNREADABLE, NO_URI, SEVERAL_URIS, FOREIGN_TRUST_DOMAIN, MALFORMED, CA_CERTIFICATE.
+    `reason` is one of UNREADABLE, NO_URI, SEVERAL_URIS, FOREIGN_TRUST_DOMAIN, MALFORMED, CA_CERTIFICATE; and EXPIRED or
+    NOT_YET_VALID from whoever holds it against a clock.
     """
 
     def __init__(self, reason: str, message: str) -> None:

@@ -14,7 +14,9 @@ from erxhub.ledger.store import (
     Head,
     ListingRow,
     Loaded,
+    NameRow,
     NewState,
+    PlacedRow,
     Reply,
     StoredEntry,
     StoreUnavailable,
@@ -96,6 +98,24 @@ class MemoryStore:
         end = bisect_left(rows, after_position, key=_position) if after_position else len(rows)
         return rows[max(end - limit, 0) : end][::-1]
 
+    async def names(self, after: tuple[str, bytes] | None, limit: int) -> list[NameRow]:
+        self._check_open()
+        check_limit(limit)
+        later = [name for name in self._names if after is None or name > after]
+        rows = [(*name, self._names[name]) for name in sorted(later)[:limit]]
+        return [NameRow(space, key, self._streams[stream][0].stream_kind, stream) for space, key, stream in rows]
+
+    async def listings(self, after_position: int, until_position: int) -> list[PlacedRow]:
+        self._check_open()
+        found = [
+            PlacedRow(row.position, space, key, row.value)
+            for (space, key), rows in self._listings.items()
+            for row in rows[
+                bisect_right(rows, after_position, key=_position) : bisect_right(rows, until_position, key=_position)
+            ]
+        ]
+        return sorted(found, key=_place)
+
     async def blob(self, stream_key: bytes, digest: bytes) -> bytes | None:
         self._check_open()
         return self._blobs.get((stream_key, digest))
@@ -171,10 +191,10 @@ class MemoryStore:
         if any(not entry_exists(blob.stream_key, 1) for blob in write.blobs):
             return True
         new_rows: dict[tuple[str, str, str], bytes] = {}
-        for row_ in write.catalog_rows:
-            known = self._catalog.get((row_.dataset, row_.edition), {}).get(row_.code)
-            first = new_rows.setdefault((row_.dataset, row_.edition, row_.code), row_.body)
-            if row_.body != (first if known is None else known):
+        for dataset, edition, code, body in write.catalog_rows:
+            known = self._catalog.get((dataset, edition), {}).get(code)
+            first = new_rows.setdefault((dataset, edition, code), body)
+            if body != (first if known is None else known):
                 return True
         taken = [(reply.caller, reply.request_id) for reply in write.replies]
         if len(set(taken)) < len(taken) or any(request in self._replies for request in taken):
@@ -216,11 +236,15 @@ class MemoryStore:
             insort(self._listings.setdefault((listing.space, listing.key), []), listed, key=_position)
         for blob in write.blobs:
             self._blobs.setdefault((blob.stream_key, blob.digest), blob.data)
-        for row in write.catalog_rows:
-            self._catalog.setdefault((row.dataset, row.edition), {})[row.code] = row.body
+        for dataset, edition, code, body in write.catalog_rows:
+            self._catalog.setdefault((dataset, edition), {})[code] = body
         for reply in write.replies:
             self._replies[reply.caller, reply.request_id] = reply
 
 
 def _position(row: ListingRow) -> int:
     return row.position
+
+
+def _place(row: PlacedRow) -> tuple[int, str, bytes]:
+    return row.position, row.space, row.key

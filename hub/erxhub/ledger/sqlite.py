@@ -27,6 +27,8 @@ from erxhub.ledger.store import (
     Head,
     ListingRow,
     Loaded,
+    NameRow,
+    PlacedRow,
     Reply,
     StoredEntry,
     StoreFormatError,
@@ -46,7 +48,8 @@ _BUSY_TIMEOUT_S = 5.0  # a copy or a shell may hold the file for a moment; longe
 _STATEMENTS_CACHED = 256  # more than this module has, so that each is parsed once
 _HEADS_CACHED = 50_000  # about 15 MB; a stream not in here costs two look-ups
 _WRITER_CACHE_KIB = 64 * 1024
-_CHECKPOINT_PAGES = 4000  # a WAL of 16 MiB: often enough for a quick start, rare enough to write a hot page once
+_PAGE_BYTES = 8192  # a prescription file is some 16 KiB: half the pages of SQLite's own size, and half the writes
+_CHECKPOINT_PAGES = 2000  # a WAL of 16 MiB: often enough for a quick start, rare enough to write a hot page once
 _INTEGER_MAX = 2**63 - 1  # SQLite's; a larger position or instant is beyond every row anyway
 
 # Of SQLite's primary result codes, those that say "not now" about the disk or the file. All others are bugs.
@@ -215,6 +218,26 @@ class SqliteStore:
             (space, key, _bounded(bound), _bounded(limit)),
         )
         return [ListingRow(*row) for row in rows]
+
+    async def names(self, after: tuple[str, bytes] | None, limit: int) -> list[NameRow]:
+        check_limit(limit)
+        rows = await self._read_side(
+            _fetch,
+            "SELECT n.space, CAST(n.key AS BLOB), ifnull(s.kind, ''), ifnull(CAST(s.key AS BLOB), X'') FROM name n"
+            f" LEFT JOIN stream s ON s.no = n.stream {'' if after is None else 'WHERE (n.space, n.key) > (?, ?)'}"
+            " ORDER BY n.space, n.key LIMIT ?",
+            (*(after or ()), _bounded(limit)),
+        )
+        return [NameRow(*row) for row in rows]
+
+    async def listings(self, after_position: int, until_position: int) -> list[PlacedRow]:
+        rows = await self._read_side(
+            _fetch,
+            "SELECT position, space, CAST(key AS BLOB), CAST(value AS BLOB) FROM listing"
+            " WHERE position > ? AND position <= ? ORDER BY position, space, key",
+            (_bounded(after_position), _bounded(until_position)),
+        )
+        return [PlacedRow(*row) for row in rows]
 
     async def blob(self, stream_key: bytes, digest: bytes) -> bytes | None:
         rows = await self._read_side(
@@ -431,8 +454,7 @@ class _Writer:
             rows.listings.append((listing.space, listing.key, listed, listing.value))
         for blob in write.blobs:
             rows.blobs.append((self._stream_no(rows, blob.stream_key), blob.digest, blob.data))
-        for row in write.catalog_rows:
-            rows.catalog_rows.append((row.dataset, row.edition, row.code, row.body))
+        rows.catalog_rows.extend(write.catalog_rows)
         for reply in write.replies:
             of = None if reply.stream_key is None else self._stream_no(rows, reply.stream_key)
             rows.replies.append(
@@ -622,6 +644,7 @@ def _prepare_writer(connection: sqlite3.Connection) -> _Writer:
     application_id = connection.execute("PRAGMA application_id").fetchone()[0]
     if tables and application_id != _APPLICATION_ID:
         raise StoreFormatError("the file is an SQLite database, but not a ledger")
+    connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # of a new file; another keeps the one it has
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")

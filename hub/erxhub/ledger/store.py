@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from erxhub.ledger.entry import Entry
 
@@ -96,9 +96,11 @@ class Blob:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class CatalogRow:
-    """One row of a catalogue edition. Giving it again is no conflict; giving another body for it is one."""
+class CatalogRow(NamedTuple):
+    """One row of a catalogue edition. Giving it again is no conflict; giving another body for it is one.
+
+    A tuple, because an import brings its rows as tuples and the lane must not touch each of 200,000.
+    """
 
     dataset: str
     edition: str
@@ -115,7 +117,7 @@ class Write:
     names: tuple[NewName, ...] = ()
     listings: tuple[Listing, ...] = ()
     blobs: tuple[Blob, ...] = ()
-    catalog_rows: tuple[CatalogRow, ...] = ()
+    catalog_rows: tuple[CatalogRow | tuple[str, str, str, bytes], ...] = ()
     replies: tuple[Reply, ...] = ()
 
 
@@ -177,6 +179,26 @@ class ListingRow:
     value: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class NameRow:
+    """A name as stored, with the stream that it leads to: "" and b"" when there is no such stream."""
+
+    space: str
+    key: bytes
+    stream_kind: str
+    stream_key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedRow:
+    """A row of a list as stored, with the position that it stands at."""
+
+    position: int
+    space: str
+    key: bytes
+    value: bytes
+
+
 class Store(Protocol):
     """A ledger. Every method raises StoreUnavailable; a `limit` below 1 raises ValueError."""
 
@@ -213,6 +235,12 @@ class Store(Protocol):
         self, space: str, key: bytes, after_position: int, limit: int, newest_first: bool = False
     ) -> list[ListingRow]:
         """Rows after `after_position`; with `newest_first` those before it, downwards, 0 being the end."""
+
+    async def names(self, after: tuple[str, bytes] | None, limit: int) -> list[NameRow]:
+        """All names, each once, in one order of (space, key); `after` is the last one seen, None to begin."""
+
+    async def listings(self, after_position: int, until_position: int) -> list[PlacedRow]:
+        """The rows of all lists that stand after `after_position` and not after `until_position`, by position."""
 
     async def blob(self, stream_key: bytes, digest: bytes) -> bytes | None: ...
 

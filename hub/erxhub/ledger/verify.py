@@ -7,7 +7,7 @@ off at its end; that takes the tree over all entries.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -66,11 +66,17 @@ class Verification:
     findings: list[Finding]
 
 
-async def verify_ledger(store: Store, *, from_position: int = 0) -> Verification:
+async def _at_once() -> None:
+    """Goes on without a break."""
+
+
+async def verify_ledger(
+    store: Store, *, from_position: int = 0, between_pages: Callable[[], Awaitable[None]] = _at_once
+) -> Verification:
     """Verifies every entry after `from_position`, its link to the one before, and the heads of the streams met.
 
     Erased content is no finding. Works while the ledger is written to: entries that come in meanwhile are
-    left to the next verification. Raises StoreUnavailable.
+    left to the next verification. `between_pages` lets other work have its turn. Raises StoreUnavailable.
     """
     chains: dict[bytes, _Chain] = {}
     findings: list[Finding] = []
@@ -90,6 +96,7 @@ async def verify_ledger(store: Store, *, from_position: int = 0) -> Verification
             chain.take(stored)
         entries += len(page)
         position = page[-1].position
+        await between_pages()
     keys = list(chains)
     for start in range(0, len(keys), _PAGE_HEADS):
         page_keys = keys[start : start + _PAGE_HEADS]
@@ -100,6 +107,7 @@ async def verify_ledger(store: Store, *, from_position: int = 0) -> Verification
             if head is not None and head.version > chains[key].version:
                 later = await store.entries(key, head.version - 1, 1)
             chains[key].finish(head, later)
+        await between_pages()
     return Verification(entries, len(chains), findings)
 
 

@@ -197,25 +197,6 @@ def item_drug_kind(item_type: str) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def benefit_level(hosp_lv: str, unranked_level: int) -> int:
-    """Benefit level 1, 2 or 3 of a hosp_lv code.
-
-    ``unranked_level`` answers for institutions without a rank (11) and comes from the region pack
-    (``unranked_benefit_level``). Raises ``KeyError`` for a code that is not on the list.
-    """
-    level = shipped_codes().value_sets["hosp_lv"].facts[hosp_lv].get("benefit_level", unranked_level)
-    assert isinstance(level, int)
-    return level
-
-
-def two_digits(code: str) -> str:
-    """A code of one digit with its leading zero ("1" → "01"), anything else unchanged.
-
-    Systems write chrgitm_lv and med_chrgitm_type in both ways; compare after this.
-    """
-    return f"0{code}" if len(code) == 1 and code in "0123456789" else code
-
-
 # --- Identity numbers (K-17) ---
 
 

@@ -28,7 +28,10 @@ VERIFIED: Final = ("yes", "no", "choice")
 _AREA: Final = re.compile(r"[0-9]{6}")
 _PACK_ID: Final = re.compile(r"CN|CN-[0-9]{2}|[0-9]{6}")
 _DURATION: Final = re.compile(r"([1-9][0-9]{0,5})(s|min|h|d)")
-_UNIT_MS: Final = {"s": 1_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
+DAY_MS: Final = 86_400_000
+"""A day in milliseconds; in China every day has as many."""
+
+_UNIT_MS: Final = {"s": 1_000, "min": 60_000, "h": 3_600_000, "d": DAY_MS}
 _CHINA: Final = timezone(timedelta(hours=8))
 _EPOCH: Final = datetime(1970, 1, 1, 8, tzinfo=_CHINA)
 

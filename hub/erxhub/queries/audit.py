@@ -7,14 +7,15 @@ comes after it. A damaged ledger is answered with findings and never with an err
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
-from erxhub.audit import integrity, signatures
+from erxhub.audit import indexes, integrity, signatures
 from erxhub.audit.accesses import access_findings, accesses
 from erxhub.audit.chain import (
     Chain,
@@ -32,8 +33,9 @@ from erxhub.audit.gaps import View, gaps
 from erxhub.audit.light import flows, light
 from erxhub.audit.sales import Sale, sales_of
 from erxhub.audit.summaries import summary
+from erxhub.core.catalog import DATASET_NAMES, rows_digest
 from erxhub.core.fold import STATE_TYPES
-from erxhub.core.index import ACCESS
+from erxhub.core.index import ACCESS, PERSON_ACCESS
 from erxhub.core.keys import prescription_key, trace_code_key
 from erxhub.core.model import Accepted, Caller, MessageT, Refused, Target
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH, Header, HeaderMalformed, leaf_bytes
@@ -41,7 +43,8 @@ from erxhub.ledger.store import Head, StoredEntry, Wanted
 from erxhub.ledger.verify import verify_ledger
 from erxhub.policy.pack import china_date
 from erxhub.policy.rules import Rules
-from erxhub.queries.base import Opened, Paging, Query, ReadContext, paging, place_of
+from erxhub.ports import give_way
+from erxhub.queries.base import Messages, Opened, Paging, Query, ReadContext, Shown, paging, place_of
 from erxhub.queries.base import Stream as StreamQuery
 from erxhub.v1 import audit_pb2, common_pb2, state_pb2
 
@@ -52,6 +55,9 @@ FINDINGS_MAX: Final = 100
 """Findings in one reply; whoever repairs a ledger begins with the first."""
 
 _ENTRIES_AT_ONCE: Final = 256
+_NAMES_AT_ONCE: Final = 1_000
+_ROWS_AT_ONCE: Final = 1_000
+_BEFORE_EVERY_POSITION: Final = -(2**62)
 _LEAVES_REMEMBERED: Final = 10_000
 _NATION: Final = "000000"
 _AREA_DIGITS: Final = 6
@@ -93,9 +99,9 @@ async def trace_chain(ctx: ReadContext, caller: Caller, request: audit_pb2.Trace
     area_code = request.rx_no[:_AREA_DIGITS]
     view = View(chain, sales, tuple(findings), ctx.clock.now_ms(), lambda at_ms: _rules_at(ctx, area_code, at_ms))
     found = gaps(view)
-    entries = await _access_entries(ctx, rx_key, as_of)
+    entries = await _access_entries(ctx, ACCESS, rx_key, as_of)
     if request.verify:
-        findings.extend(finding for entry in entries for finding in access_findings(entry))
+        findings.extend(await _access_faults(ctx, chain, entries, as_of))
     reply = audit_pb2.TraceChainResponse(
         rx_no=request.rx_no,
         light=light(view, found),
@@ -146,9 +152,9 @@ async def _fetch(ctx: ReadContext, sources: Sources, keys: Iterable[bytes], as_o
         sources.streams[key] = read_stream(key, heads.get(key), await _entries(ctx, key), as_of)
 
 
-async def _entries(ctx: ReadContext, key: bytes) -> list[StoredEntry]:
+async def _entries(ctx: ReadContext, key: bytes, after_version: int = 0) -> list[StoredEntry]:
     found: list[StoredEntry] = []
-    while page := await ctx.store.entries(key, found[-1].version if found else 0, _ENTRIES_AT_ONCE):
+    while page := await ctx.store.entries(key, found[-1].version if found else after_version, _ENTRIES_AT_ONCE):
         found += page
         if len(page) < _ENTRIES_AT_ONCE:
             break
@@ -158,7 +164,8 @@ async def _entries(ctx: ReadContext, key: bytes) -> list[StoredEntry]:
 async def _verified(
     ctx: ReadContext, chain: Chain, sales: tuple[Sale, ...], sources: Sources, as_of: int
 ) -> list[Finding]:
-    """Everything that does not hold: streams first, then what was signed, then the file."""
+    """Everything that does not hold: streams first, then revocations, then what was signed, then the file."""
+    relied_on = await _names(ctx, signatures.revocation_names(chain, sales))
     await _fetch_signers(ctx, sources, signatures.holders(chain, sales), as_of)
     chain_keys = {stream.key for stream in chain.streams()}
     own = [stream for key, stream in sources.streams.items() if key in chain_keys]
@@ -168,6 +175,10 @@ async def _verified(
         if key not in chain_keys:
             findings.extend(integrity.hash_findings(_shared_part(chain, stream)))
     findings.extend(finding for stream in sources.streams.values() for finding in stream.findings)
+    ledger = sources.stream(sources.ledger_key)
+    if ledger.key not in {finding.stream_key for finding in findings}:
+        named = await _names(ctx, indexes.revocations(ledger))
+        findings.extend(indexes.revocation_findings(ledger, named, relied_on, as_of))
     proofs = signatures.proofs(chain, sales, sources)
     verdicts = await ctx.verifier.verify_all(signatures.checks(proofs))
     findings.extend(signatures.findings(proofs, verdicts))
@@ -186,19 +197,39 @@ def _shared_part(chain: Chain, stream: Stream) -> list[StoredEntry]:
 
 
 async def _fetch_signers(ctx: ReadContext, sources: Sources, names: set[Name], as_of: int) -> None:
-    resolved = (await ctx.store.read(Wanted(names=frozenset(names)))).names
-    sources.names.update({name: resolved.get(name) for name in names})
+    resolved = await _names(ctx, names)
+    sources.names.update(resolved)
     keys = {key for key in (*resolved.values(), sources.ledger_key) if key and key not in sources.streams}
     await _fetch(ctx, sources, keys, as_of)
 
 
-async def _access_entries(ctx: ReadContext, rx_key: bytes, as_of: int) -> list[StoredEntry]:
-    """The newest access and refusal entries about the prescription, oldest first."""
-    rows = await ctx.store.listing(ACCESS, rx_key, as_of + 1, ACCESSES_MAX, newest_first=True)
+async def _names(ctx: ReadContext, names: Iterable[Name]) -> dict[Name, bytes | None]:
+    """Where the names lead; None for a name that does not exist."""
+    wanted = frozenset(names)
+    found = (await ctx.store.read(Wanted(names=wanted))).names
+    return {name: found.get(name) for name in wanted}
+
+
+async def _access_entries(ctx: ReadContext, space: str, key: bytes, as_of: int) -> list[StoredEntry]:
+    """The newest access and refusal entries under a prescription or a person, oldest first."""
+    rows = await ctx.store.listing(space, key, as_of + 1, ACCESSES_MAX, newest_first=True)
     found: list[StoredEntry] = []
     for row in reversed(rows):
         found += await ctx.store.entries(row.stream_key, row.version - 1, 1)
     return found
+
+
+async def _access_faults(ctx: ReadContext, chain: Chain, entries: list[StoredEntry], as_of: int) -> list[Finding]:
+    """What does not hold of the accesses shown, and what the person's own list has and they have not."""
+    of_person = await _access_entries(ctx, PERSON_ACCESS, chain.person_key, as_of)
+    broken = {entry.position: faults for entry in (*entries, *of_person) if (faults := access_findings(entry))}
+    sound, sound_of_person = (
+        [entry for entry in listed if entry.position not in broken] for listed in (entries, of_person)
+    )
+    return [
+        *(fault for entry in entries for fault in broken.get(entry.position, ())),
+        *indexes.access_list_findings(sound, sound_of_person, chain.rx_key, chain.person_key, ACCESSES_MAX),
+    ]
 
 
 # ---- finding chains ----
@@ -265,7 +296,7 @@ async def _listed(ctx: ReadContext, page: Paging, space: str, key: bytes) -> tup
 async def _newest_order(ctx: ReadContext, pharmacy_code: str, rx_key: bytes, version: int) -> bool:
     state = (await _states(ctx, [rx_key], state_pb2.PrescriptionState)).get(rx_key)
     own = [order.order_no for order in state.orders if order.pharmacy_code == pharmacy_code] if state else []
-    if len(own) < 2:
+    if not own:
         return True
     entries = await ctx.store.entries(rx_key, version - 1, 1)
     created = read_entry(entries[0]) if entries else None
@@ -293,6 +324,7 @@ async def _states(ctx: ReadContext, keys: Iterable[bytes], kind: type[MessageT])
 async def stream_entries(ctx: ReadContext, caller: Caller, request: audit_pb2.StreamEntriesRequest) -> Opened | Refused:
     """Entries after a position, up to those that are there now (账本条目): headers, leaves, content to a mirror only.
 
+    Each page of content tells first of which streams it is, so that their persons find the access.
     Refusals: AUDIT_REASON.
     """
     refused = _without_reason(caller, request.case_reason)
@@ -304,14 +336,16 @@ async def stream_entries(ctx: ReadContext, caller: Caller, request: audit_pb2.St
     return Opened(_streamed(ctx, request.after_position, last, with_content=caller.kind == "mirror"))
 
 
-async def _streamed(
-    ctx: ReadContext, position: int, last: int, *, with_content: bool
-) -> AsyncGenerator[Message | Refused, None]:
+async def _streamed(ctx: ReadContext, position: int, last: int, *, with_content: bool) -> Messages:
     leaves = _Leaves(ctx)
     while position < last:
         page = await ctx.store.log(position, min(_ENTRIES_AT_ONCE, last - position))
         if not page:
             return
+        if with_content:
+            targets = await _content_targets(ctx, page)
+            if targets:
+                yield Shown(targets)
         for entry in page:
             shown = audit_pb2.StreamEntriesResponse(
                 position=entry.position,
@@ -323,6 +357,26 @@ async def _streamed(
                 shown.salt, shown.payload = entry.salt or b"", entry.payload or b""
             yield shown
         position = page[-1].position
+
+
+async def _content_targets(ctx: ReadContext, page: Iterable[StoredEntry]) -> tuple[Target, ...]:
+    """The streams of a page with content that was not erased, each with its person when it has one."""
+    keys = dict.fromkeys(entry.stream_key for entry in page if entry.payload is not None)
+    heads = (await ctx.store.read(Wanted(streams=frozenset(keys)))).heads
+    return tuple(Target(key, _person_of(heads.get(key))) for key in keys)
+
+
+def _person_of(head: Head | None) -> bytes:
+    if head is None or head.stream_kind not in STATE_TYPES:
+        return b""
+    if head.stream_kind == "person":
+        return head.stream_key
+    try:
+        state = STATE_TYPES[head.stream_kind].FromString(head.body)
+    except DecodeError:
+        return b""
+    person: bytes = getattr(state, "person_key", b"")
+    return person
 
 
 class _Leaves:
@@ -361,7 +415,7 @@ class _Leaves:
 
 
 async def verify(ctx: ReadContext, caller: Caller, request: audit_pb2.VerifyLedgerRequest) -> Accepted | Refused:
-    """Every hash, chain, head and state of the ledger (账本校验). At most 100 findings are told.
+    """Every hash, chain, head, state, name, list and code list of the ledger (账本校验). At most 100 findings are told.
 
     Refusals: AUDIT_REASON.
     """
@@ -369,41 +423,72 @@ async def verify(ctx: ReadContext, caller: Caller, request: audit_pb2.VerifyLedg
     if refused is not None:
         return refused
     as_of = await ctx.store.last_position()
-    verification = await verify_ledger(ctx.store)
+    verification = await verify_ledger(ctx.store, between_pages=give_way)
     findings = [
         Finding(each.stream_kind, each.stream_key, each.version, each.reason.value) for each in verification.findings
     ]
-    findings += await _state_findings(ctx, as_of, {finding.stream_key for finding in findings})
+    findings += await _rebuilt_findings(ctx, as_of, {finding.stream_key for finding in findings})
     reply = audit_pb2.VerifyLedgerResponse(
         verified=not findings,
         entries=verification.entries,
         streams=verification.streams,
-        findings=_told(findings),
+        findings=_told(dict.fromkeys(findings)),
         as_of_position=as_of,
     )
     return Accepted(reply)
 
 
-async def _state_findings(ctx: ReadContext, as_of: int, broken: set[bytes]) -> list[Finding]:
-    """Fold every stream again that keeps a state and whose entries hold (I10); stops when enough is found."""
-    findings: list[Finding] = []
+async def _rebuilt_findings(ctx: ReadContext, as_of: int, broken: set[bytes]) -> list[Finding]:
+    """Build states, names and lists again from the entries that hold (I10); stops when enough is found.
+
+    What is read beside the log is read after `as_of`, so it is complete up to there; what came later is left out.
+    """
+    rebuilt = indexes.Rebuilt(ctx.mac_keys, broken)
     position = 0
-    while position < as_of and len(findings) < FINDINGS_MAX:
+    while position < as_of and len(rebuilt.findings) < FINDINGS_MAX:
         page = await ctx.store.log(position, min(_ENTRIES_AT_ONCE, as_of - position))
         if not page:
             break
-        begun = [
-            entry.stream_key
-            for entry in page
-            if entry.version == 1 and entry.stream_kind in STATE_TYPES and entry.stream_key not in broken
-        ]
-        heads: Mapping[bytes, Head] = {}
-        if begun:
-            heads = (await ctx.store.read(Wanted(streams=frozenset(begun)))).heads
-        for key in begun:
-            findings.extend(integrity.state_findings(heads.get(key), await _entries(ctx, key)))
+        begun = rebuilt.begins(page)
+        heads: Mapping[bytes, Head] = (await ctx.store.read(Wanted(streams=begun))).heads if begun else {}
+        rows = await ctx.store.listings(position or _BEFORE_EVERY_POSITION, page[-1].position)
+        rebuilt.take(page, heads, rows)
         position = page[-1].position
-    return findings
+        await give_way()
+    if len(rebuilt.findings) >= FINDINGS_MAX:
+        return rebuilt.findings
+    for key, version in rebuilt.unfinished():
+        rebuilt.finish(key, await _entries(ctx, key, version))
+    await _compare_names(ctx, rebuilt, as_of)
+    return rebuilt.findings + [each.finding() for each in rebuilt.editions if not await _holds(ctx, each)]
+
+
+async def _compare_names(ctx: ReadContext, rebuilt: indexes.Rebuilt, as_of: int) -> None:
+    after: Name | None = None
+    while rows := await ctx.store.names(after, _NAMES_AT_ONCE):
+        rebuilt.names(rows)
+        last = rows[-1].space, rows[-1].key
+        # A name that is no text cannot be gone on from.
+        if len(rows) < _NAMES_AT_ONCE or last == after:
+            break
+        after = last
+    while rebuilt.has_strange_names and (page := await ctx.store.log(as_of, _ENTRIES_AT_ONCE)):
+        rebuilt.came_later(page)
+        as_of = page[-1].position
+    rebuilt.end_names()
+
+
+async def _holds(ctx: ReadContext, imported: indexes.Edition) -> bool:
+    """Whether the stored rows are those of the import; a release that bound none left no digest to compare."""
+    edition = imported.edition
+    if not edition.rows_sha256:
+        return True
+    dataset = DATASET_NAMES.get(edition.dataset, "")
+    rows: list[tuple[str, bytes]] = []
+    while page := await ctx.store.catalog_page(dataset, edition.edition, rows[-1][0] if rows else "", _ROWS_AT_ONCE):
+        rows += page
+    # A national list has hundreds of thousands of rows, and the loop has calls to serve meanwhile.
+    return await asyncio.to_thread(rows_digest, rows) == edition.rows_sha256
 
 
 QUERIES: Final[Mapping[str, Query]] = {

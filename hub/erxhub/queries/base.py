@@ -11,7 +11,7 @@ import base64
 import binascii
 import hmac
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
@@ -40,8 +40,9 @@ class ReadContext:
     """What the reads of one hub share.
 
     `subscribe(institution code)` gives an event that is set after each commit that concerns the institution and when
-    watches have to end, which is when `running` becomes False; `unsubscribe` ends that. `page_key` is 32 bytes, the same
-    in all hubs of a ledger, so that a token of one is good at another.
+    watches have to end, which is when `running` becomes False; `unsubscribe` ends that. `page_key` is 32 bytes, the
+    same in all hubs of a ledger, so that a token of one is good at another. `verification` is held by the one read that
+    verifies the whole ledger.
     """
 
     store: Store
@@ -55,12 +56,21 @@ class ReadContext:
     unsubscribe: Callable[[str, asyncio.Event], None]
     running: Callable[[], bool]
     page_key: bytes
+    verification: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 Query = Callable[[ReadContext, Caller, Any], Awaitable[Accepted | Refused]]
 """A read with one reply. The access to `Accepted.targets` is recorded before the reply leaves."""
 
-Messages = AsyncGenerator[Message | Refused, None]
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What the next messages of a stream show of persons: record the access to `targets` before they leave."""
+
+    targets: tuple[Target, ...]
+
+
+Messages = AsyncGenerator[Message | Shown | Refused, None]
 """The replies of a stream; a `Refused` is the last of them. Whoever stops earlier closes it with `aclose()`."""
 
 

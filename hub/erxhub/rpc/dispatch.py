@@ -1,8 +1,8 @@
 """One call from its bytes to its answer: the same few steps for every method of every service.
 
 A command: admission, the lane, the answer. A read: admission, the query, its access entry, the answer. A watch:
-admission, its access entry, then messages until the caller goes, its certificate is revoked, or the hub stops. Every
-refusal of an identified caller is recorded before it leaves; what only is counted is counted here.
+admission, its access entry, then messages until the caller goes, its certificate expires or is revoked, or the hub
+stops. Every refusal of an identified caller is recorded before it leaves; what only is counted is counted here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
@@ -27,14 +28,15 @@ from erxhub.admission import (
     content_of,
 )
 from erxhub.config import Config
-from erxhub.core.catalog import CatalogImport, refused_row
+from erxhub.core.catalog import CatalogImport, import_forbidden, prepare_import, refused_row
 from erxhub.core.decide import HANDLERS
 from erxhub.core.model import Caller, Command, Evidence, Refused, Target
+from erxhub.downloads import attach
 from erxhub.engine import Declined, Engine, HubBusy, HubStopped
 from erxhub.ledger.store import StoreUnavailable, Wanted
-from erxhub.ports import Pause
+from erxhub.ports import Pause, give_way
 from erxhub.queries import QUERIES, STREAMS
-from erxhub.queries.base import ReadContext
+from erxhub.queries.base import ReadContext, Shown
 from erxhub.rpc.errors import wire_status
 from erxhub.rpc.methods import COMMAND, Method
 
@@ -45,7 +47,15 @@ SENT_AT_HEADER: Final = "erxhub-sent-at-ms"
 
 _REQUEST_ID_FIELDS: Final = frozenset({"request_id", "header.request_id"})
 
+_COUNTED_ONLY: Final = frozenset({"HUB_UNAVAILABLE", "OVERLOADED"})
+
 _INTERNAL: Final = "The hub failed inside; its operator finds the cause in the log."
+
+_MESSAGE_ROWS_MAX: Final = 2_000
+"""Rows in one message of an import; the field rule says the same, but rows are checked one by one and not with it."""
+
+_ROWS_A_TURN: Final = 50
+"""Rows of an import that are checked before other calls get their turn: a few milliseconds."""
 
 _CONTEXT = grpc.aio.ServicerContext[Any, Any]
 
@@ -54,6 +64,7 @@ _CONTEXT = grpc.aio.ServicerContext[Any, Any]
 class _Call:
     method: Method
     caller: Caller
+    certificate: bytes
     received_at_ms: int
 
 
@@ -176,8 +187,8 @@ class Dispatcher:
         forbidden = import_forbidden(call.caller)
         if forbidden is not None:
             await self._refuse(call, forbidden, "", context)
-        await self._check_streams(call.caller.actor, context)
-        with self._open_stream(call.caller.actor):
+        await self._check_streams(call, context)
+        with self._open_stream(call):
             request, content = await self._received_import(call, requests, context)
         return await self._decide(call, request, request.request_id, Evidence(), content, context)
 
@@ -189,10 +200,13 @@ class Dispatcher:
         entries: list[Any] = []
         malformed: list[Any] = []
         digest = hashlib.sha256()
-        bytes_left = self._config.import_bytes_max
-        async for raw in self._arriving(call, requests, context):
+        rows = size = 0
+        messages = aiter(requests)
+        request_id = ""
+        while (raw := await self._next_part(call, messages, request_id, context)) is not None:
             part = await self._parse(call, raw, context)
-            request_id = header.request_id if header is not None else part.header.request_id
+            if header is None:
+                request_id = part.header.request_id
             if part.WhichOneof("part") != "rows" or not part.rows.entries:
                 await self._check(call, part, request_id, context)
             if part.HasField("header") == (header is not None):
@@ -201,23 +215,17 @@ class Dispatcher:
             if header is None:
                 header = part.header
                 continue
-            bytes_left -= len(raw)
-            many = len(entries) + len(malformed) + len(part.rows.entries)
-            limits = (
-                ("rows.entries", "message_rows_max", _MESSAGE_ROWS_MAX, len(part.rows.entries) > _MESSAGE_ROWS_MAX),
-                ("rows", "rows_max", self._config.import_rows_max, many > self._config.import_rows_max),
-                ("rows", "bytes_max", self._config.import_bytes_max, bytes_left < 0),
-            )
-            for field, name, limit, is_over in limits:
-                if is_over:
-                    refused = Refused("INPUT_MALFORMED", field=field, detail={name: str(limit)})
-                    await self._refuse(call, refused, request_id, context)
+            rows += len(part.rows.entries)
+            size += len(raw)
+            too_much = self._too_much(len(part.rows.entries), rows, size)
+            if too_much is not None:
+                await self._refuse(call, too_much, request_id, context)
             for begin in range(0, len(part.rows.entries), _ROWS_A_TURN):
-                rows = part.rows.entries[begin : begin + _ROWS_A_TURN]
-                for row in rows:
+                some = part.rows.entries[begin : begin + _ROWS_A_TURN]
+                for row in some:
                     body = row.SerializeToString(deterministic=True)
                     digest.update(len(body).to_bytes(4, "big") + body)
-                good, bad = self._rules.rows(rows)
+                good, bad = self._rules.rows(some)
                 entries.extend(good)
                 malformed.extend(refused_row(line, "INPUT_MALFORMED", field) for line, field in bad)
                 await give_way()
@@ -225,32 +233,36 @@ class Dispatcher:
             found = [Violation("header", "required", "an import begins with its header")]
             await self._refuse(call, Refused("INPUT_MALFORMED", field="header"), "", context, found)
         content = content_of(header.SerializeToString(deterministic=True)) + digest.digest()
-        # Some seconds of work for a national list: beside the loop, and never in the lane.
+        # A second or two for a national list: beside the loop, and never in the lane.
         return await asyncio.to_thread(prepare_import, header, entries, malformed), content
 
-    async def _arriving(
-        self, call: _Call, requests: AsyncIterator[bytes], context: _CONTEXT
-    ) -> AsyncIterator[bytes]:
-        """The messages of an import as they come; a caller who sends nothing for too long is refused."""
-        messages = aiter(requests)
-        while True:
-            coming: asyncio.Task[bytes] = asyncio.ensure_future(anext(messages))  # type: ignore[arg-type]
-            timer: asyncio.Task[None] = asyncio.ensure_future(self._pause(self._config.import_idle_ms))
-            try:
-                await asyncio.wait({coming, timer}, return_when=asyncio.FIRST_COMPLETED)
-                if not coming.done():
-                    idle_ms = str(self._config.import_idle_ms)
-                    refused = Refused("INPUT_MALFORMED", field="rows", detail={"idle_ms": idle_ms})
-                    await self._refuse(call, refused, "", context)
-            finally:
-                timer.cancel()
-                coming.cancel()
-                await asyncio.gather(coming, timer, return_exceptions=True)
-            try:
-                raw = coming.result()
-            except StopAsyncIteration:
-                return
-            yield raw
+    def _too_much(self, rows_of_message: int, rows: int, size: int) -> Refused | None:
+        """INPUT_MALFORMED for rows beyond a limit: those of one message, or rows and bytes of the import so far."""
+        for field, name, given, limit in (
+            ("rows.entries", "message_rows_max", rows_of_message, _MESSAGE_ROWS_MAX),
+            ("rows", "rows_max", rows, self._config.import_rows_max),
+            ("rows", "bytes_max", size, self._config.import_bytes_max),
+        ):
+            if given > limit:
+                return Refused("INPUT_MALFORMED", field=field, detail={name: str(limit)})
+        return None
+
+    async def _next_part(
+        self, call: _Call, messages: AsyncIterator[bytes], request_id: str, context: _CONTEXT
+    ) -> bytes | None:
+        """The next message of an import, None at its end; a caller who sends nothing for too long is refused."""
+        coming = asyncio.ensure_future(_next(messages))
+        timer: asyncio.Task[None] = asyncio.ensure_future(self._pause(self._config.import_idle_ms))
+        try:
+            await asyncio.wait({coming, timer}, return_when=asyncio.FIRST_COMPLETED)
+            if coming.done():
+                return coming.result()
+        finally:
+            timer.cancel()
+            coming.cancel()
+            await asyncio.gather(coming, timer, return_exceptions=True)
+        detail = {"idle_ms": str(self._config.import_idle_ms)}
+        await self._refuse(call, Refused("INPUT_MALFORMED", field="rows", detail=detail), request_id, context)
 
     async def _read(self, method: Method, raw: bytes, context: _CONTEXT) -> bytes:
         call = await self._enter(method, context, len(raw))
@@ -260,7 +272,7 @@ class Dispatcher:
         try:
             outcome = await QUERIES[method.name](self._reads, call.caller, request)
             if isinstance(outcome, Refused):
-                await self._refuse(call, outcome, "", context)
+                await self._end(call, outcome, context)
             case_reason = getattr(request, "case_reason", "")
             # An auditor's look is recorded even when it showed nothing: it was made for a case.
             if outcome.targets or case_reason:
@@ -277,38 +289,53 @@ class Dispatcher:
         request = await self._parse(call, raw, context)
         await self._check(call, request, "", context)
         await self._certificate(call, context)
-        actor = call.caller.actor
-        if self._open_streams.get(actor, 0) >= self._config.streams_per_peer_max:
+        await self._check_streams(call, context)
+        with self._open_stream(call):
+            try:
+                opened = await STREAMS[method.name](self._reads, call.caller, request)
+                if isinstance(opened, Refused):
+                    await self._refuse(call, opened, "", context)
+                case_reason = getattr(request, "case_reason", "")
+                await self._note(call, "", opened.opening_targets, case_reason)
+                # Tells the caller that the stream stands: whatever happens from now on reaches it.
+                await context.send_initial_metadata(())
+                async for message in self._guarded(call, opened.messages, context):
+                    if isinstance(message, Refused):
+                        await self._end(call, message, context)
+                    if isinstance(message, Shown):
+                        await self._note(call, "", message.targets, case_reason)
+                        continue
+                    yield message.SerializeToString()
+            except (StoreUnavailable, HubStopped):
+                await self._unavailable(context)
+            except HubBusy:
+                await self._overloaded(context)
+
+    async def _check_streams(self, call: _Call, context: _CONTEXT) -> None:
+        """OVERLOADED when the caller has as many streams open as it may."""
+        if self._open_streams.get(call.caller.actor, 0) >= self._config.streams_per_peer_max:
             await self._overloaded(context)
+
+    @contextmanager
+    def _open_stream(self, call: _Call) -> Iterator[None]:
+        """Counts one more stream of the caller until it ends."""
+        actor = call.caller.actor
         self._open_streams[actor] = self._open_streams.get(actor, 0) + 1
         try:
-            opened = await STREAMS[method.name](self._reads, call.caller, request)
-            if isinstance(opened, Refused):
-                await self._refuse(call, opened, "", context)
-            await self._note(call, "", opened.opening_targets, getattr(request, "case_reason", ""))
-            # Tells the caller that the stream stands: whatever happens from now on reaches it.
-            await context.send_initial_metadata(())
-            async for message in self._guarded(call, opened.messages, context):
-                if isinstance(message, Refused):
-                    await self._end(call, message, context)
-                yield message.SerializeToString()
-        except (StoreUnavailable, HubStopped):
-            await self._unavailable(context)
-        except HubBusy:
-            await self._overloaded(context)
+            yield
         finally:
             self._open_streams[actor] -= 1
             if not self._open_streams[actor]:
                 del self._open_streams[actor]
 
     async def _end(self, call: _Call, refused: Refused, context: _CONTEXT) -> NoReturn:
-        """End a stream with the refusal that it came to."""
-        if refused.code == "HUB_UNAVAILABLE":
-            await self._unavailable(context)
+        """End a read or a stream with the refusal that it came to."""
+        if refused.code in _COUNTED_ONLY:
+            await self._count(refused, context)
         await self._refuse(call, refused, "", context)
 
     async def _guarded(self, call: _Call, messages: AsyncGenerator[Any, None], context: _CONTEXT) -> AsyncIterator[Any]:
-        """The messages, and meanwhile a look now and then whether the caller's certificate was revoked."""
+        """The messages, and meanwhile a look now and then whether the caller's certificate expired or was revoked."""
         timer: asyncio.Task[None] = asyncio.ensure_future(self._pause(self._config.stream_check_interval_ms))
         coming: asyncio.Task[Any] | None = None
         try:
@@ -317,6 +344,7 @@ class Dispatcher:
                     coming = asyncio.ensure_future(anext(messages))
                 await asyncio.wait({coming, timer}, return_when=asyncio.FIRST_COMPLETED)
                 if timer.done():
+                    await self._caller(call.certificate, self._engine.clock.now_ms(), context)
                     await self._certificate(call, context)
                     timer = asyncio.ensure_future(self._pause(self._config.stream_check_interval_ms))
                 if coming.done():
@@ -339,12 +367,9 @@ class Dispatcher:
         received_at_ms = self._engine.clock.now_ms()
         if self._draining:
             await self._unavailable(context)
-        certificate = next(iter(context.auth_context().get("x509_pem_cert", ())), b"")
-        try:
-            caller, _ = caller_of(bytes(certificate), self._config.trust_domain)
-        except PeerIdentityError as error:
-            await self._count(Refused("PEER_IDENTITY", detail={"reason": error.reason}), context)
-        call = _Call(method, caller, received_at_ms)
+        certificate = bytes(next(iter(context.auth_context().get("x509_pem_cert", ())), b""))
+        caller = await self._caller(certificate, received_at_ms, context)
+        call = _Call(method, caller, certificate, received_at_ms)
         try:
             self._engine.check_room(size)
         except HubBusy:
@@ -352,6 +377,12 @@ class Dispatcher:
         if caller.kind not in method.callers:
             await self._refuse(call, Refused("ROLE_NOT_ALLOWED", detail={"caller": caller.kind}), "", context)
         return call
+
+    async def _caller(self, certificate: bytes, at_ms: int, context: _CONTEXT) -> Caller:
+        try:
+            return caller_of(certificate, self._config, at_ms)
+        except PeerIdentityError as error:
+            await self._count(Refused("PEER_IDENTITY", detail={"reason": error.reason}), context)
 
     async def _parse(self, call: _Call, raw: bytes, context: _CONTEXT) -> Any:
         request = call.method.request()
@@ -383,15 +414,16 @@ class Dispatcher:
         return None
 
     async def _certificate(self, call: _Call, context: _CONTEXT) -> None:
+        """CERT_REVOKED when the caller's certificate was revoked; the first in an hour is recorded."""
         name = ("revoked_certificate", call.caller.fingerprint)
         try:
             loaded = await self._engine.store.read(Wanted(names=frozenset({name})))
         except StoreUnavailable:
             await self._unavailable(context)
         if name in loaded.names:
-            if not self._engine.reports_revoked(call.caller.fingerprint):
+            if self._engine.counts_revoked(call.caller.fingerprint):
                 await self._count(Refused("CERT_REVOKED"), context)
-            await self._refuse(call, Refused("CERT_REVOKED"), "", context)
+            await self._record(call, Refused("CERT_REVOKED"), "", context, fingerprint=call.caller.fingerprint)
 
     async def _decide(
         self, call: _Call, request: Any, request_id: str, evidence: Evidence, content: bytes, context: _CONTEXT
@@ -407,7 +439,7 @@ class Dispatcher:
             if answer.slowed:
                 await self._pause(self._config.slowed_reply_ms)
             if answer.attach_upload:
-                return await self._engine.attach(answer.body, answer.attach_upload, call.method.response)
+                return await attach(self._engine.store, answer.body, answer.attach_upload, call.method.response)
         except HubBusy:
             await self._overloaded(context)
         except (HubStopped, StoreUnavailable):
@@ -429,9 +461,32 @@ class Dispatcher:
         context: _CONTEXT,
         violations: list[Violation] | None = None,
     ) -> NoReturn:
-        """Record a refusal that the lane has not seen, then answer with it."""
+        """Record a refusal that the lane has not seen, then answer with it.
+
+        A revoked certificate speaks for nobody, so it is looked for before anything is recorded under its name.
+        """
+        await self._certificate(call, context)
+        await self._record(call, refused, request_id, context, violations)
+
+    async def _record(
+        self,
+        call: _Call,
+        refused: Refused,
+        request_id: str,
+        context: _CONTEXT,
+        violations: list[Violation] | None = None,
+        fingerprint: bytes = b"",
+    ) -> NoReturn:
         _told(call, request_id, refused.code)
-        note = ReadNote(call.caller.actor, call.caller.kind, call.method.name, request_id, refused.targets, refused)
+        note = ReadNote(
+            call.caller.actor,
+            call.caller.kind,
+            call.method.name,
+            request_id,
+            refused.targets,
+            refused,
+            fingerprint=fingerprint,
+        )
         try:
             if await self._engine.note(note):
                 await self._pause(self._config.slowed_reply_ms)
@@ -456,6 +511,10 @@ class Dispatcher:
         status = wire_status(refused, self._config, violations or ())
         await context.abort(status.code, status.message, (("grpc-status-details-bin", status.details),))
         raise AssertionError("abort always raises")
+
+
+async def _next(messages: AsyncIterator[bytes]) -> bytes | None:
+    return await anext(messages, None)
 
 
 def _told(call: _Call, request_id: str, outcome: str) -> None:

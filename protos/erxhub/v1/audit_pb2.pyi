@@ -253,8 +253,9 @@ class VerificationFinding(_message.Message):
     stream_kind: _builtins.str
     stream_key: _builtins.bytes
     version: _builtins.int
+    """0: no entry of the stream accounts for the row that was found."""
     reason: _builtins.str
-    """e.g. COMMITMENT, PREV_LEAF, SIGNATURE."""
+    """e.g. COMMITMENT, PREV_LEAF, NAME, LISTING, CATALOGUE, SIGNATURE."""
     def __init__(
         self,
         *,

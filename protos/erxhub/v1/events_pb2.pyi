@@ -1964,20 +1964,24 @@ class AccessTarget(_message.Message):
     STREAM_KEY_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    PERSON_KEY_FIELD_NUMBER: _builtins.int
     stream_key: _builtins.bytes
     method: _builtins.str
     outcome: _builtins.str
     """"OK" or the refusal code."""
+    person_key: _builtins.bytes
+    """The person whom it concerns, who finds the access by it; or empty."""
     def __init__(
         self,
         *,
         stream_key: _builtins.bytes = ...,
         method: _builtins.str = ...,
         outcome: _builtins.str = ...,
+        person_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "outcome", b"outcome", "stream_key", b"stream_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["method", b"method", "outcome", b"outcome", "person_key", b"person_key", "stream_key", b"stream_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -2022,6 +2026,7 @@ class CommandRefused(_message.Message):
     FIELD_FIELD_NUMBER: _builtins.int
     STREAM_KEYS_FIELD_NUMBER: _builtins.int
     CALLER_KIND_FIELD_NUMBER: _builtins.int
+    PERSON_KEYS_FIELD_NUMBER: _builtins.int
     method: _builtins.str
     code: _builtins.str
     field: _builtins.str
@@ -2031,6 +2036,10 @@ class CommandRefused(_message.Message):
     def stream_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """What the command was about; empty when it names nothing that exists."""
 
+    @_builtins.property
+    def person_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """The persons whom it concerns, who find the refusal by it."""
+
     def __init__(
         self,
         *,
@@ -2039,10 +2048,11 @@ class CommandRefused(_message.Message):
         field: _builtins.str = ...,
         stream_keys: _abc.Iterable[_builtins.bytes] | None = ...,
         caller_kind: _builtins.str = ...,
+        person_keys: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_kind", b"caller_kind", "code", b"code", "field", b"field", "method", b"method", "stream_keys", b"stream_keys"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_kind", b"caller_kind", "code", b"code", "field", b"field", "method", b"method", "person_keys", b"person_keys", "stream_keys", b"stream_keys"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,7 @@
 -- The ledger on SQLite, version 1. Run as one transaction by the store; never edit it after a release: add 0002.
 --
--- Rows of `stream` and `entry` are insert-only. What may be erased lies beside them (content, reply, blob) and can be
--- deleted but not changed. `state` is the fold of the entries and cannot exist without the entry that it stands on.
+-- Rows of `stream`, `entry`, `name`, `listing` and `catalog_row` are insert-only. What may be erased lies beside them
+-- (content, reply, blob) and can be deleted but not changed. `state` is the fold of the entries and cannot exist without the entry that it stands on.
 
 PRAGMA application_id = 0x65727868;  -- "erxh": lets the store refuse a file that is something else
 
@@ -60,6 +60,8 @@ CREATE TABLE listing (
     PRIMARY KEY (space, key, position)
 ) WITHOUT ROWID;
 
+CREATE INDEX listing_position ON listing (position);  -- verification reads an entry's rows beside the entry
+
 CREATE TABLE reply (
     caller      TEXT NOT NULL,
     request_id  TEXT NOT NULL,
@@ -108,6 +110,21 @@ BEGIN SELECT RAISE (ABORT, 'reply rows can be erased but not changed'); END;
 CREATE TRIGGER blob_is_never_changed BEFORE UPDATE ON blob
 BEGIN SELECT RAISE (ABORT, 'blob rows can be erased but not changed'); END;
 
+CREATE TRIGGER name_is_never_changed BEFORE UPDATE ON name
+BEGIN SELECT RAISE (ABORT, 'name rows are insert-only'); END;
+
+CREATE TRIGGER name_is_never_deleted BEFORE DELETE ON name
+BEGIN SELECT RAISE (ABORT, 'name rows are insert-only'); END;
+
+CREATE TRIGGER listing_is_never_changed BEFORE UPDATE ON listing
+BEGIN SELECT RAISE (ABORT, 'listing rows are insert-only'); END;
+
+CREATE TRIGGER listing_is_never_deleted BEFORE DELETE ON listing
+BEGIN SELECT RAISE (ABORT, 'listing rows are insert-only'); END;
+
 -- Also what makes another body for a known row a conflict: the store's upsert ends here.
 CREATE TRIGGER catalog_row_is_never_changed BEFORE UPDATE ON catalog_row
+BEGIN SELECT RAISE (ABORT, 'a catalogue edition never changes'); END;
+
+CREATE TRIGGER catalog_row_is_never_deleted BEFORE DELETE ON catalog_row
 BEGIN SELECT RAISE (ABORT, 'a catalogue edition never changes'); END;
