@@ -1,522 +1,365 @@
-"""Settlement: the golden cases, the identities, the rounding, and what an undo gives back."""
+"""Quote, settle, undo, reverse: the amounts, who pays them, and that what is given back is given back exactly."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from decimal import ROUND_HALF_UP, Decimal
 from fractions import Fraction
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
+from typing import cast
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from erxhub.core.settlement import (
-    AccountScope,
-    Balances,
-    Band,
-    Benefit,
-    ChargeLine,
-    Claim,
-    Fund,
-    IdentityBroken,
-    PriceMode,
-    Supplement,
-    compute,
-    format_yuan,
-    line_amount_fen,
-    parse_fen,
-    parse_price_e6,
-    parse_quantity_e4,
-    parse_ratio,
-    round_half_up,
-    self_paid_by_approval,
-    split_line,
-    take_back,
-)
+from erxhub.core import account, claim_arithmetic, settlement
+from erxhub.core.model import Accepted
+from erxhub.policy.rules import Rules
+from erxhub.v1 import common_pb2, dispensing_pb2, events_pb2, registry_pb2, signed_pb2, state_pb2
+from tests.core import pharmacy as shops
+from tests.core import population as people
+from tests.core.harness import World
+from tests.core.pharmacy import HOUR_MS, OTHER_SHOP, SHOP, Visit, at, change_agreement, visit
+from tests.core.population import accepted, refused
+from tests.core.test_prescription import AMLODIPINE, DAY_MS, IRBESARTAN, MINUTE_MS, Rx, drug
 
-# The same examples on every run: a failure must not depend on luck or on an earlier run.
-REPEATABLE = settings(derandomize=True, database=None, deadline=None)
-GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "settlement_golden.json").read_text("utf-8"))
-CASES: dict[str, dict[str, Any]] = {case["id"]: case for case in GOLDEN["cases"]}
-
-FIELDS = {
-    "medfee_sumamt": "total_fen",
-    "fulamt_ownpay_amt": "own_pay_fen",
-    "overlmt_selfpay": "over_limit_fen",
-    "preselfpay_amt": "prior_self_pay_fen",
-    "inscp_scp_amt": "in_scope_fen",
-    "act_pay_dedc": "deductible_fen",
-    "hifp_before_cap": "pooled_before_cap_fen",
-    "hifp_pay": "pooled_fund_fen",
-    "fund_pay_sumamt": "fund_total_fen",
-    "hosp_part_amt": "hospital_part_fen",
-    "psn_part_amt": "personal_part_fen",
-    "acct_pay": "account_fen",
-    "acct_mulaid_pay": "family_fen",
-    "psn_cash_pay": "cash_fen",
-}
-AFTER = {
-    "cum_inscope": "cum_inscope_fen",
-    "deductible_used": "deductible_used_fen",
-    "acct_balance": "account_fen",
-    "family_balance": "family_fen",
-}
+SUSPENDED = registry_pb2.AGREEMENT_STATUS_SUSPENDED
+SETTLE_ID = "settle-request-1"
+UNDO_ID = "undo-request-1"
+START_FEN = 86_000
+NEW_YEAR_MS = 1_798_732_800_000
+"""The first instant of 2027 in Beijing."""
 
 
-def charge_lines(raw: list[dict[str, Any]] | str) -> list[ChargeLine]:
-    return [
-        ChargeLine(
-            charge_level=line["chrgitm_lv"],
-            quantity_e4=parse_quantity_e4(line["qty"]),
-            price_e6=parse_price_e6(line["price"]),
-            prior_ratio=parse_ratio(line["prior_ratio"]),
-            payment_standard_e6=parse_price_e6(line["pay_std"]) if line["pay_std"] else None,
-            price_mode=PriceMode(line.get("price_mode", "REGULATED")),
-        )
-        for line in (GOLDEN["reference_lines"] if raw == "REF" else raw)
-        if isinstance(line, dict)
-    ]
+def totals(v: Visit) -> tuple[int, int, int]:
+    return v.account.balance_fen, v.account.in_scope_year_fen, v.account.fund_year_fen
 
 
-def golden_benefit(case: dict[str, Any]) -> Benefit:
-    given_ = case["input"]
-    return Benefit(
-        bands=tuple(
-            Band(parse_fen(band["upto"]) if band["upto"] else None, parse_ratio(band["ratio"]))
-            for band in given_["bands"]
-        ),
-        deductible_fen=parse_fen(given_["deductible"]),
-        cum_inscope_fen=parse_fen(given_["cum_inscope_before"]),
-        fund_cap_fen=parse_fen(given_["fund_cap"]) if given_["fund_cap"] else None,
-        cum_fund_fen=parse_fen(given_["cum_fund_before"]),
-    )
+# ---- quote ----
 
 
-def golden_claim(case_id: str) -> Claim:
-    case = CASES[case_id]
-    return compute(
-        charge_lines(case["lines"]),
-        golden_benefit(case),
-        parse_fen(case["input"]["acct_balance"]),
-        parse_fen(case["input"]["family_balance"]),
-    )
-
-
-# --- Golden cases ---
-
-
-def test_all_golden_cases_are_here() -> None:
-    assert list(CASES) == [*(f"G{n}" for n in range(1, 8)), *(f"E{n}" for n in range(1, 6))]
-
-
-@pytest.mark.parametrize("case_id", CASES)
-def test_golden_case_gives_the_published_amounts(case_id: str) -> None:
-    expect = CASES[case_id]["expect"]
-    claim = golden_claim(case_id)
-
-    assert {name: format_yuan(getattr(claim, field)) for name, field in FIELDS.items()} == {
-        name: expect[name] for name in FIELDS
-    }
-    assert [(segment.amount_fen, segment.ratio) for segment in claim.segments] == [
-        (parse_fen(segment["amount"]), parse_ratio(segment["ratio"])) for segment in expect["band_segments"]
-    ]
-    assert {name: format_yuan(getattr(claim.after, field)) for name, field in AFTER.items()} == expect["after"]
-
-
-@pytest.mark.parametrize("case_id", [case_id for case_id, case in CASES.items() if "expect_lines" in case])
-def test_golden_case_splits_its_lines_as_published(case_id: str) -> None:
-    parts = ("amount", "own_pay", "over_limit", "prior_self_pay", "in_scope")
+def test_a_quote_splits_the_lines_as_the_catalogue_says() -> None:
+    v = visit().reviewed()
+    reply = accepted(v.quote())
+    # In scope 20.00 + (30.00 - 3.00); the fund pays 0.70 of 47.00.
     assert [
-        {part: format_yuan(getattr(line, f"{part}_fen")) for part in parts} for line in golden_claim(case_id).lines
-    ] == CASES[case_id]["expect_lines"]
+        (line.line_no, line.charge_class, line.over_limit_fen, line.prior_self_pay_fen, line.in_scope_fen)
+        for line in reply.lines
+    ] == [(1, "01", 0, 0, 2_000), (2, "02", 1_000, 300, 2_700)]
+    amounts = reply.amounts
+    assert (amounts.total_fen, amounts.fund_fen, amounts.account_fen, amounts.cash_fen) == (6_000, 3_290, 2_710, 0)
+    assert reply.expires_at_ms == v.world.now_ms + 30 * MINUTE_MS
+    assert len(reply.quote_id) == 24
 
 
-def test_reference_lines_split_as_published() -> None:
-    assert [dataclasses.astuple(line) for line in golden_claim("G1").lines] == [
-        (9100, 0, 0, 0, 9100),
-        (32000, 0, 2000, 3000, 27000),
-        (6000, 6000, 0, 0, 0),
-    ]
+def test_a_quote_leaves_the_account_alone_when_asked_to() -> None:
+    v = visit().reviewed()
+    amounts = accepted(v.quote(use_account=False)).amounts
+    assert (amounts.account_fen, amounts.cash_fen) == (0, 2_710)
 
 
-def test_a_ceiling_on_fund_payments_is_another_parameter_than_a_ceiling_on_spending() -> None:
-    case = CASES["G5"]
-    as_spending = golden_benefit(case)
-    as_payments = dataclasses.replace(
-        as_spending,
-        bands=(as_spending.bands[0], Band(None, as_spending.bands[1].ratio)),
-        fund_cap_fen=parse_fen("10000"),
+def test_the_first_quote_extends_the_hold_once() -> None:
+    v = visit().reviewed()
+    until = v.order.hold_until_ms
+    assert accepted(v.quote()).hold_until_ms == until + 30 * MINUTE_MS
+    assert accepted(v.quote()).hold_until_ms == until + 30 * MINUTE_MS
+
+
+def test_a_restricted_drug_without_approval_is_self_paid() -> None:
+    world = shops.market(drug(AMLODIPINE, limits="限二线用药"), drug(IRBESARTAN))
+    v = visit(world).reviewed()
+    assert accepted(v.quote(v.sale())).amounts.own_pay_fen == 2_000
+    line = Rx.line(1, AMLODIPINE)
+    line.approval_flag = "1"
+    answer = common_pb2.Acknowledgement(
+        code="MON_INDICATION", line_no=1, reason="符合限定", doctor_code=people.DOCTOR_CODE
     )
-    assert compute(charge_lines("REF"), as_spending, 0).pooled_fund_fen == 5500
-    claim = compute(charge_lines("REF"), as_payments, 0)
-    assert (claim.pooled_fund_fen, claim.personal_part_fen) == (19855, 27245)
-
-
-# --- The parts of the algorithm ---
-
-
-def regulated(level: str, amount: str, **more: Any) -> ChargeLine:
-    return ChargeLine(level, parse_quantity_e4("1"), parse_price_e6(amount), **more)
-
-
-def test_a_class_a_line_has_no_prior_share_whatever_ratio_is_given() -> None:
-    assert split_line(regulated("01", "100", prior_ratio=Fraction(1, 10))).in_scope_fen == 10000
-
-
-def test_a_reimbursable_class_c_line_is_treated_like_class_b() -> None:
-    assert split_line(regulated("04", "100", prior_ratio=Fraction(3, 10))).in_scope_fen == 7000
+    world = shops.market(drug(AMLODIPINE, limits="限二线用药"), drug(IRBESARTAN))
+    w = visit(world, lines=[line], acknowledgements=[answer]).reviewed()
+    assert accepted(w.quote(w.sale())).amounts.in_scope_fen == 2_000
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("changes", "code", "field"),
     [
-        regulated("03", "100"),
-        regulated("01", "100", price_mode=PriceMode.MARKET),
-        regulated("01", "100", self_paid=True),
+        ({"line_no": 3}, "DISPENSE_MISMATCH", "lines[0].line_no"),
+        ({"code": IRBESARTAN}, "DISPENSE_MISMATCH", "lines[0].drug_code"),
+        ({"quantity": "1.0001"}, "DISPENSE_MISMATCH", "lines[0].quantity"),
+        ({"quantity": "0"}, "DISPENSE_MISMATCH", "lines[0].quantity"),
+        ({"quantity": "01"}, "INPUT_MALFORMED", "lines[0].quantity"),
+        ({"price": "9999999999"}, "INPUT_MALFORMED", "lines[0].unit_price"),
     ],
 )
-def test_class_c_market_priced_and_self_paid_lines_are_paid_by_the_person(line: ChargeLine) -> None:
-    claim = compute([line], Benefit((Band(None, Fraction(1)),)), 0)
-    assert (claim.own_pay_fen, claim.fund_total_fen, claim.cash_fen) == (10000, 0, 10000)
-
-
-def test_a_payment_standard_above_the_price_changes_nothing() -> None:
-    line = regulated("02", "100", payment_standard_e6=parse_price_e6("120"), prior_ratio=Fraction(1, 10))
-    assert dataclasses.astuple(split_line(line)) == (10000, 0, 0, 1000, 9000)
-
-
-@pytest.mark.parametrize(
-    ("restricted", "flag", "self_paid"),
-    [
-        (True, "0", True),
-        (True, "1", False),
-        (True, "2", True),
-        (False, "0", False),
-        (False, "1", False),
-        (False, "2", True),
-    ],
-)
-def test_hospital_approval_decides_about_self_payment(restricted: bool, flag: str, self_paid: bool) -> None:
-    assert self_paid_by_approval(restricted, flag) is self_paid
-
-
-def test_an_unknown_approval_flag_is_no_decision() -> None:
-    with pytest.raises(ValueError, match="approval"):
-        self_paid_by_approval(True, "3")
-
-
-def test_a_band_that_ends_below_the_deductible_pays_nothing_and_moves_nothing() -> None:
-    benefit = Benefit(
-        (Band(10000, Fraction(9, 10)), Band(None, Fraction(1, 2))),
-        deductible_fen=50000,
-        cum_inscope_fen=40000,
-    )
-    claim = compute([regulated("01", "300")], benefit, 0)
-    assert (claim.deductible_fen, claim.pooled_fund_fen) == (10000, 10000)
-
-
-def test_no_bands_means_that_the_account_pays_everything() -> None:
-    claim = compute([regulated("01", "100")], Benefit(()), 20000)
-    assert (claim.fund_total_fen, claim.account_fen, claim.cash_fen) == (0, 10000, 0)
-
-
-def test_a_used_up_fund_cap_pays_nothing() -> None:
-    benefit = Benefit((Band(None, Fraction(1, 2)),), fund_cap_fen=1000, cum_fund_fen=2000)
-    claim = compute([regulated("01", "100")], benefit, 0)
-    assert (claim.pooled_before_cap_fen, claim.pooled_fund_fen) == (5000, 0)
-
-
-def test_further_funds_work_on_what_the_earlier_ones_left() -> None:
-    benefit = Benefit(
-        (Band(None, Fraction(1, 2)),),
-        supplements=(
-            Supplement(Fund.LARGE_SUM, Fraction(1, 2), threshold_left_fen=1000),
-            Supplement(Fund.CIVIL_SERVANT, Fraction(1, 2), cap_left_fen=800),
-            Supplement(Fund.ASSISTANCE, Fraction(1)),
-        ),
-    )
-    claim = compute([regulated("01", "100"), regulated("03", "7")], benefit, 0)
-    assert (claim.pooled_fund_fen, claim.large_sum_fen, claim.civil_servant_fen, claim.assistance_fen) == (
-        5000,
-        2000,
-        800,
-        2200,
-    )
-    assert (claim.fund_total_fen, claim.cash_fen) == (10000, 700)
-
-
-def test_accounts_bound_to_the_in_scope_part_leave_the_rest_to_cash() -> None:
-    benefit = Benefit((Band(None, Fraction(1, 2)),), account_scope=AccountScope.IN_SCOPE_PERSONAL)
-    claim = compute([regulated("01", "100"), regulated("03", "7")], benefit, 3000, 9000)
-    assert (claim.account_fen, claim.family_fen, claim.cash_fen) == (3000, 2000, 700)
-
-
-def test_a_hospital_part_lowers_the_personal_part() -> None:
-    benefit = Benefit((Band(None, Fraction(7, 10)),))
-    claim = compute([regulated("01", "100")], benefit, 0, hospital_part_fen=1000)
-    assert (claim.fund_total_fen, claim.hospital_part_fen, claim.personal_part_fen) == (7000, 1000, 2000)
-    with pytest.raises(ValueError, match="hospital part"):
-        compute([regulated("01", "100")], benefit, 0, hospital_part_fen=3001)
-
-
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda: ChargeLine("05", 1, 1),
-        lambda: ChargeLine("1", 1, 1),
-        lambda: ChargeLine("01", -1, 1),
-        lambda: ChargeLine("01", 1, -1),
-        lambda: ChargeLine("02", 1, 1, payment_standard_e6=-1),
-        lambda: ChargeLine("02", 1, 1, prior_ratio=Fraction(11, 10)),
-        lambda: Benefit((), deductible_fen=-1),
-        lambda: Benefit((Band(None, Fraction(3, 2)),)),
-        lambda: Benefit((Band(None, Fraction(1)), Band(5, Fraction(1)))),
-        lambda: Benefit((Band(5, Fraction(1)), Band(5, Fraction(1)))),
-        lambda: Benefit((Band(0, Fraction(1)),)),
-        lambda: Benefit(
-            (),
-            supplements=(Supplement(Fund.ASSISTANCE, Fraction(1)), Supplement(Fund.LARGE_SUM, Fraction(1))),
-        ),
-        lambda: Supplement(Fund.OTHER, Fraction(1), cap_left_fen=-1),
-        lambda: compute([], Benefit(()), 0),
-        lambda: compute([ChargeLine("01", 1, 1)], Benefit(()), -1),
-        lambda: round_half_up(-1, 2),
-    ],
-)
-def test_numbers_without_a_meaning_are_not_taken(build: Any) -> None:
-    with pytest.raises(ValueError):
-        build()
-
-
-@pytest.mark.parametrize(
-    ("change", "identity"),
-    [
-        ({"own_pay_fen": 6001}, "T-04"),
-        ({"personal_part_fen": 23611}, "T-05"),
-        ({"cash_fen": 18611}, "T-06"),
-        ({"civil_servant_fen": 1}, "T-07"),
-        ({"own_pay_fen": 6001, "over_limit_fen": 1999}, "T-08"),
-        ({"account_fen": 24611, "cash_fen": -1001}, "negative"),
-        (
-            {"pooled_fund_fen": 36101, "fund_total_fen": 36101, "personal_part_fen": 10999, "cash_fen": 5999},
-            "T-16",
-        ),
-    ],
-)
-def test_a_claim_that_does_not_add_up_cannot_exist(change: dict[str, Any], identity: str) -> None:
-    with pytest.raises(IdentityBroken, match=identity):
-        dataclasses.replace(golden_claim("G1"), **change)
-
-
-def test_a_line_that_does_not_add_up_cannot_exist() -> None:
-    with pytest.raises(IdentityBroken, match="T-04"):
-        dataclasses.replace(golden_claim("G1").lines[0], in_scope_fen=1)
-
-
-# --- Undo ---
-
-
-def test_undo_of_g6_gives_back_totals_and_both_accounts_exactly() -> None:
-    claim = golden_claim("G6")
-    restored = take_back(claim, claim.after)
-    assert restored == claim.before
-    assert restored == Balances(
-        cum_inscope_fen=30000, deductible_used_fen=30000, cum_fund_fen=0, account_fen=20000, family_fen=10000
-    )
-
-
-def test_undo_leaves_the_effect_of_a_later_claim_alone() -> None:
-    first = golden_claim("G2")
-    second = compute(
-        charge_lines("REF"),
-        dataclasses.replace(golden_benefit(CASES["G2"]), cum_inscope_fen=first.after.cum_inscope_fen),
-        first.after.account_fen,
-        first.after.family_fen,
-    )
-    restored = take_back(first, second.after)
-    assert restored.cum_inscope_fen == 500000 + second.in_scope_fen
-    assert restored.account_fen == 5000 - second.account_fen
-    assert restored.family_fen == 50000 - second.family_fen
-
-
-# --- Text ---
-
-
-@pytest.mark.parametrize(
-    ("parse", "text", "value"),
-    [
-        (parse_quantity_e4, "0.0001", 1),
-        (parse_quantity_e4, "999999999999.9999", 10**16 - 1),
-        (parse_price_e6, "0.335", 335000),
-        (parse_price_e6, "9999999999.999999", 10**16 - 1),
-        (parse_fen, "12.3", 1230),
-        (parse_fen, "0", 0),
-    ],
-)
-def test_decimal_text_becomes_an_integer_of_its_smallest_unit(parse: Any, text: str, value: int) -> None:
-    assert parse(text) == value
-
-
-@pytest.mark.parametrize("parse", [parse_quantity_e4, parse_price_e6, parse_fen, parse_ratio])
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", " ", "NaN", "inf", "-1", "+1", "1e3", "01", ".5", "1.", "1,5", "1_0", "1.0 ", "1\n", "1.1234567",
-        "１", "٣", "1" * 30,
-    ],
-)  # fmt: skip
-def test_other_notations_of_numbers_are_not_taken(parse: Any, text: str) -> None:
-    with pytest.raises(ValueError):
-        parse(text)
-
-
-def test_a_ratio_above_one_is_not_taken() -> None:
-    assert parse_ratio("1.000000") == 1
-    with pytest.raises(ValueError):
-        parse_ratio("1.000001")
-
-
-@REPEATABLE
-@given(st.integers(0, 10**16 - 1))
-def test_amounts_survive_the_way_through_text(amount_fen: int) -> None:
-    assert parse_fen(format_yuan(amount_fen)) == amount_fen
-
-
-def test_a_negative_amount_keeps_its_sign_in_text() -> None:
-    assert format_yuan(-5) == "-0.05"
-
-
-# --- Properties ---
-
-RATIOS = st.integers(0, 100).map(lambda percent: Fraction(percent, 100))
-AMOUNTS = st.integers(0, 2_000_000)
-LINES = st.builds(
-    ChargeLine,
-    charge_level=st.sampled_from(["01", "02", "03", "04"]),
-    quantity_e4=st.integers(1, 500_0000),
-    price_e6=st.integers(0, 2_000_000_000),
-    prior_ratio=RATIOS,
-    payment_standard_e6=st.none() | st.integers(0, 2_000_000_000),
-    price_mode=st.sampled_from(PriceMode),
-    self_paid=st.booleans(),
-)
-
-
-@st.composite
-def benefits(draw: st.DrawFn, *, supplemented: bool = True) -> Benefit:
-    bounds: list[int | None] = [*sorted(draw(st.sets(st.integers(1, 2_000_000), max_size=4)))]
-    if draw(st.booleans()):
-        bounds.append(None)
-    funds = draw(st.sets(st.sampled_from(Fund))) if supplemented else set()
-    return Benefit(
-        bands=tuple(Band(bound, draw(RATIOS)) for bound in bounds),
-        deductible_fen=draw(AMOUNTS),
-        cum_inscope_fen=draw(AMOUNTS),
-        fund_cap_fen=draw(st.none() | AMOUNTS),
-        cum_fund_fen=draw(AMOUNTS),
-        supplements=tuple(
-            Supplement(fund, draw(RATIOS), draw(AMOUNTS), draw(st.none() | AMOUNTS)) for fund in Fund if fund in funds
-        ),
-        account_scope=draw(st.sampled_from(AccountScope)),
-    )
-
-
-@REPEATABLE
-@given(st.lists(LINES, min_size=1, max_size=5), benefits(), AMOUNTS, AMOUNTS)
-def test_the_money_identities_hold_for_every_claim(
-    lines: list[ChargeLine], benefit: Benefit, account: int, family: int
-) -> None:
-    claim = compute(lines, benefit, account, family)
-
-    assert claim.total_fen == (claim.own_pay_fen + claim.over_limit_fen + claim.prior_self_pay_fen + claim.in_scope_fen)
-    assert claim.total_fen == claim.fund_total_fen + claim.hospital_part_fen + claim.personal_part_fen
-    assert claim.personal_part_fen == claim.account_fen + claim.family_fen + claim.cash_fen
-    assert claim.total_fen == sum(line_amount_fen(line.quantity_e4, line.price_e6) for line in lines)
-    assert claim.account_fen <= account
-    assert claim.family_fen <= family
-    # Own account first, then family, then cash.
-    payable = claim.personal_part_fen
-    if benefit.account_scope is AccountScope.IN_SCOPE_PERSONAL:
-        payable = claim.in_scope_fen - claim.fund_total_fen
-    assert claim.account_fen == min(account, payable)
-    assert claim.family_fen == min(family, payable - claim.account_fen)
-    assert take_back(claim, claim.after) == claim.before
-    # What is neither deductible nor in a band lies above the last bound.
-    assert claim.deductible_fen + sum(segment.amount_fen for segment in claim.segments) <= claim.in_scope_fen
-
-
-@REPEATABLE
-@given(st.integers(0, 10**24), st.integers(1, 10**12))
-def test_rounding_is_half_up(numerator: int, denominator: int) -> None:
-    rounded = round_half_up(numerator, denominator)
-    assert rounded - Fraction(1, 2) <= Fraction(numerator, denominator) < rounded + Fraction(1, 2)
-
-
-@REPEATABLE
-@given(st.integers(0, 10**9), st.integers(0, 10**9))
-def test_line_amounts_agree_with_decimal_arithmetic(quantity_e4: int, price_e6: int) -> None:
-    yuan = Decimal(quantity_e4).scaleb(-4) * Decimal(price_e6).scaleb(-6)
-    assert format_yuan(line_amount_fen(quantity_e4, price_e6)) == str(yuan.quantize(Decimal("0.01"), ROUND_HALF_UP))
-
-
-@REPEATABLE
-@given(
-    st.lists(LINES, min_size=2, max_size=6),
-    benefits(supplemented=False),
-    st.sets(st.integers(1, 5), min_size=1, max_size=3),
-)
-def test_splitting_a_claim_costs_at_most_one_fen_a_claim(
-    lines: list[ChargeLine], benefit: Benefit, cuts: set[int]
-) -> None:
-    whole = compute(lines, benefit, 0)
-    places = sorted({0, len(lines)} | {cut for cut in cuts if cut < len(lines)})
-
-    parts: list[Claim] = []
-    for start, end in pairwise(places):
-        parts.append(compute(lines[start:end], benefit, 0))
-        benefit = dataclasses.replace(
-            benefit,
-            cum_inscope_fen=parts[-1].after.cum_inscope_fen,
-            cum_fund_fen=parts[-1].after.cum_fund_fen,
-        )
-
-    assert abs(sum(part.pooled_fund_fen for part in parts) - whole.pooled_fund_fen) <= len(parts)
-    assert sum(part.deductible_fen for part in parts) == whole.deductible_fen
-    assert sum(part.total_fen for part in parts) == whole.total_fen
-
-
-def test_g4_split_in_two_claims_gives_the_same_sum_within_a_fen_a_claim() -> None:
-    lines = charge_lines("REF")
-    benefit = golden_benefit(CASES["G4"])
-    first = compute(lines[:1], benefit, 0)
-    second = compute(lines[1:], dataclasses.replace(benefit, cum_inscope_fen=first.after.cum_inscope_fen), 0)
-    assert abs(first.fund_total_fen + second.fund_total_fen - golden_claim("G4").fund_total_fen) <= 2
-
-
-# --- Real-coded scenarios --------------------------------------------------------------------------------------
-
-
-def test_the_lines_of_the_real_coded_scenarios_split_as_expected(shared: Path) -> None:
-    scenarios = json.loads((shared / "data" / "scenarios.json").read_text("utf-8"))["scenarios"]
-    assert scenarios
-    for scenario in scenarios:
-        for line in scenario["lines"]:
-            inputs = line["settlement_inputs"]
-            quantity_e4 = parse_quantity_e4(str(line["quantity"]))
-            amounts = split_line(
-                ChargeLine(
-                    charge_level=inputs["chrgitm_lv"],
-                    quantity_e4=quantity_e4,
-                    price_e6=parse_price_e6(line["price"]),
-                    prior_ratio=parse_ratio(inputs["prior_pay_ratio"]),
-                    payment_standard_e6=parse_price_e6(inputs["payment_std"]) if inputs["payment_std"] else None,
-                )
+def test_a_quote_refuses_what_was_not_prescribed(changes: dict[str, str], code: str, field: str) -> None:
+    v = visit().reviewed()
+    refused(v.quote(v.sale(**changes)), code, field)  # type: ignore[arg-type]
+
+
+def test_a_quote_refuses_a_repeated_line() -> None:
+    v = visit().reviewed()
+    refused(v.quote(v.sale(), v.sale()), "DISPENSE_MISMATCH", "lines[1].line_no")
+
+
+def test_a_quote_needs_review_voucher_pooling_and_no_withdrawal() -> None:
+    v = visit().held()
+    refused(v.quote(), "REVIEW_REQUIRED")
+    accepted(v.review())
+    people.activate(v.world, people.STRANGER_NO)
+    refused(v.quote(reference=v.reference(shops.SETTLE_TYPE, people.STRANGER_NO)), "VCH_SUBJECT_MISMATCH")
+    refused(v.quote(reference=v.reference(shops.LIST_TYPE)), "VCH_WRONG_BUSINESS")
+    refused(v.rx.revoke(), "RX_UNDO_STATE")
+    refused(v.quote(), "RX_NOT_EFFECTIVE")
+    refused(v.pay_self(), "RX_NOT_EFFECTIVE")
+    w = visit().reviewed()
+    change_agreement(w.world, SHOP, SUSPENDED, shops.POOLING)
+    refused(w.quote(), "AGR_NO_POOLING")
+    accepted(w.pay_self())
+
+
+# ---- settle ----
+
+
+def test_a_settlement_moves_the_account_and_names_what_it_rests_on() -> None:
+    v = visit().quoted()
+    before = len(v.world.events)
+    reply = accepted(v.settle())
+    assert v.events_since(before)[-3:] == ["account.debited", "settlement.committed", "dispense.ready"]
+    assert totals(v) == (START_FEN - 2_710, 4_700, 3_290)
+    assert reply.account_balance_fen == START_FEN - 2_710
+    assert reply.amounts == v.quote_reply.amounts
+    debited = v.world.events[-3][2]
+    committed = [event for kind, event, _ in v.world.events if kind == "prescription"].index("settlement.committed")
+    assert (debited.rx_key, debited.rx_version) == (v.rx.key, committed + 1)
+    assert v.order.status == common_pb2.ORDER_STATUS_SETTLED
+    assert v.order.claim.settlement_id == reply.settlement_id
+
+
+def test_a_quote_settles_once() -> None:
+    v = visit().settled()
+    refused(v.settle(), "SETL_QUOTE_STALE")
+    refused(v.quote(), "RX_ALREADY_USED")
+    refused(v.pay_self(), "RX_ALREADY_USED")
+
+
+def test_an_expired_replaced_or_unknown_quote_is_stale() -> None:
+    v = visit().quoted()
+    refused(v.settle(quote_id="330100" + "0" * 18), "SETL_QUOTE_STALE", "statement.quote_id")
+    first = v.quote_reply
+    accepted(v.quote(v.sale()))
+    refused(v.settle(quote_id=first.quote_id, amounts=first.amounts), "SETL_QUOTE_STALE")
+    refused(v.settle(lines=v.both()), "SETL_QUOTE_STALE", "statement.lines")
+    v.world.advance(30 * MINUTE_MS + 1)
+    refused(v.settle(), "SETL_QUOTE_STALE")
+    w = visit().reviewed()
+    refused(w.settle(quote_id="1"), "SETL_QUOTE_STALE")
+
+
+def test_a_settlement_one_fen_off_names_the_amount() -> None:
+    v = visit().quoted()
+    amounts = signed_pb2.ClaimAmounts()
+    amounts.CopyFrom(v.quote_reply.amounts)
+    amounts.cash_fen += 1
+    answer = refused(v.settle(amounts=amounts), "SETL_AMOUNT", "statement.amounts.cash_fen")
+    assert (answer.detail["sent_fen"], answer.detail["computed_fen"]) == ("1", "0")
+
+
+def test_a_settlement_needs_review_seal_and_the_persons_voucher() -> None:
+    v = visit().held()
+    refused(v.settle(), "REVIEW_REQUIRED")
+    accepted(v.review())
+    accepted(v.quote())
+    refused(v.settle(facts={"invalid": ["statement"]}), "SIG_INVALID")
+    refused(v.settle(facts={"unknown": ["statement"]}), "SIG_CERT")
+    refused(v.settle(""), "VCH_INVALID", "voucher_ref")
+    refused(v.settle(pharmacy_code=OTHER_SHOP.id), "INST_IMPERSONATION")
+
+
+def test_two_claims_cannot_overdraw_the_account() -> None:
+    first = visit().reviewed()
+    accepted(first.quote(first.sale(price="1200")))
+    second = at(visit(first.world, hospital_rx_no="RX2"), OTHER_SHOP).reviewed()
+    accepted(second.quote(second.sale(price="2000")))
+    assert second.quote_reply.amounts.account_fen == 60_000
+    accepted(first.settle())
+    refused(second.settle(), "ACCT_INSUFFICIENT")
+
+
+def test_a_self_payment_touches_no_account() -> None:
+    v = visit().reviewed()
+    before = len(v.world.events)
+    reply = accepted(v.pay_self())
+    assert v.events_since(before) == ["settlement.self_paid", "dispense.ready"]
+    assert totals(v) == (START_FEN, 0, 0)
+    assert reply.settlement_id
+    assert reply.account_balance_fen == 0
+    assert v.order.claim.status == common_pb2.SETTLEMENT_STATUS_SELF_PAID
+
+
+def test_a_self_payment_is_checked_like_a_quote() -> None:
+    v = visit().held()
+    refused(v.pay_self(), "REVIEW_REQUIRED")
+    accepted(v.review())
+    refused(v.pay_self(total_fen=6_001), "SETL_AMOUNT", "statement.amounts.total_fen")
+    refused(v.pay_self(v.sale(quantity="2"), total_fen=4_000), "DISPENSE_MISMATCH", "statement.lines[0].quantity")
+    refused(v.pay_self(lines=[]), "DISPENSE_MISMATCH", "statement.lines")
+    refused(v.pay_self(quote_id="1"), "INPUT_MALFORMED", "statement.quote_id")
+    accepted(v.quote())
+    accepted(v.pay_self())
+
+
+# ---- undo ----
+
+
+def test_an_undo_restores_everything_exactly() -> None:
+    v = visit().settled()
+    before = len(v.world.events)
+    reply = accepted(v.undo())
+    assert v.events_since(before) == ["account.restored", "settlement.undone", "dispense.voided", "order.released"]
+    assert totals(v) == (START_FEN, 0, 0)
+    assert reply.statuses.use == common_pb2.RX_USE_STATUS_UNUSED
+    refused(v.undo(), "SETL_TERMINAL")
+    assert at(v, OTHER_SHOP).settled().settlement_id
+
+
+def test_an_undo_is_refused_for_another_settlement_another_day_and_goods_that_are_out() -> None:
+    v = visit().settled()
+    refused(v.undo("330100" + "0" * 18), "SETL_TERMINAL", "settlement_id")
+    v.world.advance(DAY_MS)
+    refused(v.undo(), "SETL_TERMINAL")
+    w = visit().dispensed()
+    refused(w.undo(), "SETL_NOT_REVERSIBLE")
+
+
+def test_a_self_payment_is_undone_without_an_account() -> None:
+    v = visit().self_paid()
+    before = len(v.world.events)
+    change_agreement(v.world, SHOP, SUSPENDED)
+    accepted(v.undo())
+    assert v.events_since(before)[1:] == ["settlement.undone", "dispense.voided", "order.released"]
+
+
+# ---- benefit year ----
+
+
+def at_midnight(world: World, ms: int) -> World:
+    """The clock at so many ms after the midnight (Beijing) that begins 2027."""
+    world.advance(NEW_YEAR_MS + ms - world.now_ms)
+    return world
+
+
+def new_years_eve() -> Visit:
+    """A prescription of the last evening of 2026."""
+    return visit(at_midnight(shops.market(), -HOUR_MS))
+
+
+def test_a_new_year_starts_the_totals_afresh() -> None:
+    v = new_years_eve().settled()
+    assert (v.account.benefit_year, totals(v)) == (2026, (START_FEN - 2_710, 4_700, 3_290))
+    visit(at_midnight(v.world, 0), hospital_rx_no="RX2").settled()
+    assert (v.account.benefit_year, totals(v)) == (2027, (START_FEN - 2 * 2_710, 4_700, 3_290))
+
+
+def test_a_reversal_in_the_new_year_leaves_the_new_years_totals_alone() -> None:
+    v = new_years_eve().settled(request_id=SETTLE_ID)
+    visit(at_midnight(v.world, MINUTE_MS), hospital_rx_no="RX2").settled()
+    accepted(v.reverse(SETTLE_ID))
+    assert (v.account.benefit_year, totals(v)) == (2027, (START_FEN - 2_710, 4_700, 3_290))
+
+
+def test_a_settlement_that_stands_again_counts_in_its_own_year() -> None:
+    v = new_years_eve().settled(request_id=SETTLE_ID)
+    accepted(v.undo(request_id=UNDO_ID))
+    assert totals(v) == (START_FEN, 0, 0)
+    at_midnight(v.world, MINUTE_MS)
+    accepted(v.reverse(UNDO_ID, "2103"))
+    assert (v.account.benefit_year, totals(v)) == (2026, (START_FEN - 2_710, 4_700, 3_290))
+    other = visit(v.world, hospital_rx_no="RX2").settled()
+    assert (other.account.benefit_year, totals(other)[1:]) == (2027, (4_700, 3_290))
+
+
+def test_a_quote_rests_on_the_totals_of_the_year_of_its_settlement() -> None:
+    spent = state_pb2.AccountState(in_scope_year_fen=8_000, fund_year_fen=5_600, benefit_year=2026)
+    assert account.year_totals(spent, NEW_YEAR_MS - 1) == (8_000, 5_600)
+    assert account.year_totals(spent, NEW_YEAR_MS) == (0, 0)
+
+
+# ---- reverse ----
+
+
+def test_a_reversal_of_a_settlement_restores_everything_exactly() -> None:
+    v = visit().settled(request_id=SETTLE_ID)
+    before = len(v.world.events)
+    reply = accepted(v.reverse(SETTLE_ID, person_no=people.PERSON_NO))
+    assert v.events_since(before) == ["account.restored", "settlement.reversed", "dispense.voided", "order.released"]
+    assert (reply.target, reply.settlement_id) == (dispensing_pb2.REVERSAL_TARGET_SETTLEMENT, v.settlement_id)
+    assert totals(v) == (START_FEN, 0, 0)
+    refused(v.reverse(SETTLE_ID), "SETL_TERMINAL")
+    refused(v.undo(), "SETL_TERMINAL")
+
+
+def test_a_reversal_of_what_never_arrived_takes_the_request_id() -> None:
+    v = visit().quoted()
+    outcome = v.reverse("never-arrived-1")
+    assert isinstance(outcome, Accepted)
+    assert outcome.taken_request_id == "never-arrived-1"
+    assert accepted(outcome).target == dispensing_pb2.REVERSAL_TARGET_NONE
+    kind, event, payload = v.world.events[-1]
+    assert (kind, event, payload.target) == ("institution", "settlement.reversed", events_pb2.REVERSAL_OF_NONE)
+    refused(v.reverse("never-arrived-1"), "SETL_TERMINAL", "original_request_id")
+
+
+def test_a_reversal_knows_its_transactions_and_its_person() -> None:
+    v = visit().settled(request_id=SETTLE_ID)
+    refused(v.reverse(SETTLE_ID, "7204"), "SETL_TERMINAL", "original_transaction")
+    refused(v.reverse(SETTLE_ID, "2103"), "SETL_TERMINAL", "original_request_id")
+    refused(v.reverse(SETTLE_ID, person_no=people.STRANGER_NO), "INPUT_MALFORMED", "person_no")
+    refused(v.reverse("reverse-own-1", request_id="reverse-own-1"), "SETL_TERMINAL", "original_request_id")
+    # Scope of a request id is its caller: another pharmacy never sent this one.
+    assert accepted(at(v, OTHER_SHOP).reverse(SETTLE_ID)).target == dispensing_pb2.REVERSAL_TARGET_NONE
+    accepted(v.dispense())
+    refused(v.reverse(SETTLE_ID), "SETL_NOT_REVERSIBLE")
+
+
+def test_a_self_payment_cannot_be_reversed() -> None:
+    v = visit().reviewed()
+    v.settlement_id = accepted(v.pay_self(request_id=SETTLE_ID)).settlement_id
+    refused(v.reverse(SETTLE_ID), "SETL_TERMINAL")
+    accepted(v.undo(request_id=UNDO_ID))
+    refused(v.reverse(UNDO_ID, "2103"), "SETL_TERMINAL")
+
+
+def test_a_reversed_undo_lets_the_settlement_stand_again() -> None:
+    v = visit().settled(request_id=SETTLE_ID)
+    after_settlement = totals(v)
+    accepted(v.undo(request_id=UNDO_ID))
+    before = len(v.world.events)
+    reply = accepted(v.reverse(UNDO_ID, "2103"))
+    assert reply.target == dispensing_pb2.REVERSAL_TARGET_UNDO
+    assert v.events_since(before) == ["account.debited", "settlement.reversed", "dispense.ready"]
+    assert totals(v) == after_settlement
+    refused(v.reverse(UNDO_ID, "2103"), "SETL_TERMINAL")
+    accepted(v.dispense())
+
+
+def test_an_undo_stands_once_its_money_or_its_prescription_was_used() -> None:
+    v = visit().settled()
+    accepted(v.undo(request_id=UNDO_ID))
+    other = at(v, OTHER_SHOP).held()
+    refused(v.reverse(UNDO_ID, "2103"), "SETL_TERMINAL")
+    accepted(other.release())
+    spender = at(visit(v.world, hospital_rx_no="RX2"), OTHER_SHOP).settled()
+    refused(v.reverse(UNDO_ID, "2103"), "SETL_TERMINAL")
+    accepted(spender.undo())
+    refused(v.reverse(UNDO_ID, "2103"), "SETL_TERMINAL")
+
+
+def test_a_quote_falls_with_the_totals_that_it_rested_on() -> None:
+    bands = (claim_arithmetic.Band(None, Fraction(7, 10)),)
+    amounts = signed_pb2.ClaimAmounts(in_scope_fen=4_700, pooled_fund_fen=3_290, fund_fen=3_290)
+
+    class Capped:
+        """Rules of an area whose fund pays at most 100.00 a year."""
+
+        def benefit(self, *, cum_inscope_fen: int, cum_fund_fen: int) -> claim_arithmetic.Benefit:
+            return claim_arithmetic.Benefit(
+                bands, cum_inscope_fen=cum_inscope_fen, cum_fund_fen=cum_fund_fen, fund_cap_fen=10_000
             )
-            expected = [line["amount"]] + [
-                inputs[name] for name in ("fulamt_ownpay_amt", "overlmt_selfpay", "preselfpay_amt", "inscp_scp_amt")
-            ]
-            assert [format_yuan(amount) for amount in dataclasses.astuple(amounts)] == expected, scenario["id"]
+
+    rules = cast(Rules, Capped())
+    assert settlement._shares_stand(rules, (0, 6_710), amounts)
+    assert not settlement._shares_stand(rules, (0, 6_711), amounts)

@@ -336,6 +336,20 @@ def test_a_new_trust_domain_has_an_empty_crl(domain: TrustDomain, root: Path) ->
     assert (root / "crl.pem").read_bytes() == domain.crl_pem()
 
 
+def test_a_replaced_certificate_is_kept_for_its_revocation(domain: TrustDomain) -> None:
+    first, second = domain.issue_tls("hub", "h", NOW_MS, 30), domain.issue_tls("hub", "h", NOW_MS, 30)
+    assert domain.certificate_pem(domain.revoke(first.serial, "keyCompromise", NOW_MS)) == first.cert_pem
+    assert certs.is_issued_by(second.cert_pem, domain.ca_pem)
+    assert not certs.is_issued_by(second.cert_pem, TrustDomain.in_memory("example.org", NOW_MS).ca_pem)
+    assert not certs.is_issued_by(b"noise", domain.ca_pem)
+
+
+def test_a_signing_key_has_no_connection_certificate(domain: TrustDomain) -> None:
+    domain.issue_signing("D330100990001", "H33010099901", "ES256", NOW_MS, 30)
+    with pytest.raises(TrustDomainError, match="not kept"):
+        domain.certificate_pem(domain.list()[0])
+
+
 def test_a_revoked_certificate_is_in_the_crl_with_its_reason(domain: TrustDomain) -> None:
     kept, issued = domain.issue_tls("hub", "kept", NOW_MS, 30), domain.issue_tls("hub", "h", NOW_MS, 30)
     record = domain.revoke(issued.serial, "keyCompromise", NOW_MS + 5000)

@@ -94,9 +94,10 @@ async def test_certificate_that_expires_on_an_open_connection_ends_its_calls() -
 async def test_certificate_that_expires_ends_an_open_watch() -> None:
     rounds = _Rounds()
     async with live_hub(pause=rounds) as live, _short_lived(live) as (hospital, ends_ms):
-        watching = hospital.watch()
-        ending = asyncio.ensure_future(_peer_identity(live, anext(watching)))
+        coming = asyncio.ensure_future(anext(hospital.watch()))
+        # Once it has looked at the certificate the stream stands, and its access is recorded.
         await rounds.next(Config().stream_check_interval_ms)
+        ending = asyncio.ensure_future(_peer_identity(live, coming))
         assert not ending.done()
         live.advance(ends_ms + 1 - live.clock.now_ms())
         await rounds.round(Config().stream_check_interval_ms)
@@ -251,7 +252,8 @@ async def test_hub_verifies_its_whole_ledger_for_one_caller_at_a_time() -> None:
         store.go.clear()
         store.reading.clear()
         first = asyncio.ensure_future(auditor.verify_ledger())
-        await store.reading.wait()
+        async with asyncio.timeout(10):
+            await store.reading.wait()
         position = await store.last_position()
         with pytest.raises(Refusal) as caught:
             await auditor.verify_ledger()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import grpc
@@ -17,6 +17,7 @@ from erxhub.core.catalog import rows_digest
 from erxhub.crypto.ca import TrustDomain
 from erxhub.v1 import catalog_pb2, registry_pb2
 from tests.live import AGENCY, CHANNEL, HOSPITAL, PHARMACY, Live, live_hub
+from tests.races.ground import until_so
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -96,12 +97,6 @@ async def sent(agency: Any, *messages: registry_pb2.ImportCatalogRequest) -> Any
     return await agency.connection.client_stream(agency._registry.ImportCatalog, stream(), 20)
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not holds():
-            await asyncio.sleep(0)
-
-
 async def refusal(call: Any) -> Refusal:
     with pytest.raises(Refusal) as caught:
         await call
@@ -168,7 +163,7 @@ async def test_open_imports_of_one_caller_are_few_and_idle_ones_are_dropped(live
     waiting = [agency._registry.ImportCatalog(timeout=20) for _ in range(CONFIG.streams_per_peer_max)]
     for call in waiting:
         await call.write(header("idle"))
-    await until(lambda: PAUSES.waiting == len(waiting))
+    await until_so(lambda: PAUSES.waiting == len(waiting))
     refused = await refusal(sent(agency, header("third")))
     assert (refused.code, refused.retriable) == ("OVERLOADED", True)
     PAUSES.end()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from erxhub.core.settlement import ChargeLine, compute
+from erxhub.core.claim_arithmetic import ChargeLine, compute
 from erxhub.policy.pack import PackError, PackLibrary, china_date, pack_for, shipped_packs
 
 TODAY = date(2026, 1, 15)

@@ -16,7 +16,7 @@ from typing import Final
 from erxhub.audit import signatures
 from erxhub.audit.chain import SETTLED, Chain, Finding, Reason, Record, VoucherUse, sales_of_code
 from erxhub.audit.sales import Sale
-from erxhub.core.settlement import line_amount_fen, parse_quantity_e4
+from erxhub.core.claim_arithmetic import line_amount_fen, parse_quantity_e4
 from erxhub.policy.rules import Rules
 from erxhub.v1 import common_pb2, events_pb2, state_pb2
 

@@ -12,7 +12,7 @@ from erxhub.audit.chain import Chain, Finding
 from erxhub.audit.gaps import View
 from erxhub.audit.sales import Sale
 from erxhub.audit.summaries import quantity_text
-from erxhub.core.settlement import format_yuan, parse_quantity_e4
+from erxhub.core.claim_arithmetic import format_yuan, parse_quantity_e4
 from erxhub.v1 import audit_pb2
 
 _FUND_GAPS: Final = frozenset({"GAP_NO_SETTLEMENT", "GAP_NO_DISPENSE", "GAP_MONEY", "GAP_RETURN_OPEN"})

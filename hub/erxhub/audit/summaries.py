@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, Final
 
 from erxhub.audit.chain import Record
-from erxhub.core.settlement import format_yuan
+from erxhub.core.claim_arithmetic import format_yuan
 from erxhub.v1 import common_pb2, events_pb2, registry_pb2, signed_pb2, state_pb2
 
 _CHINA: Final = timezone(timedelta(hours=8))

@@ -58,8 +58,13 @@ def end_with_order(tx: Draft, rx_key: bytes, order_no: str, reason: str) -> None
     ):
         lapsed = events_pb2.SettlementQuoteExpired(order_no=order_no, quote_id=order.claim.quote_id)
         tx.emit(PRESCRIPTION, rx_key, "settlement.quote_expired", lapsed)
+    cancel_delivery(tx, rx_key, order, reason)
+
+
+def cancel_delivery(tx: Draft, rx_key: bytes, order: state_pb2.Order, reason: str) -> None:
+    """Cancel the order's delivery, if one was asked for and nobody picked it up."""
     if lifecycle.permits(Machine.DELIVERY, state_name(Machine.DELIVERY, order.delivery.status), "cancel", Role.HUB):
-        cancelled = events_pb2.DeliveryCancelled(order_no=order_no, reason=reason)
+        cancelled = events_pb2.DeliveryCancelled(order_no=order.order_no, reason=reason)
         tx.emit(PRESCRIPTION, rx_key, "delivery.cancelled", cancelled)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from erxhub.core import claim, delivery, encounter, goods, money, patient, prescription, registry, reversal, voucher
+from erxhub.core import delivery, encounter, goods, hold, patient, prescription, registry, reversal, settlement, voucher
 from erxhub.core.model import Command, Draft, Handler, Outcome
 
 HANDLERS: Final[Mapping[str, Handler]] = MappingProxyType(
@@ -16,8 +16,8 @@ HANDLERS: Final[Mapping[str, Handler]] = MappingProxyType(
         **encounter.HANDLERS,
         **prescription.HANDLERS,
         **patient.HANDLERS,
-        **claim.HANDLERS,
-        **money.HANDLERS,
+        **hold.HANDLERS,
+        **settlement.HANDLERS,
         **reversal.HANDLERS,
         **goods.HANDLERS,
         **delivery.HANDLERS,

@@ -13,8 +13,8 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from erxhub.core import lifecycle
+from erxhub.core.claim_arithmetic import parse_quantity_e4
 from erxhub.core.lifecycle import BEFORE_HOLD, START, Machine
-from erxhub.core.settlement import parse_quantity_e4
 from erxhub.v1 import common_pb2, events_pb2, registry_pb2, state_pb2
 
 STATE_TYPES: Final[Mapping[str, type[Message]]] = {

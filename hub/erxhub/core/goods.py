@@ -12,7 +12,7 @@ from datetime import date
 from typing import Final
 
 from erxhub.core import guards, orders
-from erxhub.core.consequences import current, end_effective, statuses
+from erxhub.core.consequences import cancel_delivery, current, end_effective, statuses
 from erxhub.core.fold import state_name
 from erxhub.core.keys import trace_code_key
 from erxhub.core.lifecycle import Machine, Role, permits
@@ -263,16 +263,9 @@ def void(tx: Draft, command: Command) -> Outcome:
             return seen.refuse("SETL_NOT_REVERSIBLE", "rx_no", order=out[-1])
         return seen.refuse("SETL_REQUIRED", "rx_no")
     voided = events_pb2.DispenseVoided(order_no=order.order_no, reason=request.reason)
-    _cancel_delivery(tx, seen, order, "dispensing voided")
+    cancel_delivery(tx, seen.key, order, "dispensing voided")
     tx.emit(PRESCRIPTION, seen.key, "dispense.voided", voided)
     return Accepted(dispensing_pb2.VoidDispenseResponse(), targets=seen.targets)
-
-
-def _cancel_delivery(tx: Draft, seen: Seen, order: state_pb2.Order, reason: str) -> None:
-    """Cancel the order's delivery, if one was asked for and nobody picked it up."""
-    if permits(Machine.DELIVERY, orders.delivery_status(order), "cancel", Role.HUB):
-        cancelled = events_pb2.DeliveryCancelled(order_no=order.order_no, reason=reason)
-        tx.emit(PRESCRIPTION, seen.key, "delivery.cancelled", cancelled)
 
 
 # ---- hand over ----
@@ -317,7 +310,7 @@ def hand_over(tx: Draft, command: Command) -> Outcome:
     handed_over = events_pb2.HandedOver(
         order_no=order.order_no, statement=request.statement, voucher_key=shown.voucher_key
     )
-    _cancel_delivery(tx, seen, order, "handed over at the counter")
+    cancel_delivery(tx, seen.key, order, "handed over at the counter")
     tx.emit(
         PRESCRIPTION,
         seen.key,

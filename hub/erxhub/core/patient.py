@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from erxhub.core import guards, orders
-from erxhub.core.claim import QR_LENGTH
 from erxhub.core.consequences import after_hold_ended, current, end_with_order, revoke_authorizations, statuses
+from erxhub.core.hold import QR_LENGTH
 from erxhub.core.keys import prescription_key
 from erxhub.core.lifecycle import HOLDING, Machine, permits
 from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused

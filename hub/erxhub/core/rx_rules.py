@@ -19,7 +19,7 @@ from enum import Enum
 from fractions import Fraction
 from typing import Final
 
-from erxhub.core.settlement import line_amount_fen, parse_price_e6, parse_quantity_e4
+from erxhub.core.claim_arithmetic import line_amount_fen, parse_price_e6, parse_quantity_e4
 from erxhub.policy import codes
 from erxhub.policy.pack import DAY_MS, china_date
 from erxhub.policy.rules import Rules

@@ -1,489 +1,361 @@
-"""The money of one claim: from charge lines and a person's benefit to fund, account, family and cash shares.
+"""Decisions about money: quote, settle, record a self-payment.
 
-Owns the settlement algorithm, its rounding and its identities (settlement, steps 1–6, rules T-04…T-16). It
-never knows a region, a date or a parameter value: those arrive in ``Benefit``. It never looks at whether a
-sale happened online or at a counter (T-13), and never trusts an amount that a client computed (T-14).
-
-All money is integer fen, prices are integer millionths of a yuan, quantities integer ten-thousandths of a
-unit, and ratios exact fractions. Binary floating point appears nowhere.
+Owns which amounts the hub stands for. The hub computes and a client's amounts are only compared (T-14); the arithmetic
+itself is `claim_arithmetic`'s. It never gives money back (that is `reversal`'s) and never hands out goods.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
-from fractions import Fraction
-from itertools import pairwise
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-# quantity × 10^4 times price × 10^6 is yuan × 10^10, and a yuan is 100 fen.
-_LINE_SCALE: Final = 10**8
-_CHARGE_LEVELS: Final = ("01", "02", "03", "04")
+from erxhub.core import account, claim_arithmetic, guards, orders
+from erxhub.core.lifecycle import WITHDRAWABLE, Machine, Role, permits
+from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused
+from erxhub.core.orders import PRESCRIPTION, Seen, claim_status, order_status
+from erxhub.policy.rules import Rules
+from erxhub.v1 import dispensing_pb2, events_pb2, registry_pb2, signed_pb2, state_pb2
+
+LINE_AMOUNT_MAX_FEN: Final = 100_000_000_000
+"""The largest amount of a line, as on a prescription: a larger one is a slip, and sums stay far from 64 bits."""
+
+_NO_APPROVAL: Final = "0"
+_FEN_E6: Final = 10_000
 
 
-class IdentityBroken(ArithmeticError):
-    """A claim does not add up. Always a bug in the code that built it, never the fault of a request."""
+# ---- lines ----
 
 
-class PriceMode(Enum):
-    """How the price of a line comes about. MARKET lines earn nothing from any fund."""
+def _priced(seen: Seen, lines: Sequence[signed_pb2.SaleLine], field: str) -> list[state_pb2.ClaimLine] | Refused:
+    """The sold lines as numbers: prescribed drugs, each once, at most what remains.
 
-    REGULATED = "REGULATED"
-    MARKET = "MARKET"
-
-
-class AccountScope(Enum):
-    """What the personal and the family account may pay (T-20).
-
-    ALL_PERSONAL is the whole personal part. IN_SCOPE_PERSONAL is only what the funds left of the in-scope
-    amount.
+    Refusals: DISPENSE_MISMATCH, INPUT_MALFORMED (no plain decimal, or absurdly large).
     """
-
-    ALL_PERSONAL = "ALL_PERSONAL"
-    IN_SCOPE_PERSONAL = "IN_SCOPE_PERSONAL"
-
-
-class Fund(Enum):
-    """The funds that may follow the pooled one, in the order in which they pay (step 5).
-
-    The step does not place the enterprise supplement; here it follows the civil-servant one.
-    """
-
-    CATASTROPHIC = "CATASTROPHIC"
-    LARGE_SUM = "LARGE_SUM"
-    CIVIL_SERVANT = "CIVIL_SERVANT"
-    ENTERPRISE = "ENTERPRISE"
-    ASSISTANCE = "ASSISTANCE"
-    OTHER = "OTHER"
-
-
-FUND_ORDER: Final = tuple(Fund)
-
-
-# --- Numbers as text ---
-
-
-def _scaled(text: str, whole_digits: int, decimals: int) -> int:
-    """Decimal text as an integer of its smallest unit. Plain ASCII digits only: no sign, exponent, space."""
-    found = re.fullmatch(rf"(0|[1-9][0-9]{{0,{whole_digits - 1}}})(?:\.([0-9]{{1,{decimals}}}))?", text)
-    if found is None:
-        raise ValueError(f"not a plain decimal of at most {whole_digits} digits and {decimals} decimals")
-    scale: int = 10**decimals
-    return int(found[1]) * scale + int((found[2] or "").ljust(decimals, "0"))
-
-
-def parse_quantity_e4(text: str) -> int:
-    """Quantity text ("1.5") → ten-thousandths of a unit (15000). At most 12 digits and 4 decimals (K-19)."""
-    return _scaled(text, 12, 4)
-
-
-def parse_price_e6(text: str) -> int:
-    """Price text in yuan ("45.5") → millionths of a yuan (45500000). At most 10 digits, 6 decimals (K-19)."""
-    return _scaled(text, 10, 6)
-
-
-def parse_fen(text: str) -> int:
-    """Amount text in yuan ("12.3") → fen (1230). At most 14 digits and 2 decimals (K-19)."""
-    return _scaled(text, 14, 2)
-
-
-def parse_ratio(text: str) -> Fraction:
-    """Ratio text ("0.70") → exact fraction between 0 and 1, at most 6 decimals."""
-    ratio = Fraction(_scaled(text, 1, 6), 10**6)
-    if ratio > 1:
-        raise ValueError("a ratio lies between 0 and 1")
-    return ratio
-
-
-def format_yuan(amount_fen: int) -> str:
-    """Fen → yuan with exactly two decimals: 1230 → "12.30", -5 → "-0.05"."""
-    sign = "-" if amount_fen < 0 else ""
-    return f"{sign}{abs(amount_fen) // 100}.{abs(amount_fen) % 100:02d}"
-
-
-# --- Rounding ---
-
-
-def round_half_up(numerator: int, denominator: int = 1) -> int:
-    """The nearest integer to numerator ÷ denominator; an exact half goes up (T-09).
-
-    Only for values that are not negative, since "up" would be ambiguous below zero; raises ``ValueError``
-    there.
-    """
-    if numerator < 0 or denominator <= 0:
-        raise ValueError("rounding is defined for values of zero and above")
-    return (2 * numerator + denominator) // (2 * denominator)
-
-
-def share_fen(ratio: Fraction, amount_fen: int) -> int:
-    """ratio × amount, rounded half up to the fen."""
-    return round_half_up(ratio.numerator * amount_fen, ratio.denominator)
-
-
-def line_amount_fen(quantity_e4: int, price_e6: int) -> int:
-    """quantity × price, rounded half up to the fen. Also checks the amounts on a prescription (X-13)."""
-    return round_half_up(quantity_e4 * price_e6, _LINE_SCALE)
-
-
-def self_paid_by_approval(restricted: bool, approval_flag: str) -> bool:
-    """Whether the hospital's approval flag (hosp_appr_flag 0, 1 or 2) makes a line self-paid (P-22).
-
-    ``restricted`` is the catalogue's flag. A restricted drug needs an approval (1); any drug loses its
-    cover by a refused one (2). Raises ``ValueError`` for another flag.
-    """
-    if approval_flag not in ("0", "1", "2"):
-        raise ValueError("the approval flag is 0, 1 or 2")
-    return approval_flag == "2" or (restricted and approval_flag == "0")
-
-
-# --- Input ---
-
-
-@dataclass(frozen=True, slots=True)
-class ChargeLine:
-    """One line as it is charged.
-
-    ``charge_level`` is chrgitm_lv in two digits: 01 甲, 02 乙, 03 丙, 04 丙 with cover (treated as 02).
-    ``prior_ratio`` is the share that the patient pays before any fund (0 for level 01, whatever is given).
-    ``payment_standard_e6`` is the payment standard or ceiling per unit. ``self_paid`` is the outcome of
-    ``self_paid_by_approval`` or of the patient's own wish.
-    Raises ``ValueError`` for negative numbers, another level or a ratio outside 0…1.
-    """
-
-    charge_level: str
-    quantity_e4: int
-    price_e6: int
-    prior_ratio: Fraction = Fraction(0)
-    payment_standard_e6: int | None = None
-    price_mode: PriceMode = PriceMode.REGULATED
-    self_paid: bool = False
-
-    def __post_init__(self) -> None:
-        if self.charge_level not in _CHARGE_LEVELS:
-            raise ValueError("charge_level is one of 01, 02, 03, 04")
-        if self.quantity_e4 < 0 or self.price_e6 < 0 or (self.payment_standard_e6 or 0) < 0:
-            raise ValueError("quantity, price and payment standard are not negative")
-        if not 0 <= self.prior_ratio <= 1:
-            raise ValueError("prior_ratio lies between 0 and 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Band:
-    """A stretch of cumulative in-scope spending and the share that the pooled fund pays in it.
-
-    ``upto_fen`` is its upper bound (inclusive), or None for the open last band.
-    """
-
-    upto_fen: int | None
-    ratio: Fraction
-
-
-@dataclass(frozen=True, slots=True)
-class Supplement:
-    """A further fund (step 5): ``ratio`` of what the earlier funds left of the in-scope amount.
-
-    ``threshold_left_fen`` is what the person must still bear before this fund pays; ``cap_left_fen`` is
-    what it may still pay this year, None for no limit.
-    """
-
-    fund: Fund
-    ratio: Fraction
-    threshold_left_fen: int = 0
-    cap_left_fen: int | None = None
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.ratio <= 1 or self.threshold_left_fen < 0 or (self.cap_left_fen or 0) < 0:
-            raise ValueError("ratio lies between 0 and 1, threshold and cap are not negative")
-
-
-@dataclass(frozen=True, slots=True)
-class Benefit:
-    """What one person is entitled to, and what the benefit year has used so far.
-
-    ``deductible_fen`` and the bounds of ``bands`` lie on the axis of cumulative in-scope spending;
-    ``cum_inscope_fen`` is the person's position on it. ``fund_cap_fen`` limits the *payments* of the pooled
-    fund in the year, of which ``cum_fund_fen`` were made: a ceiling of the other kind is the last band's
-    bound (T-10).
-    Bands ascend strictly, only the last may be open, and none at all means that the pooled fund pays
-    nothing (a sale from the personal account only).
-    Raises ``ValueError`` when that is not so or a number is negative.
-    """
-
-    bands: tuple[Band, ...]
-    deductible_fen: int = 0
-    cum_inscope_fen: int = 0
-    fund_cap_fen: int | None = None
-    cum_fund_fen: int = 0
-    supplements: tuple[Supplement, ...] = ()
-    account_scope: AccountScope = AccountScope.ALL_PERSONAL
-
-    def __post_init__(self) -> None:
-        if min(self.deductible_fen, self.cum_inscope_fen, self.cum_fund_fen, self.fund_cap_fen or 0) < 0:
-            raise ValueError("deductible, totals and cap are not negative")
-        if any(not 0 <= band.ratio <= 1 for band in self.bands):
-            raise ValueError("a band's ratio lies between 0 and 1")
-        bounds = [band.upto_fen for band in self.bands]
-        closed = [bound for bound in bounds if bound is not None]
-        if None in bounds[:-1] or any(low >= high for low, high in pairwise([0, *closed])):
-            raise ValueError("bands ascend, and only the last one may be open")
-        places = [FUND_ORDER.index(supplement.fund) for supplement in self.supplements]
-        if places != sorted(set(places)):
-            raise ValueError("further funds appear once each, in their order of payment")
-
-
-# --- Output ---
-
-
-@dataclass(frozen=True, slots=True)
-class LineAmounts:
-    """What became of one line, in fen. The four parts add up to ``amount_fen`` (T-04 per line)."""
-
-    amount_fen: int
-    own_pay_fen: int
-    over_limit_fen: int
-    prior_self_pay_fen: int
-    in_scope_fen: int
-
-    def __post_init__(self) -> None:
-        parts = (self.own_pay_fen, self.over_limit_fen, self.prior_self_pay_fen, self.in_scope_fen)
-        if min(parts) < 0 or sum(parts) != self.amount_fen:
-            raise IdentityBroken("T-04: the parts of a line do not add up to its amount")
-
-
-@dataclass(frozen=True, slots=True)
-class BandSegment:
-    """The part of a claim that fell into one band. Empty parts are left out."""
-
-    amount_fen: int
-    ratio: Fraction
-
-
-@dataclass(frozen=True, slots=True)
-class Balances:
-    """The numbers of one person that a claim moves, in fen.
-
-    ``cum_inscope_fen`` and ``cum_fund_fen`` are totals of the benefit year; ``deductible_used_fen`` is the
-    part of the deductible already borne.
-    """
-
-    cum_inscope_fen: int
-    deductible_used_fen: int
-    cum_fund_fen: int
-    account_fen: int
-    family_fen: int
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """The outcome of a claim, in fen; the national field name stands beside each amount.
-
-    Building one checks the identities T-04…T-08; an instance that does not add up cannot exist
-    (``IdentityBroken``).
-    """
-
-    lines: tuple[LineAmounts, ...]
-    total_fen: int  # medfee_sumamt
-    own_pay_fen: int  # fulamt_ownpay_amt
-    over_limit_fen: int  # overlmt_selfpay
-    prior_self_pay_fen: int  # preselfpay_amt
-    in_scope_fen: int  # inscp_scp_amt
-    deductible_fen: int  # act_pay_dedc, the part of the deductible that this claim used
-    segments: tuple[BandSegment, ...]
-    pooled_before_cap_fen: int
-    pooled_fund_fen: int  # hifp_pay
-    civil_servant_fen: int  # cvlserv_pay
-    enterprise_fen: int  # hifes_pay
-    catastrophic_fen: int  # hifmi_pay
-    large_sum_fen: int  # hifob_pay
-    assistance_fen: int  # maf_pay
-    other_fund_fen: int  # oth_pay
-    fund_total_fen: int  # fund_pay_sumamt
-    hospital_part_fen: int  # hosp_part_amt
-    personal_part_fen: int  # psn_part_amt
-    account_fen: int  # acct_pay
-    family_fen: int  # acct_mulaid_pay
-    cash_fen: int  # psn_cash_pay
-    before: Balances
-    after: Balances
-
-    def __post_init__(self) -> None:
-        by_kind = (self.own_pay_fen, self.over_limit_fen, self.prior_self_pay_fen, self.in_scope_fen)
-        funds = (
-            self.pooled_fund_fen,
-            self.civil_servant_fen,
-            self.enterprise_fen,
-            self.catastrophic_fen,
-            self.large_sum_fen,
-            self.assistance_fen,
-            self.other_fund_fen,
+    prescribed = {line.line_no: line for line in seen.rx.content.lines}
+    remaining = {use.line_no: orders.remaining_e4(seen.rx, use) for use in seen.rx.lines}
+    priced: dict[int, state_pb2.ClaimLine] = {}
+    for place, line in enumerate(lines):
+        path = f"{field}[{place}]"
+        quantity_e4 = orders.read_quantity_e4(line.quantity)
+        price_e6 = orders.read_price_e6(line.unit_price)
+        if quantity_e4 is None or price_e6 is None:
+            return seen.refuse("INPUT_MALFORMED", f"{path}.{'quantity' if quantity_e4 is None else 'unit_price'}")
+        ordered = prescribed.get(line.line_no)
+        if ordered is None or line.line_no in priced:
+            return seen.refuse("DISPENSE_MISMATCH", f"{path}.line_no")
+        if ordered.drug_code != line.drug_code:
+            return seen.refuse("DISPENSE_MISMATCH", f"{path}.drug_code")
+        if not 0 < quantity_e4 <= remaining[line.line_no]:
+            detail = {"remaining": orders.quantity_text(remaining[line.line_no])}
+            return seen.refuse("DISPENSE_MISMATCH", f"{path}.quantity", detail=detail)
+        if claim_arithmetic.line_amount_fen(quantity_e4, price_e6) > LINE_AMOUNT_MAX_FEN:
+            return seen.refuse("INPUT_MALFORMED", f"{path}.unit_price")
+        priced[line.line_no] = state_pb2.ClaimLine(
+            line_no=line.line_no, drug_code=line.drug_code, quantity_e4=quantity_e4, price_e6=price_e6
         )
-        by_payer = (self.fund_total_fen, self.hospital_part_fen, self.personal_part_fen)
-        by_purse = (self.account_fen, self.family_fen, self.cash_fen)
-        line_sums = (
-            sum(line.own_pay_fen for line in self.lines),
-            sum(line.over_limit_fen for line in self.lines),
-            sum(line.prior_self_pay_fen for line in self.lines),
-            sum(line.in_scope_fen for line in self.lines),
+    return list(priced.values())
+
+
+def _with_classes(tx: Draft, seen: Seen, lines: Sequence[state_pb2.ClaimLine]) -> list[claim_arithmetic.ChargeLine] | Refused:
+    """The lines with what the catalogue in force and the hospital's approval say of them. Refusals: DRUG_UNKNOWN."""
+    approvals = {line.line_no: line.approval_flag or _NO_APPROVAL for line in seen.rx.content.lines}
+    charged = []
+    for place, line in enumerate(lines):
+        drug = orders.drug_of(tx, line.drug_code)
+        if drug is None:
+            return seen.refuse("DRUG_UNKNOWN", f"lines[{place}].drug_code")
+        line.charge_class = drug.charge_class
+        charged.append(
+            claim_arithmetic.ChargeLine(
+                charge_level=drug.charge_class,
+                quantity_e4=line.quantity_e4,
+                price_e6=line.price_e6,
+                prior_ratio=claim_arithmetic.parse_ratio(drug.prior_pay_ratio),
+                payment_standard_e6=(
+                    claim_arithmetic.parse_price_e6(drug.payment_standard) if drug.payment_standard else None
+                ),
+                self_paid=claim_arithmetic.self_paid_by_approval(bool(drug.limits), approvals[line.line_no]),
+            )
         )
-        checks = {
-            "T-04: the total is not the sum of its four kinds": sum(by_kind) == self.total_fen,
-            "T-05: the total is not funds + hospital + person": sum(by_payer) == self.total_fen,
-            "T-06: the personal part is not account + family + cash": sum(by_purse) == self.personal_part_fen,
-            "T-07: the fund total is not the sum of the funds": sum(funds) == self.fund_total_fen,
-            "T-08: a claim field is not the sum of its lines": line_sums == by_kind
-            and sum(line.amount_fen for line in self.lines) == self.total_fen,
-            "T-16: the funds pay more than the in-scope amount": self.fund_total_fen <= self.in_scope_fen,
-            "an amount is negative": min(*by_kind, *funds, *by_payer, *by_purse) >= 0,
-        }
-        for finding, holds in checks.items():
-            if not holds:
-                raise IdentityBroken(finding)
+    return charged
 
 
-# --- The algorithm ---
+def _keep_amounts(lines: Iterable[state_pb2.ClaimLine], computed: claim_arithmetic.Claim) -> None:
+    for line, amounts in zip(lines, computed.lines, strict=True):
+        line.amount_fen = amounts.amount_fen
+        line.own_pay_fen = amounts.own_pay_fen
+        line.over_limit_fen = amounts.over_limit_fen
+        line.prior_self_pay_fen = amounts.prior_self_pay_fen
+        line.in_scope_fen = amounts.in_scope_fen
 
 
-def split_line(line: ChargeLine) -> LineAmounts:
-    """Step 1: what of a line is own pay, over the limit, prior self-pay and in scope."""
-    amount = line_amount_fen(line.quantity_e4, line.price_e6)
-    if line.charge_level == "03" or line.price_mode is PriceMode.MARKET or line.self_paid:
-        return LineAmounts(amount, amount, 0, 0, 0)
-    base = amount
-    if line.payment_standard_e6 is not None:
-        base = min(amount, line_amount_fen(line.quantity_e4, line.payment_standard_e6))
-    prior = 0 if line.charge_level == "01" else share_fen(line.prior_ratio, base)
-    return LineAmounts(amount, 0, amount - base, prior, base - prior)
-
-
-def band_segments(benefit: Benefit, in_scope_fen: int) -> tuple[BandSegment, ...]:
-    """Step 3: the stretches of the claim that lie above the deductible, each with the ratio of its band.
-
-    A claim may cross the deductible, a band's end and the last bound at once (T-11); what lies above the last
-    bound is in no segment.
-    """
-    claim_from, claim_to = benefit.cum_inscope_fen, benefit.cum_inscope_fen + in_scope_fen
-    band_from = benefit.deductible_fen
-    segments = []
-    for band in benefit.bands:
-        band_to = claim_to if band.upto_fen is None else band.upto_fen
-        covered = min(claim_to, band_to) - max(claim_from, band_from)
-        if covered > 0:
-            segments.append(BandSegment(covered, band.ratio))
-        # A bound below the deductible must not pull the next band under it.
-        band_from = max(band_from, band_to)
-    return tuple(segments)
-
-
-def _further_funds(benefit: Benefit, left_fen: int) -> dict[Fund, int]:
-    """Step 5: each fund works on what the earlier ones left of the in-scope amount."""
-    paid: dict[Fund, int] = dict.fromkeys(FUND_ORDER, 0)
-    for supplement in benefit.supplements:
-        pays = share_fen(supplement.ratio, max(left_fen - supplement.threshold_left_fen, 0))
-        if supplement.cap_left_fen is not None:
-            pays = min(pays, supplement.cap_left_fen)
-        paid[supplement.fund] = pays
-        left_fen -= pays
-    return paid
-
-
-def compute(
-    lines: Sequence[ChargeLine],
-    benefit: Benefit,
-    account_balance_fen: int,
-    family_balance_fen: int = 0,
-    hospital_part_fen: int = 0,
-) -> Claim:
-    """Compute a claim: steps 1 to 6 of the settlement algorithm.
-
-    ``account_balance_fen`` and ``family_balance_fen`` are what the own and the family account may spend;
-    own comes first, then family, then cash (T-15), and both touch only the personal part (T-16).
-    ``hospital_part_fen`` is what the institution bears.
-    Raises ``ValueError`` for a claim without lines, a negative balance, or a hospital part larger than what
-    the funds leave.
-    """
-    if not lines:
-        raise ValueError("a claim has at least one line")
-    if min(account_balance_fen, family_balance_fen, hospital_part_fen) < 0:
-        raise ValueError("balances and the hospital part are not negative")
-
-    split = tuple(split_line(line) for line in lines)
-    total = sum(line.amount_fen for line in split)
-    in_scope = sum(line.in_scope_fen for line in split)
-
-    deductible = min(in_scope, max(benefit.deductible_fen - benefit.cum_inscope_fen, 0))
-    segments = band_segments(benefit, in_scope)
-    pooled_exact = sum((segment.ratio * segment.amount_fen for segment in segments), start=Fraction(0))
-    # Rounded once, after the sum over the bands (T-09).
-    pooled_before_cap = round_half_up(pooled_exact.numerator, pooled_exact.denominator)
-    pooled = pooled_before_cap
-    if benefit.fund_cap_fen is not None:
-        pooled = min(pooled, max(benefit.fund_cap_fen - benefit.cum_fund_fen, 0))
-    further = _further_funds(benefit, in_scope - pooled)
-    fund_total = pooled + sum(further.values())
-
-    personal = total - fund_total - hospital_part_fen
-    if personal < 0:
-        raise ValueError("the hospital part is larger than what the funds leave")
-    for_accounts = personal
-    if benefit.account_scope is AccountScope.IN_SCOPE_PERSONAL:
-        for_accounts = min(personal, in_scope - fund_total)
-    account = min(account_balance_fen, for_accounts)
-    family = min(family_balance_fen, for_accounts - account)
-
-    cum_after = benefit.cum_inscope_fen + in_scope
-    return Claim(
-        lines=split,
-        total_fen=total,
-        own_pay_fen=sum(line.own_pay_fen for line in split),
-        over_limit_fen=sum(line.over_limit_fen for line in split),
-        prior_self_pay_fen=sum(line.prior_self_pay_fen for line in split),
-        in_scope_fen=in_scope,
-        deductible_fen=deductible,
-        segments=segments,
-        pooled_before_cap_fen=pooled_before_cap,
-        pooled_fund_fen=pooled,
-        civil_servant_fen=further[Fund.CIVIL_SERVANT],
-        enterprise_fen=further[Fund.ENTERPRISE],
-        catastrophic_fen=further[Fund.CATASTROPHIC],
-        large_sum_fen=further[Fund.LARGE_SUM],
-        assistance_fen=further[Fund.ASSISTANCE],
-        other_fund_fen=further[Fund.OTHER],
-        fund_total_fen=fund_total,
-        hospital_part_fen=hospital_part_fen,
-        personal_part_fen=personal,
-        account_fen=account,
-        family_fen=family,
-        cash_fen=personal - account - family,
-        before=Balances(
-            cum_inscope_fen=benefit.cum_inscope_fen,
-            deductible_used_fen=min(benefit.deductible_fen, benefit.cum_inscope_fen),
-            cum_fund_fen=benefit.cum_fund_fen,
-            account_fen=account_balance_fen,
-            family_fen=family_balance_fen,
-        ),
-        after=Balances(
-            cum_inscope_fen=cum_after,
-            deductible_used_fen=min(benefit.deductible_fen, cum_after),
-            cum_fund_fen=benefit.cum_fund_fen + pooled,
-            account_fen=account_balance_fen - account,
-            family_fen=family_balance_fen - family,
-        ),
+def _amounts(computed: claim_arithmetic.Claim) -> signed_pb2.ClaimAmounts:
+    return signed_pb2.ClaimAmounts(
+        total_fen=computed.total_fen,
+        own_pay_fen=computed.own_pay_fen,
+        over_limit_fen=computed.over_limit_fen,
+        prior_self_pay_fen=computed.prior_self_pay_fen,
+        in_scope_fen=computed.in_scope_fen,
+        deductible_fen=computed.deductible_fen,
+        pooled_fund_fen=computed.pooled_fund_fen,
+        fund_fen=computed.fund_total_fen,
+        institution_fen=computed.hospital_part_fen,
+        person_fen=computed.personal_part_fen,
+        account_fen=computed.account_fen,
+        family_fen=computed.family_fen,
+        cash_fen=computed.cash_fen,
     )
 
 
-def take_back(claim: Claim, now: Balances) -> Balances:
-    """The balances after an undo or a reversal of ``claim`` (I20).
+# ---- quote ----
 
-    Gives back exactly what the claim moved, so that claims settled in between keep their own effect; with
-    none in between the result equals ``claim.before``.
+
+def _settle_types(rules: Rules) -> tuple[str, ...]:
+    return rules.text("business_type_settle_offline"), rules.text("business_type_settle_online")
+
+
+def quote(tx: Draft, command: Command) -> Outcome:
+    """Compute what fund, account and patient pay (2101).
+
+    Leaves `settlement.quoted`; the first one extends the hold once.
+    Refusals: INST_UNKNOWN, AGR_INACTIVE, RX_UNKNOWN, PSN_INACTIVE, RX_ALREADY_USED, RX_NOT_EFFECTIVE, ORDER_HOLD_LOST,
+    REVIEW_REQUIRED, AGR_NO_POOLING (a self-payment can still be recorded), VCH_*, DISPENSE_MISMATCH, INPUT_MALFORMED,
+    DRUG_UNKNOWN.
     """
-    before, after = claim.before, claim.after
-    return Balances(
-        cum_inscope_fen=now.cum_inscope_fen + before.cum_inscope_fen - after.cum_inscope_fen,
-        deductible_used_fen=now.deductible_used_fen + before.deductible_used_fen - after.deductible_used_fen,
-        cum_fund_fen=now.cum_fund_fen + before.cum_fund_fen - after.cum_fund_fen,
-        account_fen=now.account_fen + before.account_fen - after.account_fen,
-        family_fen=now.family_fen + before.family_fen - after.family_fen,
+    request: dispensing_pb2.QuoteSettlementRequest = command.request
+    orders.want(tx, command, request.rx_no, tx.secret_names("voucher_ref", request.voucher_ref))
+    step = orders.forward(tx, command, request.rx_no, with_drugs=True)
+    if isinstance(step, Refused):
+        return step
+    pharmacy, seen = step
+    order = orders.fillable(seen) or orders.holding(seen)
+    if isinstance(order, Refused):
+        return order
+    if not any(
+        permits(Machine.ORDER, order_status(order), trigger, Role.PHARMACY)
+        for trigger in ("pre-settle", "pre-settle again")
+    ):
+        return seen.refuse(_before_money(order), "rx_no", order=order)
+    rules = tx.rules(command.caller.area_code)
+    shown = _paying(tx, command, seen, pharmacy, request.voucher_ref, rules)
+    if isinstance(shown, Refused):
+        return shown
+    lines = _priced(seen, request.lines, "lines")
+    if isinstance(lines, Refused):
+        return lines
+    charged = _with_classes(tx, seen, lines)
+    if isinstance(charged, Refused):
+        return charged
+    own_account = account.account_of(tx, seen)
+    in_scope_fen, fund_fen = account.year_totals(own_account, tx.now_ms)
+    benefit = account.insured_rules(tx, seen).benefit(cum_inscope_fen=in_scope_fen, cum_fund_fen=fund_fen)
+    computed = claim_arithmetic.compute(charged, benefit, own_account.balance_fen if request.use_account else 0)
+    _keep_amounts(lines, computed)
+    claim = state_pb2.Claim(
+        quote_id=orders.new_number(tx, pharmacy.area_code),
+        amounts=_amounts(computed),
+        lines=lines,
+        quote_expires_at_ms=tx.now_ms + rules.duration_ms("quote_lifetime"),
     )
+    hold_until_ms = order.hold_until_ms
+    if not order.hold_extended:
+        hold_until_ms = min(hold_until_ms + rules.duration_ms("hold_extension"), seen.rx.content.valid_until_ms)
+    quoted = events_pb2.SettlementQuoted(
+        order_no=order.order_no, claim=claim, hold_until_ms=hold_until_ms, voucher_key=shown.voucher_key
+    )
+    tx.emit(PRESCRIPTION, seen.key, "settlement.quoted", quoted, causes=[tx.leaf(shown.voucher_key)])
+    reply = dispensing_pb2.QuoteSettlementResponse(
+        quote_id=claim.quote_id,
+        amounts=claim.amounts,
+        lines=[
+            dispensing_pb2.QuotedLine(
+                line_no=line.line_no,
+                charge_class=line.charge_class,
+                amount_fen=line.amount_fen,
+                own_pay_fen=line.own_pay_fen,
+                over_limit_fen=line.over_limit_fen,
+                prior_self_pay_fen=line.prior_self_pay_fen,
+                in_scope_fen=line.in_scope_fen,
+            )
+            for line in lines
+        ],
+        expires_at_ms=claim.quote_expires_at_ms,
+        hold_until_ms=hold_until_ms,
+    )
+    return Accepted(reply, targets=seen.targets)
+
+
+def _before_money(order: state_pb2.Order) -> str:
+    """Why a holder may not quote or pay now: not reviewed yet, or paid already."""
+    return "REVIEW_REQUIRED" if order_status(order) in WITHDRAWABLE else "RX_ALREADY_USED"
+
+
+def _paying(
+    tx: Draft,
+    command: Command,
+    seen: Seen,
+    pharmacy: state_pb2.InstitutionState,
+    voucher_ref: str,
+    rules: Rules,
+) -> guards.Reference | Refused:
+    """The person is present and the pharmacy may claim from the fund."""
+    refused = guards.agreement(tx, pharmacy, registry_pb2.AGREEMENT_KIND_POOLING)
+    if refused is not None:
+        return guards.about(refused, *seen.targets)
+    return orders.same_person(tx, command, seen, voucher_ref, _settle_types(rules))
+
+
+# ---- settle ----
+
+
+def settle(tx: Draft, command: Command) -> Outcome:
+    """Take up a quote (2102), or record a self-payment.
+
+    Leaves `account.debited` when the claim moves the account or its year totals, `settlement.committed` or
+    `settlement.self_paid`, and `dispense.ready`.
+    Refusals: SIG_*, RX_TIME, INPUT_MALFORMED, INST_CODE, INST_IMPERSONATION, INST_UNKNOWN, AGR_INACTIVE, RX_UNKNOWN,
+    PSN_INACTIVE, RX_ALREADY_USED, RX_NOT_EFFECTIVE, ORDER_HOLD_LOST, REVIEW_REQUIRED; with a quote also AGR_NO_POOLING,
+    VCH_*, SETL_QUOTE_STALE, SETL_AMOUNT, ACCT_INSUFFICIENT; without one DISPENSE_MISMATCH, SETL_AMOUNT.
+    """
+    request: dispensing_pb2.SettleRequest = command.request
+    claimed = orders.claimed(command, signed_pb2.SettleStatement)
+    if isinstance(claimed, Refused):
+        return claimed
+    voucher_names = tx.secret_names("voucher_ref", request.voucher_ref) if request.voucher_ref else []
+    orders.want(tx, command, claimed.rx_no, [*voucher_names, *orders.key_names(command)])
+    step = orders.forward(tx, command, claimed.rx_no)
+    if isinstance(step, Refused):
+        return step
+    statement = orders.proven_by_seal(tx, command, signed_pb2.SettleStatement, step.seen.targets)
+    if isinstance(statement, Refused):
+        return statement
+    order = orders.fillable(step.seen) or orders.holding(step.seen)
+    if isinstance(order, Refused):
+        return order
+    if statement.pay_mode == signed_pb2.PAY_MODE_INSURED:
+        return _settle_quote(tx, command, step, order, statement)
+    return _settle_self_paid(tx, command, step, order, statement)
+
+
+def _settle_quote(
+    tx: Draft, command: Command, step: orders.Step, order: state_pb2.Order, statement: signed_pb2.SettleStatement
+) -> Outcome:
+    pharmacy, seen = step
+    request: dispensing_pb2.SettleRequest = command.request
+    if permits(Machine.ORDER, order_status(order), "review passed", Role.PHARMACIST):
+        return seen.refuse("REVIEW_REQUIRED", "rx_no", order=order)
+    shown = _paying(tx, command, seen, pharmacy, request.voucher_ref, tx.rules(command.caller.area_code))
+    if isinstance(shown, Refused):
+        return shown
+    is_live = permits(Machine.ORDER, order_status(order), "settle", Role.PHARMACY) and permits(
+        Machine.SETTLEMENT, claim_status(order), "commit", Role.PHARMACY
+    )
+    if not is_live or statement.quote_id != order.claim.quote_id:
+        return seen.refuse("SETL_QUOTE_STALE", "statement.quote_id", order=order)
+    if statement.lines and [_line_key(line) for line in statement.lines] != [
+        (line.line_no, line.drug_code, line.quantity_e4, line.price_e6) for line in order.claim.lines
+    ]:
+        return seen.refuse("SETL_QUOTE_STALE", "statement.lines", order=order)
+    refused = _amount_fault(seen, order, statement.amounts, order.claim.amounts)
+    if refused is not None:
+        return refused
+    before = account.account_of(tx, seen)
+    if before.balance_fen < order.claim.amounts.account_fen:
+        return seen.refuse("ACCT_INSUFFICIENT", "statement.amounts.account_fen", order=order)
+    totals = account.year_totals(before, tx.now_ms)
+    if not _shares_stand(account.insured_rules(tx, seen), totals, order.claim.amounts):
+        return seen.refuse("SETL_QUOTE_STALE", "statement.quote_id", order=order)
+    claim = state_pb2.Claim()
+    claim.CopyFrom(order.claim)
+    claim.settlement_id = orders.new_number(tx, pharmacy.area_code)
+    committed = events_pb2.SettlementCommitted(
+        order_no=order.order_no,
+        claim=claim,
+        statement=request.statement,
+        account_key=account.account_key(tx, seen),
+        voucher_key=shown.voucher_key,
+    )
+    causes = [*account.debit(tx, seen, claim), tx.leaf(shown.voucher_key)]
+    tx.emit(PRESCRIPTION, seen.key, "settlement.committed", committed, causes=causes)
+    tx.emit(PRESCRIPTION, seen.key, "dispense.ready", events_pb2.DispenseReady(order_no=committed.order_no))
+    reply = dispensing_pb2.SettleResponse(
+        settlement_id=claim.settlement_id,
+        amounts=claim.amounts,
+        account_balance_fen=account.account_of(tx, seen).balance_fen,
+    )
+    return Accepted(reply, targets=seen.targets)
+
+
+def _line_key(line: signed_pb2.SaleLine) -> tuple[int, str, int | None, int | None]:
+    return (
+        line.line_no,
+        line.drug_code,
+        orders.read_quantity_e4(line.quantity),
+        orders.read_price_e6(line.unit_price),
+    )
+
+
+def _shares_stand(rules: Rules, totals: tuple[int, int], amounts: signed_pb2.ClaimAmounts) -> bool:
+    """Whether the funds would pay the same now, with these totals of the year (`account.year_totals`).
+
+    Another claim, or a new year, may have moved them since the quote, and so the deductible, a band or the cap. The
+    funds depend on the in-scope amount alone, so one line of that amount stands for all.
+    """
+    in_scope_fen, fund_fen = totals
+    benefit = rules.benefit(cum_inscope_fen=in_scope_fen, cum_fund_fen=fund_fen)
+    whole = claim_arithmetic.ChargeLine("01", orders.WHOLE_E4, amounts.in_scope_fen * _FEN_E6)
+    now = claim_arithmetic.compute([whole], benefit, 0)
+    return (now.deductible_fen, now.pooled_fund_fen, now.fund_total_fen) == (
+        amounts.deductible_fen,
+        amounts.pooled_fund_fen,
+        amounts.fund_fen,
+    )
+
+
+def _amount_fault(
+    seen: Seen, order: state_pb2.Order, sent: signed_pb2.ClaimAmounts, computed: signed_pb2.ClaimAmounts
+) -> Refused | None:
+    """The first amount that differs from the hub's (T-14)."""
+    for field in signed_pb2.ClaimAmounts.DESCRIPTOR.fields:
+        theirs, ours = getattr(sent, field.name), getattr(computed, field.name)
+        if theirs != ours:
+            detail = {"sent_fen": str(theirs), "computed_fen": str(ours)}
+            return seen.refuse("SETL_AMOUNT", f"statement.amounts.{field.name}", order=order, detail=detail)
+    return None
+
+
+def _settle_self_paid(
+    tx: Draft, command: Command, step: orders.Step, order: state_pb2.Order, statement: signed_pb2.SettleStatement
+) -> Outcome:
+    pharmacy, seen = step
+    if not permits(Machine.ORDER, order_status(order), "record a self-payment", Role.PHARMACY):
+        return seen.refuse(_before_money(order), "rx_no", order=order)
+    if statement.quote_id:
+        return seen.refuse("INPUT_MALFORMED", "statement.quote_id", order=order)
+    if not statement.lines:
+        return seen.refuse("DISPENSE_MISMATCH", "statement.lines", order=order)
+    lines = _priced(seen, statement.lines, "statement.lines")
+    if isinstance(lines, Refused):
+        return lines
+    for line in lines:
+        line.amount_fen = line.own_pay_fen = claim_arithmetic.line_amount_fen(line.quantity_e4, line.price_e6)
+    total_fen = sum(line.amount_fen for line in lines)
+    amounts = signed_pb2.ClaimAmounts(
+        total_fen=total_fen, own_pay_fen=total_fen, person_fen=total_fen, cash_fen=total_fen
+    )
+    refused = _amount_fault(seen, order, statement.amounts, amounts)
+    if refused is not None:
+        return refused
+    claim = state_pb2.Claim(settlement_id=orders.new_number(tx, pharmacy.area_code), amounts=amounts, lines=lines)
+    paid = events_pb2.SettlementSelfPaid(order_no=order.order_no, claim=claim, statement=command.request.statement)
+    tx.emit(PRESCRIPTION, seen.key, "settlement.self_paid", paid)
+    tx.emit(PRESCRIPTION, seen.key, "dispense.ready", events_pb2.DispenseReady(order_no=paid.order_no))
+    # No voucher was shown, so the account's balance stays between the person and his channel.
+    reply = dispensing_pb2.SettleResponse(settlement_id=claim.settlement_id, amounts=amounts)
+    return Accepted(reply, targets=seen.targets)
+
+
+HANDLERS: Final[Mapping[str, Handler]] = {
+    "DispensingService/QuoteSettlement": quote,
+    "DispensingService/Settle": settle,
+}

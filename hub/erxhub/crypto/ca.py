@@ -318,6 +318,7 @@ class TrustDomain:
             not_after_ms=identity.not_after_ms,
             path=folder,
         )
+        # Beside the identity's own files, which the next issue replaces: a hub asks for the certificate to revoke.
         self._files.write(f"issued/{issued.fingerprint}.pem", cert_pem)
         self._keep(issued, {"ca.pem": self.ca_pem, "key.pem": key_pem, "cert.pem": cert_pem})
         return identity

@@ -41,8 +41,8 @@ class Head:
 class Reply:
     """The stored answer to one accepted request, unique by (caller, request_id).
 
-    `stream_key` and `version` name the command's first entry, with whose content the reply is erased; both or
-    none.
+    `stream_key` and `version` name the command's first entry of the thing that it was about, with whose content the
+    reply is erased; both or none.
     """
 
     caller: str

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from erxhub.core.settlement import AccountScope, Band, Benefit, Supplement, parse_fen, parse_ratio
+from erxhub.core.claim_arithmetic import AccountScope, Band, Benefit, Supplement, parse_fen, parse_ratio
 
 NATIONAL: Final = "CN"
 VERIFIED: Final = ("yes", "no", "choice")
@@ -317,7 +317,7 @@ class Pack:
     def benefit(
         self, on: date, *, cum_inscope_fen: int, cum_fund_fen: int, supplements: tuple[Supplement, ...] = ()
     ) -> Benefit:
-        """The benefit of a person on that day, ready for ``settlement.compute``.
+        """The benefit of a person on that day, ready for ``claim_arithmetic.compute``.
 
         The two totals are those of the person's benefit year so far. Where the region sets no ``fund_cap``,
         the fund's payments have no limit.

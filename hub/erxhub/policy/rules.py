@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
-from erxhub.core.settlement import Benefit
+from erxhub.core.claim_arithmetic import Benefit
 from erxhub.policy.pack import Pack
 
 
@@ -49,5 +49,5 @@ class Rules:
         return self.pack.has_form(name, self.on, text)
 
     def benefit(self, *, cum_inscope_fen: int, cum_fund_fen: int) -> Benefit:
-        """The person's benefit today, ready for settlement.compute."""
+        """The person's benefit today, ready for claim_arithmetic.compute."""
         return self.pack.benefit(self.on, cum_inscope_fen=cum_inscope_fen, cum_fund_fen=cum_fund_fen)

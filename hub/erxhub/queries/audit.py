@@ -417,11 +417,18 @@ class _Leaves:
 async def verify(ctx: ReadContext, caller: Caller, request: audit_pb2.VerifyLedgerRequest) -> Accepted | Refused:
     """Every hash, chain, head, state, name, list and code list of the ledger (账本校验). At most 100 findings are told.
 
-    Refusals: AUDIT_REASON.
+    It reads everything, so a hub does one at a time. Refusals: AUDIT_REASON, OVERLOADED (another one runs).
     """
     refused = _without_reason(caller, request.case_reason)
     if refused is not None:
         return refused
+    if ctx.verification.locked():
+        return Refused("OVERLOADED")
+    async with ctx.verification:
+        return await _verify(ctx)
+
+
+async def _verify(ctx: ReadContext) -> Accepted:
     as_of = await ctx.store.last_position()
     verification = await verify_ledger(ctx.store, between_pages=give_way)
     findings = [
@@ -459,6 +466,8 @@ async def _rebuilt_findings(ctx: ReadContext, as_of: int, broken: set[bytes]) ->
         return rebuilt.findings
     for key, version in rebuilt.unfinished():
         rebuilt.finish(key, await _entries(ctx, key, version))
+        # A fold takes a millisecond or so, and there may be thousands.
+        await give_way()
     await _compare_names(ctx, rebuilt, as_of)
     return rebuilt.findings + [each.finding() for each in rebuilt.editions if not await _holds(ctx, each)]
 
