@@ -165,7 +165,7 @@ async def _sweep(engine: Engine, config: Config, pause: Pause) -> None:
         except (HubStopped, StoreUnavailable):
             # The lane says so too when it cannot write; when it ends, so does this loop.
             _log.warning("the sweep waits: the store cannot be used now")
-        except Exception:
+        except Exception:  # noqa: BLE001 a sweep that ended would leave every later deadline unwritten
             _log.exception("the sweep failed and goes on with the next round")
         await pause(config.sweep_interval_ms)
 

@@ -278,6 +278,14 @@ def test_a_pharmacy_with_several_orders_finds_the_prescription_once() -> None:
     assert (pages, token) == ([[RX_NO], [], []], "")
 
 
+def test_an_order_that_another_replaced_before_its_download_adds_no_row() -> None:
+    story = Story(until="order.created")
+    for before, order_no in ((ORDER, "ORDER2"), ("ORDER2", "ORDER3")):
+        story.then("order.cancelled", events_pb2.OrderCancelled(order_no=before))
+        story.then("order.created", events_pb2.OrderCreated(order_no=order_no, pharmacy_code=PHARMACY))
+    assert [chain.rx_no for chain in find(story.context(), institution_code=PHARMACY).chains] == [RX_NO]
+
+
 # ---- the entries ----
 
 

@@ -86,7 +86,8 @@ def test_settings_are_read_by_the_type_of_their_default() -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["drain_ms", "drain_ms=", "drain_ms=-1", "reflection=maybe", "hub_id=", "nothing=1", "national_agencies="]
+    "setting",
+    ["drain_ms", "drain_ms=", "drain_ms=-1", "reflection=maybe", "hub_id=", "nothing=1", "national_agencies="],
 )
 def test_a_wrong_setting_is_named(setting: str) -> None:
     with pytest.raises(Failed, match=f"--config {setting}"):

@@ -169,7 +169,7 @@ async def test_whatever_else_is_wrong_a_revoked_certificate_is_refused_as_that(f
         client = await revoked_client(bench)
         calls: dict[str, Any] = {
             "another role's call": lambda: as_pharmacy(client).download(authorization_no="1" * 32),
-            "a malformed field": lambda: client.get(rx_no="no number"),
+            "a malformed field": lambda: client.close_encounter(encounter_id="E" * 500),
             "an unknown thing": lambda: client.get(rx_no="1" * 27),
         }
         before = await bench.ledger.seen()

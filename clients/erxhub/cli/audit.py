@@ -33,7 +33,7 @@ def audit() -> None:
 @click.option("--reason", help=REASON_HELP)
 @with_client("auditor")
 async def verify(client: AuditorClient, ctx: Context, out: Output, reason: str | None) -> int:
-    """Verify all of the hub's ledger, the lists beside the entries too; exit code 1 when anything is broken (账本校验)."""
+    """Verify the hub's whole ledger, also what lies beside entries; exit code 1 when anything is broken (账本校验)."""
     from erxhub.cli.records import finding_record
 
     reply = await client.verify_ledger(case_reason=reason)

@@ -73,8 +73,8 @@ class Facts:
     """Everything the rules read.
 
     `drugs` and `frequencies` hold the rows of the editions in force by code; a code that is missing is not in the
-    edition. `diseases` and `chronic` are None while no edition of theirs is in force. `renewed` is the prescription that
-    `renews_rx_no` names, None when there is none. `now_ms` is UTC milliseconds.
+    edition. `diseases` and `chronic` are None while no edition of theirs is in force. `renewed` is the prescription
+    that `renews_rx_no` names, None when there is none. `now_ms` is UTC milliseconds.
     """
 
     prescription: common_pb2.Prescription

@@ -56,7 +56,9 @@ def _priced(seen: Seen, lines: Sequence[signed_pb2.SaleLine], field: str) -> lis
     return list(priced.values())
 
 
-def _with_classes(tx: Draft, seen: Seen, lines: Sequence[state_pb2.ClaimLine]) -> list[claim_arithmetic.ChargeLine] | Refused:
+def _with_classes(
+    tx: Draft, seen: Seen, lines: Sequence[state_pb2.ClaimLine]
+) -> list[claim_arithmetic.ChargeLine] | Refused:
     """The lines with what the catalogue in force and the hospital's approval say of them. Refusals: DRUG_UNKNOWN."""
     approvals = {line.line_no: line.approval_flag or _NO_APPROVAL for line in seen.rx.content.lines}
     charged = []
