@@ -84,9 +84,10 @@ class FieldRules:
         for kind in messages:
             self._validator.collect_violations(kind(), fail_fast=True)
 
-    def violations(self, request: Message, signed_fields: Sequence[str]) -> list[Violation]:
-        """Every broken rule of the request and of the signed contents in it."""
+    def check(self, request: Message, signed_fields: Sequence[str]) -> tuple[list[Violation], dict[str, Any]]:
+        """Every broken rule of the request and of the signed contents in it, and these contents, read, by field."""
         found = self._of(request, "")
+        statements: dict[str, Any] = {}
         for name in signed_fields:
             if not request.HasField(name):
                 continue
@@ -101,7 +102,8 @@ class FieldRules:
                 found.append(Violation(f"{name}.payload", "payload", "cannot be read as its payload_type says"))
                 continue
             found += self._of(statement, f"{name}.payload.")
-        return found
+            statements[name] = statement
+        return found, statements
 
     def rows(self, entries: Sequence[Any]) -> tuple[list[Any], list[tuple[int, str]]]:
         """The rows of an import that keep the rules, and (line, path of the first broken rule) of the others."""
@@ -143,8 +145,11 @@ class SignatureProof:
         # What is kept cannot change: a key id is the hash of suite and public key.
         self._keys: OrderedDict[str, _Key] = OrderedDict()
 
-    async def evidence(self, request: Any, signed_fields: Sequence[str]) -> Evidence:
-        """Signature facts and digests of every signed content, and the digest of a file."""
+    async def evidence(self, request: Any, signed_fields: Sequence[str], statements: Mapping[str, Any]) -> Evidence:
+        """Signature facts and digests of every signed content, and the digest of a file.
+
+        `statements` are the contents as `FieldRules.check` read them.
+        """
         contents = {name: getattr(request, name) for name in signed_fields if request.HasField(name)}
         digests = {name: hashlib.sha256(signed.payload).digest() for name, signed in contents.items()}
         fields = request.DESCRIPTOR.fields_by_name
@@ -169,7 +174,7 @@ class SignatureProof:
         for (name, position), valid in zip(places, await self._verifier.verify_all(checks), strict=True):
             fact = facts[name][position]
             facts[name][position] = SignatureFact(fact.key_id, fact.suite, valid)
-        return Evidence(facts, digests)
+        return Evidence(facts, digests, statements)
 
     def _certified(self, request: Any, fields: Container[str]) -> Evidence | None:
         """What the certificate in a request without signed contents says; None for a request that has none."""
@@ -232,21 +237,24 @@ class SignatureProof:
                     self._keys.popitem(last=False)
 
 
-def content_of(raw: bytes) -> bytes:
+def content_of(raw: bytes, known: Mapping[int, bytes] | None = None) -> bytes:
     """What makes a repeated request the same: its bytes without request_id and wait_for, ordered by field number.
 
     Works on the wire form, so nothing is written again: top-level fields 1 and 2 are left out and the rest is put in
-    the order of field numbers, because a client may write fields in any order. Raises ValueError for bytes that are no
-    protobuf message; the message was parsed before, so that is a bug.
+    the order of field numbers, because a client may write fields in any order. `known` stands in for fields whose
+    content is hashed already, by number. Raises ValueError for bytes that are no protobuf message; the message was
+    parsed before, so that is a bug.
     """
+    known = known or {}
     parts: list[tuple[int, bytes]] = []
     position = 0
     while position < len(raw):
         start = position
         tag, position = _varint(raw, position)
         position = _skip(raw, position, tag & 7)
-        if tag >> 3 not in (_FIELD_REQUEST_ID, _FIELD_WAIT_FOR):
-            parts.append((tag >> 3, raw[start:position]))
+        number = tag >> 3
+        if number not in (_FIELD_REQUEST_ID, _FIELD_WAIT_FOR):
+            parts.append((number, known[number] if number in known else raw[start:position]))
     parts.sort(key=lambda part: part[0])
     return b"".join(data for _, data in parts)
 

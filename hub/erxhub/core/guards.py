@@ -301,6 +301,9 @@ def claimed(command: Command, field: str, message_type: type[StatementT]) -> Sta
     content: common_pb2.Signed = getattr(command.request, field)
     if content.payload_type != PAYLOAD_TYPE_PREFIX + message_type.DESCRIPTOR.name:
         return Refused("SIG_INVALID", field=f"{field}.payload_type")
+    read = command.evidence.statements.get(field)
+    if isinstance(read, message_type):
+        return read
     try:
         return message_type.FromString(content.payload)
     except DecodeError:

@@ -74,7 +74,7 @@ class CertifiedPeer:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was proven about bytes before the lane: signatures by field, and SHA-256 by field.
+    """What was proven about bytes before the lane: signatures by field, SHA-256 by field, and signed contents, read.
 
     `certificate` is what a signing certificate in the request says, and `connection` what a connection certificate
     does; None with `certificate_fault` when it was not issued by the trust domain or cannot be read. `key_is_sound` is
@@ -83,6 +83,7 @@ class Evidence:
 
     signatures: Mapping[str, Sequence[SignatureFact]] = field(default_factory=dict)
     sha256: Mapping[str, bytes] = field(default_factory=dict)
+    statements: Mapping[str, Any] = field(default_factory=dict)
     certificate: CertifiedKey | None = None
     connection: CertifiedPeer | None = None
     certificate_fault: str = ""

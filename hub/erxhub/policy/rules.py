@@ -5,44 +5,59 @@ Owns the pairing of pack and day only. Values, kinds and errors are the pack's (
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import date
+from typing import Any, TypeVar
 
 from erxhub.core.claim_arithmetic import Benefit
 from erxhub.policy.pack import Pack
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The parameters of one area in force on one day in China."""
+    """The parameters of one area in force on one day in China.
+
+    A value never changes within a day, so each is looked up once.
+    """
 
     pack: Pack
     on: date
+    _known: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def digest(self) -> bytes:
         """SHA-256 of the resolved pack, 32 bytes; every entry carries it."""
         return self.pack.digest
 
+    def _once(self, name: str, look_up: Callable[[str, date], T]) -> T:
+        try:
+            known: T = self._known[name]
+        except KeyError:
+            known = self._known[name] = look_up(name, self.on)
+        return known
+
     def integer(self, name: str) -> int:
         """A count."""
-        return self.pack.integer(name, self.on)
+        return self._once(name, self.pack.integer)
 
     def duration_ms(self, name: str) -> int:
         """A length of time in milliseconds."""
-        return self.pack.duration_ms(name, self.on)
+        return self._once(name, self.pack.duration_ms)
 
     def flag(self, name: str) -> bool:
         """A yes or no."""
-        return self.pack.flag(name, self.on)
+        return self._once(name, self.pack.flag)
 
     def text(self, name: str) -> str:
         """A word or code."""
-        return self.pack.text(name, self.on)
+        return self._once(name, self.pack.text)
 
     def texts(self, name: str) -> tuple[str, ...]:
         """A list of words or codes."""
-        return self.pack.texts(name, self.on)
+        return self._once(name, self.pack.texts)
 
     def has_form(self, name: str, text: str) -> bool:
         """Whether the text as a whole has one of the parameter's forms."""

@@ -174,12 +174,13 @@ class Dispatcher:
     async def _command(self, method: Method, raw: bytes, context: _CONTEXT) -> bytes:
         call = await self._enter(method, context, len(raw))
         request = await self._parse(call, raw, context)
-        await self._check(call, request, request.request_id, context)
+        statements = await self._check(call, request, request.request_id, context)
         try:
-            evidence = await self._proof.evidence(request, method.signed_fields)
+            evidence = await self._proof.evidence(request, method.signed_fields, statements)
         except StoreUnavailable:
             await self._unavailable(context)
-        return await self._decide(call, request, request.request_id, evidence, content_of(raw), context)
+        content = content_of(raw, _hashed(request, evidence))
+        return await self._decide(call, request, request.request_id, evidence, content, context)
 
     async def _import(self, method: Method, requests: AsyncIterator[bytes], context: _CONTEXT) -> bytes:
         call = await self._enter(method, context, 0)
@@ -392,8 +393,9 @@ class Dispatcher:
             await self._count(Refused("INPUT_MALFORMED", detail={"reason": "the bytes are no such message"}), context)
         return request
 
-    async def _check(self, call: _Call, request: Any, request_id: str, context: _CONTEXT) -> None:
-        found = self._rules.violations(request, call.method.signed_fields)
+    async def _check(self, call: _Call, request: Any, request_id: str, context: _CONTEXT) -> dict[str, Any]:
+        """Field rules and the caller's clock; returns the signed contents of the request, read."""
+        found, statements = self._rules.check(request, call.method.signed_fields)
         if found:
             refused = Refused("INPUT_MALFORMED", field=found[0].field)
             # An id that breaks its own rule may be as long as a message; no entry carries it.
@@ -403,6 +405,7 @@ class Dispatcher:
         if skew is not None and abs(skew) > self._config.clock_skew_ms:
             refused = Refused("TIME_SKEW", field=SENT_AT_HEADER, detail={"skew_ms": str(skew)})
             await self._refuse(call, refused, request_id, context)
+        return statements
 
     @staticmethod
     def _skew_ms(call: _Call, context: _CONTEXT) -> int | None:
@@ -515,6 +518,14 @@ class Dispatcher:
 
 async def _next(messages: AsyncIterator[bytes]) -> bytes | None:
     return await anext(messages, None)
+
+
+def _hashed(request: Any, evidence: Evidence) -> dict[int, bytes]:
+    """What stands in for a prescription file in the content of a request: its digest and type, not its bytes again."""
+    digest = evidence.sha256.get("file")
+    if digest is None:
+        return {}
+    return {request.FILE_FIELD_NUMBER: digest + request.file.media_type.encode()}
 
 
 def _told(call: _Call, request_id: str, outcome: str) -> None:
