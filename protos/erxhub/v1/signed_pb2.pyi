@@ -120,7 +120,9 @@ class PrescriptionDocument(_message.Message):
     """Claimed signing time, milliseconds since 1970."""
     @_builtins.property
     def prescription(self) -> _common_pb2.Prescription:
-        """The content, equal to what was pre-checked."""
+        """The content, equal to what was pre-checked. It is compared with that whole, and that was checked field by field, so
+        its own rules are not checked again.
+        """
 
     def __init__(
         self,
