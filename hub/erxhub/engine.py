@@ -215,14 +215,15 @@ class Engine:
         if len(self._jobs) >= self.config.queue_commands_max or self._bytes + size > self.config.queue_bytes_max:
             raise HubBusy
 
-    async def submit(self, command: Command, content: bytes) -> Answer:
+    async def submit(self, command: Command, content: bytes, size: int | None = None) -> Answer:
         """Decide a command and return its answer once it is durable.
 
-        `content` is what makes a repeated request the same: every field of the request but its id, as bytes.
+        `content` is what makes a repeated request the same: every field of the request but its id, as bytes. `size` is
+        what the request takes of memory while it waits, bytes; by default the content's.
         Raises HubBusy, HubStopped.
         """
         mac = hmac.digest(self._content_key, content, "sha256")
-        answer = await self._put(command, mac, len(content))
+        answer = await self._put(command, mac, len(content) if size is None else size)
         assert isinstance(answer, Replied | Declined)
         return answer
 

@@ -180,7 +180,7 @@ class Dispatcher:
         except StoreUnavailable:
             await self._unavailable(context)
         content = content_of(raw, _hashed(request, evidence))
-        return await self._decide(call, request, request.request_id, evidence, content, context)
+        return await self._decide(call, request, request.request_id, evidence, content, len(raw), context)
 
     async def _import(self, method: Method, requests: AsyncIterator[bytes], context: _CONTEXT) -> bytes:
         call = await self._enter(method, context, 0)
@@ -191,7 +191,7 @@ class Dispatcher:
         await self._check_streams(call, context)
         with self._open_stream(call):
             request, content = await self._received_import(call, requests, context)
-        return await self._decide(call, request, request.request_id, Evidence(), content, context)
+        return await self._decide(call, request, request.request_id, Evidence(), content, len(content), context)
 
     async def _received_import(
         self, call: _Call, requests: AsyncIterator[bytes], context: _CONTEXT
@@ -429,11 +429,18 @@ class Dispatcher:
             await self._record(call, Refused("CERT_REVOKED"), "", context, fingerprint=call.caller.fingerprint)
 
     async def _decide(
-        self, call: _Call, request: Any, request_id: str, evidence: Evidence, content: bytes, context: _CONTEXT
+        self,
+        call: _Call,
+        request: Any,
+        request_id: str,
+        evidence: Evidence,
+        content: bytes,
+        size: int,
+        context: _CONTEXT,
     ) -> bytes:
         command = Command(call.method.name, request, call.caller, request_id, call.received_at_ms, evidence)
         try:
-            answer = await self._engine.submit(command, content)
+            answer = await self._engine.submit(command, content, size)
             _told(call, request_id, answer.refused.code if isinstance(answer, Declined) else "OK")
             if isinstance(answer, Declined):
                 if answer.slowed:
