@@ -19,10 +19,10 @@ from erxhub.core.keys import stream_key
 from erxhub.core.model import Refused, Target
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH, EntryKind, Header, seal
 from erxhub.ledger.store import Listing, Write
+from erxhub.policy.pack import DAY_MS
 from erxhub.ports import Ids
 from erxhub.v1 import events_pb2
 
-_DAY_MS: Final = 86_400_000
 _MINUTE_MS: Final = 60_000
 _REVOKED_REMEMBERED_MAX: Final = 10_000
 
@@ -230,7 +230,7 @@ class AccessLog:
         request_id: str,
     ) -> Write:
         draw = self._ids.draw()
-        day = now_ms // _DAY_MS
+        day = now_ms // DAY_MS
         stream = self._streams.get(actor)
         if stream is None or stream.day != day:
             stream = self._streams[actor] = _Stream(stream_key("access", draw.bytes(16)), day)

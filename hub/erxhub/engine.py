@@ -26,7 +26,7 @@ from erxhub.core.model import Accepted, Command, Missing, Outcome, Refused, Targ
 from erxhub.keys import HubKeys
 from erxhub.ledger.entry import Entry, Header
 from erxhub.ledger.store import Loaded, Reply, Store, StoreUnavailable, Wanted, Write
-from erxhub.policy.pack import Pack, PackLibrary, china_date
+from erxhub.policy.pack import DAY_MS, Pack, PackLibrary, china_date
 from erxhub.policy.rules import Rules
 from erxhub.ports import Clock, Draw, Ids
 from erxhub.sealing import StoredReply, entries_of, fed_by, receipt_of, reply_place, write_of
@@ -38,7 +38,6 @@ REVERSED: Final = "reversed"
 """The method of a request id that a reversal took."""
 
 _ROUNDS_MAX: Final = 12
-_DAY_MS: Final = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -673,7 +672,7 @@ class Engine:
             self._write(batch, None, write_of(tx, sealed))
 
     def _rules_for(self, area_code: str, now_ms: int) -> Rules:
-        day = (now_ms + 8 * 3_600_000) // _DAY_MS
+        day = (now_ms + 8 * 3_600_000) // DAY_MS
         if self._rules[0] != day:
             self._rules = (day, {})
         cached = self._rules[1]

@@ -8,7 +8,8 @@ from hashlib import sha256
 
 import pytest
 
-from erxhub.ledger.entry import Entry, EntryKind, Header, seal, stream_key
+from erxhub.core.keys import stream_key
+from erxhub.ledger.entry import Entry, EntryKind, Header, seal
 from erxhub.ledger.store import (
     Blob,
     CatalogRow,

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from erxhub.core.keys import stream_key
 from erxhub.ledger.entry import (
     EntryKind,
     Header,
@@ -18,7 +19,6 @@ from erxhub.ledger.entry import (
     leaf_bytes,
     leaf_hash,
     seal,
-    stream_key,
 )
 
 RX_NO = b"110101" + b"012345678901234567890"

@@ -1,4 +1,4 @@
-"""The entry format: stream keys, headers, commitments and leaves, byte for byte.
+"""The entry format: headers, commitments and leaves, byte for byte. Stream keys are made in core.keys.
 
 Owns the bytes that every proof rests on; all integers are big-endian. A change here breaks every ledger ever
 written, so the tests hold golden bytes. It must never touch a store, the clock or randomness, and never look
@@ -18,7 +18,6 @@ ACTOR_BYTES_MAX = 128
 FIRST_PREV_LEAF_HASH = bytes(HASH_BYTES)
 """What the first entry of a stream names as the leaf before it."""
 
-_STREAM_TAG = b"erxhub/v1/stream\x00"
 _COMMIT_TAG = b"erxhub/v1/commit\x00"
 _FORMAT = b"\x01"
 _U32 = struct.Struct(">I")
@@ -38,12 +37,6 @@ class EntryKind(IntEnum):
 
 class HeaderMalformed(ValueError):
     """The bytes are not a header, or a field is outside the format."""
-
-
-def stream_key(kind: str, id: bytes) -> bytes:  # noqa: A002 the format's own word
-    """The 32-byte name of a stream. `id`: 16 random bytes, or rx_no or trace code in ASCII; never personal data."""
-    kind_bytes = kind.encode("ascii")
-    return sha256(_STREAM_TAG + _U32.pack(len(kind_bytes)) + kind_bytes + id).digest()
 
 
 @dataclass(frozen=True, slots=True)

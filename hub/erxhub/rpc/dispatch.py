@@ -282,6 +282,7 @@ class Dispatcher:
             await self._unavailable(context)
         except HubBusy:
             await self._overloaded(context)
+        _told(call, "", "OK")
         reply: bytes = outcome.reply.SerializeToString()
         return reply
 
