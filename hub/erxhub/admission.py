@@ -95,9 +95,8 @@ class FieldRules:
             kind = self._statements.get(signed.payload_type)
             if kind is None:
                 continue
-            statement = kind()
             try:
-                statement.ParseFromString(signed.payload)
+                statement = kind.FromString(signed.payload)
             except DecodeError:
                 found.append(Violation(f"{name}.payload", "payload", "cannot be read as its payload_type says"))
                 continue
@@ -160,20 +159,20 @@ class SignatureProof:
         ids = {signature.key_id for signed in contents.values() for signature in signed.signatures}
         keys = await self._registered(ids)
         checks: list[tuple[str, bytes, bytes, bytes]] = []
-        places: list[tuple[str, int]] = []
-        facts: dict[str, list[SignatureFact]] = {}
+        signed_by: list[tuple[str, str, _Key | None]] = []
         for name, signed in contents.items():
             message = pae(signed.payload_type, signed.payload)
-            facts[name] = []
             for signature in signed.signatures:
                 key = keys.get(signature.key_id)
-                facts[name].append(SignatureFact(signature.key_id, key.suite if key else "", False))
+                signed_by.append((name, signature.key_id, key))
                 if key is not None:
-                    places.append((name, len(facts[name]) - 1))
                     checks.append((key.suite, key.public_key, message, signature.signature))
-        for (name, position), valid in zip(places, await self._verifier.verify_all(checks), strict=True):
-            fact = facts[name][position]
-            facts[name][position] = SignatureFact(fact.key_id, fact.suite, valid)
+        verdicts = iter(await self._verifier.verify_all(checks))
+        facts: dict[str, list[SignatureFact]] = {name: [] for name in contents}
+        for name, key_id, key in signed_by:
+            # A signature by an unknown key was not verified, and is not valid.
+            fact = SignatureFact(key_id, key.suite, next(verdicts)) if key else SignatureFact(key_id, "", False)
+            facts[name].append(fact)
         return Evidence(facts, digests, statements)
 
     def _certified(self, request: Any, fields: Container[str]) -> Evidence | None:

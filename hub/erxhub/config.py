@@ -43,8 +43,8 @@ class Config:
     batch_commands_max: int = 128
     """Commands in one commit: above it the commit's cost per command falls no further."""
 
-    batch_linger_ms: int = 12
-    """How long a batch waits for the callers that were here a moment ago. Some 20 calls are admitted in this time, and
+    batch_linger_ms: int = 20
+    """How long a batch waits for the callers that were here a moment ago. Some 40 calls are admitted in this time, and
     above that the commit's cost per command falls slowly; a caller who is alone never waits."""
 
     batch_retries_max: int = 3

@@ -181,6 +181,14 @@ class Engine:
             await asyncio.wait({self._task})
         self.end_watches()
 
+    async def abandon(self) -> None:
+        """End the lane where it stands, as when the process dies: what is not committed is lost, nobody is told."""
+        self._stopping = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        self.end_watches()
+
     def end_watches(self) -> None:
         """Tell every open watch to end, while commands are still taken: a drain must not wait for the watches."""
         self._watches_ended = True
@@ -295,6 +303,7 @@ class Engine:
     # ---- the lane ----
 
     async def _run(self) -> None:
+        jobs: list[_Job] = []
         try:
             while self._jobs or not self._stopping:
                 if not self._jobs:
@@ -310,7 +319,7 @@ class Engine:
             await self._commit([], closing=True)
         finally:
             # A lane that died must leave no call waiting.
-            _fail(self._jobs, HubStopped())
+            _fail([*jobs, *self._jobs], HubStopped())
 
     def _ended(self, lane: asyncio.Task[None]) -> None:
         if not self._stopping:
@@ -477,7 +486,7 @@ class Engine:
             if request not in space.replies:
                 wanted.replies.add(request)
             # The decision is asked all the same, so that its first look-ups are loaded in the same round.
-            decide.decide(self._draft(batch, command, Draw(bytes(32)), wanted), command)
+            decide.look_ahead(self._draft(batch, command, Draw(bytes(32)), wanted), command)
             raise Missing
         if space.names[revoked] is not None:
             return Refused("CERT_REVOKED")

@@ -16,7 +16,7 @@ from erxhub.core.draft import Pending, WorkingDraft
 from erxhub.core.model import Accepted, Target
 from erxhub.crypto.receipt import receipt_message
 from erxhub.crypto.suites import SigningKey
-from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH, Entry, EntryKind, Header, seal
+from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH, SALT_BYTES, Entry, EntryKind, Header, seal
 from erxhub.ledger.store import Blob, Listing, NewName, NewState, Reply, Write
 from erxhub.ports import Draw
 from erxhub.v1 import common_pb2
@@ -29,27 +29,23 @@ def entries_of(tx: WorkingDraft, draw: Draw, *, now_ms: int, policy_digest: byte
     sealed: list[Entry] = []
     leaves: dict[tuple[bytes, int], bytes] = {}
     for event in tx.in_commit_order():
-        working = tx.changed[event.stream_key]
-        prev = leaves.get((event.stream_key, event.version - 1)) or (
-            working.leaf_hash if event.version > 1 else FIRST_PREV_LEAF_HASH
-        )
+        key, version = event.stream_key, event.version
+        working = tx.changed[key]
         header = Header(
-            stream_kind=event.stream_kind,
-            stream_key=event.stream_key,
-            version=event.version,
-            kind=EntryKind.EVENT,
-            type=events.BY_NAME[event.event].number,
-            recorded_at_ms=now_ms,
-            actor=event.actor,
-            request_id=tx.request_id,
-            policy_digest=policy_digest,
-            causes=_resolve(event, leaves),
+            event.stream_kind,
+            key,
+            version,
+            EntryKind.EVENT,
+            events.BY_NAME[event.event].number,
+            now_ms,
+            event.actor,
+            tx.request_id,
+            policy_digest,
+            _resolve(event, leaves) if event.causes else (),
         )
-        entry = seal(header, draw.bytes(16), event.body, prev)
-        leaves[event.stream_key, event.version] = entry.leaf_hash
+        entry = seal(header, draw.bytes(SALT_BYTES), event.body, working.leaf_hash or FIRST_PREV_LEAF_HASH)
+        leaves[key, version] = working.leaf_hash = entry.leaf_hash
         sealed.append(entry)
-    for entry in sealed:
-        tx.changed[entry.header.stream_key].leaf_hash = entry.leaf_hash
     return sealed
 
 
@@ -66,10 +62,10 @@ def write_of(
 ) -> Write:
     """All that a draft leaves."""
     states = []
-    listings = [Listing(space, key, stream, version) for (space, key), stream, version in tx.listings()]
+    listings = [Listing(space, key, stream, version) for (space, key), stream, version in tx.listings]
     first_versions: dict[bytes, int] = {}
-    for entry in sealed:
-        first_versions.setdefault(entry.header.stream_key, entry.header.version)
+    for event in tx.pending:
+        first_versions.setdefault(event.stream_key, event.version)
     for key, working in tx.changed.items():
         states.append(
             NewState(
@@ -89,7 +85,7 @@ def write_of(
     return Write(
         entries=tuple(sealed),
         states=tuple(states),
-        names=tuple(NewName(space, key, stream) for (space, key), stream in tx.names()),
+        names=tuple(NewName(space, key, stream) for (space, key), stream in tx.names),
         listings=tuple(listings),
         blobs=tuple(Blob(*blob) for blob in outcome.blobs) if outcome else (),
         catalog_rows=outcome.catalog_rows if outcome else (),
@@ -104,18 +100,16 @@ def fed_by(write: Write) -> set[str]:
 
 def receipt_of(key: SigningKey, config: Config, now_ms: int, sealed: Iterable[Entry]) -> common_pb2.Receipt:
     """The signed promise that these entries are in the ledger."""
+    listed = [(entry.header.stream_key, entry.header.version, entry.leaf_hash) for entry in sealed]
     receipt = common_pb2.Receipt(
         origin=config.origin,
         recorded_at_ms=now_ms,
         max_merge_delay_ms=config.max_merge_delay_ms,
         key_id=key.key_id,
+        signature=key.sign(receipt_message(config.origin, now_ms, config.max_merge_delay_ms, listed)),
     )
-    listed = [(entry.header.stream_key, entry.header.version, entry.leaf_hash) for entry in sealed]
     for stream_key, version, leaf in listed:
         receipt.entries.add(stream_key=stream_key, version=version, leaf_hash=leaf)
-    receipt.signature = key.sign(
-        receipt_message(receipt.origin, receipt.recorded_at_ms, receipt.max_merge_delay_ms, listed)
-    )
     return receipt
 
 

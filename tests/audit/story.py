@@ -687,7 +687,7 @@ class Damaged(MemoryStore):
             kind = next(entry.stream_kind for entry in whole._streams[key])
             state = STATE_TYPES[kind].FromString(head.body)
             rewrite(state)
-            self._states[key] = replace(head, body=state.SerializeToString(deterministic=True))
+            self._states[key] = head._replace(body=state.SerializeToString(deterministic=True))
 
 
 def with_payload(change: Change) -> Callable[[StoredEntry], StoredEntry]:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erxhub.crypto.suites import (
+    CALLERS_AT_ONCE,
     DEFAULT_SUITE,
     SUITES,
     Check,
@@ -237,3 +238,70 @@ async def test_many_calls_at_once_are_answered_each_with_its_own() -> None:
     verifier.close()
     expected = [True, False, True, False, True, True, False]
     assert answers == [expected[turn % 7 :] for turn in range(28)]
+
+
+class _Gate:
+    """Stands in for SM2's verification: holds the thread up until it is opened, and remembers what it was asked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = threading.Event()
+        self.open = threading.Event()
+        self.messages: list[bytes] = []
+        monkeypatch.setattr(SUITES["SM2-SM3"], "verify", self._verify)
+
+    def _verify(self, _public_key: bytes, message: bytes, _signature: bytes) -> bool:
+        self.messages.append(message)
+        self.begun.set()
+        assert self.open.wait(10)
+        if message == b"fails":
+            raise RuntimeError("no memory")
+        return message == b"good"
+
+
+async def _asked(verifier: Verifier, gate: _Gate, *messages: bytes) -> list[asyncio.Task[list[bool]]]:
+    """One caller for each message; returns once the thread is busy with the first and the others wait."""
+    callers = [asyncio.create_task(verifier.verify_all([Check("SM2-SM3", b"", message, b"")])) for message in messages]
+    assert await asyncio.to_thread(gate.begun.wait, 10)
+    return callers
+
+
+async def test_a_check_that_fails_to_run_fails_its_own_caller_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier, gate = Verifier(), _Gate(monkeypatch)
+    callers = await _asked(verifier, gate, b"good", b"good", b"fails", b"bad")
+    gate.open.set()
+    answers = await asyncio.gather(*callers, return_exceptions=True)
+    verifier.close()
+    assert answers[:2] == [[True], [True]]
+    assert isinstance(answers[2], RuntimeError)
+    assert answers[3] == [False]
+
+
+async def test_a_caller_who_has_gone_costs_no_verification(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier, gate = Verifier(), _Gate(monkeypatch)
+    callers = await _asked(verifier, gate, b"good", *[b"waits"] * CALLERS_AT_ONCE, b"gone", b"bad")
+    callers[-2].cancel()
+    await asyncio.wait(callers[-2:-1])
+    gate.open.set()
+    assert await callers[-1] == [False]
+    verifier.close()
+    assert b"gone" not in gate.messages
+
+
+async def test_closing_finishes_what_has_begun_and_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    verifier, gate = Verifier(), _Gate(monkeypatch)
+    callers = await _asked(verifier, gate, b"good", *[b"waits"] * CALLERS_AT_ONCE, b"never")
+    threading.Timer(0.05, gate.open.set).start()
+    verifier.close()
+    answers = await asyncio.wait_for(asyncio.gather(*callers, return_exceptions=True), 10)
+    assert answers[0] == [True]
+    assert isinstance(answers[-1], asyncio.CancelledError)
+    assert b"never" not in gate.messages
+
+
+async def test_a_closed_verifier_takes_no_more() -> None:
+    verifier = Verifier()
+    verifier.close()
+    verifier.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        await verifier.verify_all([_checks()[2]])
+    assert await verifier.verify_all([_checks()[0]]) == [True]

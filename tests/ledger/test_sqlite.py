@@ -8,7 +8,6 @@ import sqlite3
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +120,8 @@ async def test_heads_pushed_out_of_the_cache_are_looked_up(store: SqliteStore, m
         "UPDATE blob SET data = x'00'",
         "INSERT INTO state VALUES (1, 1, zeroblob(32), x'', NULL)",
         "UPDATE state SET version = 9",
+        "UPDATE state SET leaf_hash = zeroblob(32)",
+        "REPLACE INTO state VALUES (2, 1, zeroblob(32), x'', NULL)",
     ],
 )
 async def test_database_refuses_what_the_store_never_does(store: SqliteStore, statement: str) -> None:
@@ -190,11 +191,11 @@ async def test_foreign_writer_makes_the_store_unavailable_for_as_long_as_it_writ
 async def test_row_outside_the_schema_is_a_bug_and_not_a_conflict(store: SqliteStore) -> None:
     entry = next_entry("a")
     for batch in (
-        [Write(entries=(replace(entry, commitment=b"short"),))],
+        [Write(entries=(entry._replace(commitment=b"short"),))],
         [
             Write(replies=(reply_to(None),)),
             Write(replies=(reply_to(None),)),
-            Write(entries=(replace(entry, commitment=b""),)),
+            Write(entries=(entry._replace(commitment=b""),)),
         ],
     ):
         with pytest.raises(sqlite3.IntegrityError):

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from erxhub.core import delivery, encounter, goods, hold, patient, prescription, registry, reversal, settlement, voucher
-from erxhub.core.model import Command, Draft, Handler, Outcome
+from erxhub.core.model import Command, Draft, Handler, LookAhead, Outcome
 
 HANDLERS: Final[Mapping[str, Handler]] = MappingProxyType(
     {
@@ -23,6 +23,21 @@ HANDLERS: Final[Mapping[str, Handler]] = MappingProxyType(
         **delivery.HANDLERS,
     }
 )
+
+
+LOOK_AHEADS: Final[Mapping[str, LookAhead]] = MappingProxyType({**prescription.LOOK_AHEADS})
+
+
+def look_ahead(tx: Draft, command: Command) -> None:
+    """Ask for what the decision will look up first; raises Missing while any of it is not loaded.
+
+    Cheap for the commands that say it themselves. Any other is decided, and its outcome is thrown away.
+    """
+    asked = LOOK_AHEADS.get(command.method)
+    if asked is None:
+        decide(tx, command)
+    else:
+        asked(tx, command)
 
 
 def decide(tx: Draft, command: Command) -> Outcome:

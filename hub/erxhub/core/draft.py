@@ -140,6 +140,10 @@ class WorkingDraft:
         self.ledger_key = ledger_key
         self.pending: list[Pending] = []
         self.changed: dict[bytes, Working] = {}
+        self.names: list[tuple[tuple[str, bytes], bytes]] = []
+        """(name, stream key) of every name that the events give; known from `apply` on."""
+        self.listings: list[tuple[tuple[str, bytes], bytes, int]] = []
+        """(list, stream key, version) of every listing that the events add; known from `apply` on."""
         self._workspace = workspace
         self._wanted = wanted
         self._caller_actor = caller_actor
@@ -300,29 +304,15 @@ class WorkingDraft:
         """The events as they are sealed: by kind of stream, in the order of emission within a kind."""
         return sorted(self.pending, key=lambda event: _RANK[event.stream_kind])
 
-    def names(self) -> list[tuple[tuple[str, bytes], bytes]]:
-        """(name, stream key) of every name that the events give."""
-        return [
-            (name, event.stream_key)
-            for event in self.pending
-            for name in index.names(event.event, event.payload, self.mac)
-        ]
-
-    def listings(self) -> list[tuple[tuple[str, bytes], bytes, int]]:
-        """(list, stream key, version) of every listing that the events add."""
-        return [
-            (where, event.stream_key, event.version)
-            for event in self.pending
-            for where in index.listings(
-                event.event, event.stream_key, event.payload, self.changed[event.stream_key].state
-            )
-        ]
-
     def apply(self) -> None:
-        """Make the draft's changes visible to the later commands of the batch."""
+        """Make the draft's changes visible to the later commands of the batch; nothing is emitted any more."""
         space = self._workspace
         space.streams.update(self.changed)
-        for name, stream_key in self.names():
-            space.names[name] = stream_key
-        for where, stream_key, _ in self.listings():
-            space.added.setdefault(where, []).append(stream_key)
+        for event in self.pending:
+            key = event.stream_key
+            for name in index.names(event.event, event.payload, self.mac):
+                self.names.append((name, key))
+                space.names[name] = key
+            for where in index.listings(event.event, key, event.payload, self.changed[key].state):
+                self.listings.append((where, key, event.version))
+                space.added.setdefault(where, []).append(key)

@@ -7,8 +7,7 @@ looks anything up: an event that does not fit is a bug and raises.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from google.protobuf.message import Message
 
@@ -68,8 +67,7 @@ def move(machine: Machine, number: int, event: str) -> int:
     return number
 
 
-@dataclass(frozen=True, slots=True)
-class At:
+class At(NamedTuple):
     """Where an event stands: its version in the stream, its instant (UTC ms), the request that caused it."""
 
     version: int

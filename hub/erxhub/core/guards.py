@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeVar
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from erxhub.core.fold import activation_state, state_name
 from erxhub.core.lifecycle import Machine, triggers_exist, triggers_from
@@ -30,6 +31,8 @@ VERIFIED: Final = frozenset({"CONSUMED"})
 """Voucher states in which its reference exists."""
 
 PAYLOAD_TYPE_PREFIX: Final = "application/vnd.erxhub.v1."
+
+_FORMS_KEPT: Final = 4096
 
 _INSTITUTION_FORMS: Final[Mapping[str, str]] = {"hospital": "hospital", "pharmacy": "pharmacy"}
 
@@ -52,6 +55,10 @@ StatementT = TypeVar(
     signed_pb2.HandOverStatement,
     signed_pb2.SignDeliveryStatement,
 )
+
+_PAYLOAD_TYPES: Final[Mapping[type[Message], str]] = {
+    statement: PAYLOAD_TYPE_PREFIX + statement.DESCRIPTOR.name for statement in StatementT.__constraints__
+}
 
 
 def about(refused: Refused, *targets: Target) -> Refused:
@@ -82,11 +89,16 @@ def own_institution(command: Command, code: str, field: str) -> Refused | None:
     Refusals: INST_CODE (malformed, or not of the caller's kind), INST_IMPERSONATION.
     """
     form = _INSTITUTION_FORMS.get(command.caller.kind)
-    if form is None or not has_form(form, code):
+    if form is None or not _has_form(form, code):
         return Refused("INST_CODE", field=field)
     if code != command.caller.id:
         return Refused("INST_IMPERSONATION", field=field)
     return None
+
+
+@lru_cache(_FORMS_KEPT)
+def _has_form(form: str, code: str) -> bool:
+    return has_form(form, code)
 
 
 def institution(tx: Draft, code: str, field: str = "") -> state_pb2.InstitutionState | Refused:
@@ -299,7 +311,7 @@ def claimed(command: Command, field: str, message_type: type[StatementT]) -> Sta
     Refusals: SIG_INVALID (another type of content), INPUT_MALFORMED (it does not parse).
     """
     content: common_pb2.Signed = getattr(command.request, field)
-    if content.payload_type != PAYLOAD_TYPE_PREFIX + message_type.DESCRIPTOR.name:
+    if content.payload_type != _PAYLOAD_TYPES[message_type]:
         return Refused("SIG_INVALID", field=f"{field}.payload_type")
     read = command.evidence.statements.get(field)
     if isinstance(read, message_type):

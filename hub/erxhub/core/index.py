@@ -31,18 +31,16 @@ def hospital_rx_name(hospital_code: str, hospital_rx_no: str) -> Name:
     return "hospital_rx", hospital_code.encode() + b"\0" + hospital_rx_no.encode()
 
 
-def names(event: str, payload: Any, mac: Callable[[str, str], bytes]) -> Iterator[Name]:
+def names(event: str, payload: Any, mac: Callable[[str, str], bytes]) -> Iterable[Name]:
     """The unique names that lead to the event's stream from now on; `mac` hashes what must not stand in clear."""
     found = _NAMES.get(event)
-    if found is not None:
-        yield from found(payload, mac)
+    return () if found is None else found(payload, mac)
 
 
-def listings(event: str, stream_key: bytes, payload: Any, state: Any) -> Iterator[Name]:
+def listings(event: str, stream_key: bytes, payload: Any, state: Any) -> Iterable[Name]:
     """The lists that the event is put into."""
     found = _LISTINGS.get(event)
-    if found is not None:
-        yield from found(payload, state)
+    return () if found is None else found(payload, state)
 
 
 def watchers(state: state_pb2.PrescriptionState) -> Iterator[str]:

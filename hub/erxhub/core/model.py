@@ -253,3 +253,6 @@ class Draft(Protocol):
 
 
 Handler = Callable[[Draft, Command], Outcome]
+
+LookAhead = Callable[[Draft, Command], None]
+"""Asks with `Draft.want` for what a handler will look up, as far as the request tells. It decides nothing."""

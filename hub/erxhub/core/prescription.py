@@ -16,7 +16,7 @@ from erxhub.core.fold import state_name
 from erxhub.core.index import hospital_rx_name
 from erxhub.core.keys import prescription_key
 from erxhub.core.lifecycle import START, Machine, Role
-from erxhub.core.model import Accepted, Command, Draft, Handler, MessageT, Outcome, Refused, Target
+from erxhub.core.model import Accepted, Command, Draft, Handler, LookAhead, MessageT, Outcome, Refused, Target
 from erxhub.core.refusals import CATALOGUE
 from erxhub.core.rx_rules import Facts, Finding
 from erxhub.v1 import catalog_pb2, common_pb2, events_pb2, prescribing_pb2, registry_pb2, signed_pb2, state_pb2
@@ -41,6 +41,7 @@ _HOSPITAL_ROLES: Final = frozenset({Role.HOSPITAL, Role.DOCTOR, Role.HOSP_PHARMA
 # trace code is used.
 _NO_UPLOAD: Final[Mapping[str, str]] = {"UNDONE": "RX_UNDONE", "EXPIRED": "RX_NOT_EFFECTIVE"}
 _UPLOADED_BEFORE: Final = "RX_TRACE_CODE"
+
 
 def _legal(state: state_pb2.PrescriptionState, roles: frozenset[Role]) -> tuple[str, ...]:
     status = state_name(Machine.RX, state.rx_status)
@@ -280,22 +281,8 @@ def upload(tx: Draft, command: Command) -> Outcome:
     parsed = _parse(command)
     if isinstance(parsed, Refused):
         return parsed
-    document, review, seal = parsed
+    document, _, seal = parsed
     rx_key = prescription_key(document.rx_no)
-    request: prescribing_pb2.UploadPrescriptionRequest = command.request
-    tx.want(
-        names=[
-            ("institution", command.caller.id.encode()),
-            ("practitioner", document.prescription.doctor_code.encode()),
-            ("practitioner", review.pharmacist_code.encode()),
-            *(
-                ("revoked_key", signature.key_id.encode())
-                for content in (request.prescription, request.review, request.seal)
-                for signature in content.signatures[:1]
-            ),
-        ],
-        streams=[rx_key],
-    )
     state = _issued_here(tx, command, rx_key)
     if isinstance(state, Refused):
         return state
@@ -308,6 +295,23 @@ def upload(tx: Draft, command: Command) -> Outcome:
     if refused is not None:
         return guards.about(refused, Target(rx_key, state.person_key))
     return _accept_upload(tx, command, rx_key, parsed)
+
+
+def _look_ahead_of_upload(tx: Draft, command: Command) -> None:
+    """All that an upload looks up but person and visit, which the state of the prescription names."""
+    parsed = _parse(command)
+    if isinstance(parsed, Refused):
+        return
+    document, review, _ = parsed
+    tx.want(
+        names=[
+            ("institution", command.caller.id.encode()),
+            ("practitioner", document.prescription.doctor_code.encode()),
+            ("practitioner", review.pharmacist_code.encode()),
+            *(("revoked_key", facts[0].key_id.encode()) for facts in command.evidence.signatures.values() if facts),
+        ],
+        streams=[prescription_key(document.rx_no)],
+    )
 
 
 def _parse(command: Command) -> _Upload | Refused:
@@ -425,6 +429,7 @@ def _accept_upload(tx: Draft, command: Command, rx_key: bytes, parsed: _Upload) 
     document, review, _ = parsed
     doctor_code = document.prescription.doctor_code
     file_sha256 = command.evidence.sha256["file"]
+    file_data = request.file.data  # each time it is asked for is a copy
     reviewed = events_pb2.HospitalReviewed(statement=request.review, pharmacist_code=review.pharmacist_code)
     tx.emit(_RX, rx_key, "prescription.hospital_reviewed", reviewed, actor=review.pharmacist_code)
     signed = events_pb2.PrescriptionSigned(
@@ -438,7 +443,7 @@ def _accept_upload(tx: Draft, command: Command, rx_key: bytes, parsed: _Upload) 
         seal=request.seal,
         file_sha256=file_sha256,
         file_media_type=request.file.media_type,
-        file_size_bytes=len(request.file.data),
+        file_size_bytes=len(file_data),
     )
     tx.emit(_RX, rx_key, "prescription.uploaded", uploaded)
     valid_until_ms = document.prescription.valid_until_ms
@@ -447,7 +452,7 @@ def _accept_upload(tx: Draft, command: Command, rx_key: bytes, parsed: _Upload) 
     reply = prescribing_pb2.UploadPrescriptionResponse(
         rx_no=state.rx_no, statuses=consequences.statuses(state), valid_until_ms=valid_until_ms
     )
-    return Accepted(reply, blobs=((rx_key, file_sha256, request.file.data),))
+    return Accepted(reply, blobs=((rx_key, file_sha256, file_data),))
 
 
 # ---- revoke ----
@@ -584,4 +589,8 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "PrescribingService/RevokePrescription": revoke,
     "RegistryService/FreezePrescription": freeze,
     "RegistryService/UnfreezePrescription": unfreeze,
+}
+
+LOOK_AHEADS: Final[Mapping[str, LookAhead]] = {
+    "PrescribingService/UploadPrescription": _look_ahead_of_upload,
 }

@@ -29,7 +29,7 @@ def next_due_ms(stream_kind: str, state: Any) -> int | None:
     found = _DEADLINES.get(stream_kind)
     if found is None:
         return None
-    return min((deadline.at_ms + 1 for deadline in found(state)), default=None)
+    return min([deadline.at_ms + 1 for deadline in found(state)], default=None)
 
 
 def fire_due(tx: Draft, stream_kind: str, stream_key: bytes) -> None:

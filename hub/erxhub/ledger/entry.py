@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import sha256
+from typing import NamedTuple
 
 HASH_BYTES = 32
 SALT_BYTES = 16
@@ -39,9 +40,11 @@ class HeaderMalformed(ValueError):
     """The bytes are not a header, or a field is outside the format."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Header:
-    """Who, when, under which request and which rules. One that exists fits the format.
+    """Who, when, under which request and which rules. One that exists fits the format, and nobody changes it.
+
+    (Not `frozen`: four are made for an upload, and frozen ones would cost three times as much.)
 
     `type` is the event's stable number 1..0xFFFE, `actor` a registry id of at most 128 UTF-8 bytes and never
     a name, `policy_digest` 32 bytes or none, `causes` the leaf hashes (32 bytes each) of entries that this
@@ -164,9 +167,8 @@ def commitment(salt: bytes, header_bytes: bytes, payload: bytes) -> bytes:
     """The 32 bytes that bind header and payload. Without the salt they say nothing, so content can be erased."""
     if len(salt) != SALT_BYTES:
         raise ValueError("salt is not 16 bytes")
-    digest = sha256(b"".join((_COMMIT_TAG, salt, _U32.pack(len(header_bytes)), header_bytes, _U64.pack(len(payload)))))
-    digest.update(payload)
-    return digest.digest()
+    parts = (_COMMIT_TAG, salt, _U32.pack(len(header_bytes)), header_bytes, _U64.pack(len(payload)), payload)
+    return sha256(b"".join(parts)).digest()
 
 
 def leaf_bytes(
@@ -188,8 +190,7 @@ def leaf_hash(leaf: bytes) -> bytes:
     return sha256(b"\x00" + leaf).digest()
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One sealed line of a stream. Made by `seal`, so that its hashes follow from its parts."""
 
     header: Header

@@ -37,8 +37,7 @@ class Head:
     due_at_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """The stored answer to one accepted request, unique by (caller, request_id).
 
     `stream_key` and `version` name the command's first entry of the thing that it was about, with whose content the
@@ -54,8 +53,7 @@ class Reply:
     version: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class NewState:
+class NewState(NamedTuple):
     """The state that a stream is in after the last entry this Write gives it."""
 
     stream_key: bytes
@@ -65,8 +63,7 @@ class NewState:
     due_at_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class NewName:
+class NewName(NamedTuple):
     """A unique (space, key) that leads to a stream."""
 
     space: str
@@ -74,8 +71,7 @@ class NewName:
     stream_key: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
+class Listing(NamedTuple):
     """Puts an entry under (space, key), ordered by log position; an entry is at most once under one (space,
     key).
     """
@@ -87,8 +83,7 @@ class Listing:
     value: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Blob:
+class Blob(NamedTuple):
     """A large byte field, kept once per (stream, SHA-256). Giving it again is no conflict."""
 
     stream_key: bytes
@@ -108,8 +103,7 @@ class CatalogRow(NamedTuple):
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Write:
+class Write(NamedTuple):
     """All that one command leaves; it is written as a whole or not at all."""
 
     entries: tuple[Entry, ...] = ()
