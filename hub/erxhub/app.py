@@ -1,7 +1,7 @@
 """THE composition root: puts store, keys, packs, lane, queries and server together, and takes them apart again.
 
 Nothing else constructs these. It owns the order of start and stop, the background sweep of deadlines, and that health
-follows the lane.
+follows the lane. A hub is a core (store, lane, reads, dispatcher) behind a server; a sandbox has many cores behind one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import gc
 import hashlib
 import logging
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
@@ -42,6 +43,54 @@ class LedgerRefused(Exception):
         self.verification = verification
 
 
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """What the cores of one process can share: compiled field rules, the pool that verifies, and the policy packs."""
+
+    rules: FieldRules
+    verifier: Verifier
+    packs: PackLibrary
+
+    @classmethod
+    def make(cls, packs: PackLibrary | None = None) -> Shared:
+        """With every field rule compiled, so that no caller waits for it. `close` ends its threads."""
+        rules = FieldRules(STATEMENTS)
+        rules.warm([*(method.request for method in METHODS.values()), *STATEMENTS.values()])
+        return cls(rules, Verifier(), packs or shipped_packs())
+
+    def close(self) -> None:
+        """End the pool; once nothing uses it any more."""
+        self.verifier.close()
+
+
+@dataclass(slots=True)
+class HubCore:
+    """A hub without its server: the lane over one store, and the dispatcher that serves it."""
+
+    engine: Engine
+    dispatcher: Dispatcher
+    reads: ReadContext
+    store: Store
+    verified_entries: int
+    _sweep: asyncio.Task[None] | None
+
+    async def end_sweep(self) -> None:
+        """End the background sweep."""
+        if self._sweep is not None:
+            self._sweep.cancel()
+            await asyncio.gather(self._sweep, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Finish what the lane has queued, then end it. The store stays open: it is its owner's to close."""
+        await self.end_sweep()
+        await self.engine.stop()
+
+    async def abandon(self) -> None:
+        """End the lane where it stands, as when the process dies. The store stays open."""
+        await self.end_sweep()
+        await self.engine.abandon()
+
+
 @dataclass(slots=True)
 class Hub:
     """A running hub. `port` is where it listens."""
@@ -52,19 +101,19 @@ class Hub:
     keys: HubKeys
     port: int
     verified_entries: int
-    _background: tuple[asyncio.Task[None], ...]
-    _verifier: Verifier
+    core: HubCore
+    _health: asyncio.Task[None]
+    _shared: Shared
 
     async def stop(self) -> None:
         """Drain the server, finish the lane, close the store."""
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        self._health.cancel()
+        await asyncio.gather(self._health, self.core.end_sweep(), return_exceptions=True)
         # Watches end first, or the drain would wait for them; calls in flight are answered by a lane that still runs.
         self.engine.end_watches()
         await self.server.drain()
-        await self.engine.stop()
-        self._verifier.close()
+        await self.core.stop()
+        self._shared.close()
         await self.store.close()
 
 
@@ -86,50 +135,73 @@ async def start_hub(
     when the address cannot be listened on. The store belongs to the hub from here on: a failed start closes it too.
     """
     config = config or Config()
-    clock = clock or SystemClock()
-    packs = packs or shipped_packs()
     async with AsyncExitStack() as undo:
         undo.push_async_callback(store.close)
-        verification = await _verify_newest(store, config)
-        engine = Engine(store, clock=clock, ids=ids or SystemIds(), keys=keys, packs=packs, config=config)
-        await engine.start()
-        undo.push_async_callback(engine.stop)
-        verifier = Verifier()
-        undo.callback(verifier.close)
-        rules = FieldRules(STATEMENTS)
-        rules.warm([*(method.request for method in METHODS.values()), *STATEMENTS.values()])
-        reads = ReadContext(
-            store=store,
-            mac_keys=keys.mac_keys,
-            ledger_key=engine.ledger_key,
+        shared = Shared.make(packs)
+        undo.callback(shared.close)
+        core = await start_core(
+            store,
+            keys,
+            shared=shared,
+            authority=lambda: identity.current().ca_certificates,
             config=config,
             clock=clock,
-            packs=packs,
-            verifier=verifier,
-            subscribe=engine.subscribe,
-            unsubscribe=engine.unsubscribe,
-            running=lambda: engine.feeds_watches,
-            page_key=hashlib.sha256(keys.content_mac_key() + b"page").digest(),
-        )
-        dispatcher = Dispatcher(
-            engine=engine,
-            reads=reads,
-            proof=SignatureProof(
-                store, verifier, lambda: identity.current().ca_certificates, config.trust_domain
-            ),
-            rules=rules,
-            config=config,
+            ids=ids,
             pause=pause,
         )
-        server = HubServer(dispatcher, identity, config)
+        undo.push_async_callback(core.stop)
+        server = HubServer(core.dispatcher, identity, config)
         port = await server.start(address)
         undo.pop_all()
-    background = (
-        asyncio.create_task(_sweep(engine, config, pause), name="sweep"),
-        asyncio.create_task(_tell_health(engine, server), name="health"),
+    health = asyncio.create_task(_tell_health(core.engine, server), name="health")
+    _log.info("hub %s listens on port %d; %d entries verified", config.hub_id, port, core.verified_entries)
+    return Hub(core.engine, server, store, keys, port, core.verified_entries, core, health, shared)
+
+
+async def start_core(
+    store: Store,
+    keys: HubKeys,
+    *,
+    shared: Shared,
+    authority: Callable[[], bytes],
+    config: Config,
+    clock: Clock | None = None,
+    ids: Ids | None = None,
+    pause: Pause = system_pause,
+    sweeps: bool = True,
+) -> HubCore:
+    """Verify the newest entries, open or join the ledger, and start the lane; `authority` gives the CA's PEM.
+
+    Without `sweeps` nobody writes deadlines in the background: for a clock that stands, whoever moves it sweeps.
+    Raises LedgerRefused, StoreUnavailable. The store stays its owner's.
+    """
+    clock = clock or SystemClock()
+    verification = await _verify_newest(store, config)
+    engine = Engine(store, clock=clock, ids=ids or SystemIds(), keys=keys, packs=shared.packs, config=config)
+    await engine.start()
+    reads = ReadContext(
+        store=store,
+        mac_keys=keys.mac_keys,
+        ledger_key=engine.ledger_key,
+        config=config,
+        clock=clock,
+        packs=shared.packs,
+        verifier=shared.verifier,
+        subscribe=engine.subscribe,
+        unsubscribe=engine.unsubscribe,
+        running=lambda: engine.feeds_watches,
+        page_key=hashlib.sha256(keys.content_mac_key() + b"page").digest(),
     )
-    _log.info("hub %s listens on port %d; %d entries verified", config.hub_id, port, verification.entries)
-    return Hub(engine, server, store, keys, port, verification.entries, background, verifier)
+    dispatcher = Dispatcher(
+        engine=engine,
+        reads=reads,
+        proof=SignatureProof(store, shared.verifier, authority, config.trust_domain),
+        rules=shared.rules,
+        config=config,
+        pause=pause,
+    )
+    sweep = asyncio.create_task(_sweep(engine, config, pause), name="sweep") if sweeps else None
+    return HubCore(engine, dispatcher, reads, store, verification.entries, sweep)
 
 
 def settle_memory() -> None:

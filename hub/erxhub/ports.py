@@ -109,6 +109,24 @@ class ManualClock:
         self.at_ms += ms
 
 
+class RunningClock:
+    """A clock that goes like the machine's from wherever it was set, for sandboxes."""
+
+    def __init__(self, at_ms: int, machine: Clock) -> None:
+        self._machine = machine
+        self._offset_ms = at_ms - machine.now_ms()
+
+    def now_ms(self) -> int:
+        """The machine's instant, moved by what was set and advanced."""
+        return self._machine.now_ms() + self._offset_ms
+
+    def advance(self, ms: int) -> None:
+        """Move forward; a clock never goes back."""
+        if ms < 0:
+            raise ValueError("a clock never goes back")
+        self._offset_ms += ms
+
+
 @dataclass(frozen=True, slots=True)
 class SystemIds:
     """Randomness of the operating system."""
@@ -121,14 +139,24 @@ class SystemIds:
 class SeededIds:
     """Draws that repeat: the same seed gives the same draws in the same order. Never for a real ledger."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, count: int = 0) -> None:
         self._seed = seed
-        self._count = 0
+        self._count = count
+
+    @property
+    def count(self) -> int:
+        """How many were drawn: with it the sequence goes on elsewhere from here."""
+        return self._count
 
     def draw(self) -> Draw:
         """The next draw of the sequence."""
         self._count += 1
         return Draw(hashlib.sha256(b"erxhub seeded ids %d %d" % (self._seed, self._count)).digest())
+
+
+def machine_us() -> int:
+    """Microseconds of the machine's monotonic clock: for durations, never for instants."""
+    return time.monotonic_ns() // 1_000
 
 
 async def give_way() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from erxhub.client import SystemEnvironment
 from erxhub.core.refusals import CATALOGUE
 from erxhub.crypto.ca import TrustDomain
+from erxhub.sandbox.errors import ERRORS
 from tests.cli.conftest import Erxhub, erxhub_in, start_process, stop_process
 
 DOCTOR = "D330100990001"
@@ -28,7 +29,9 @@ def test_dev_writes_a_context_for_each_seeded_caller(at_dev: Erxhub) -> None:
         "channel": "channel",
         "agency": "agency",
         "auditor": "auditor",
+        "sandbox": "sandbox",
     }
+    assert {row["namespace"] for row in rows.values()} == {"default"}
     assert rows["hospital"]["current"]
     assert rows["auditor"]["reason"]
     assert DOCTOR in rows["hospital"]["signs_for"]
@@ -263,10 +266,13 @@ def test_the_shared_lists_are_imported_whole(shared: Path, at_dev: Erxhub) -> No
 
 def test_every_refusal_is_listed_and_one_explained(erxhub: Erxhub) -> None:
     rows = json.loads(erxhub("errors", "list", "-o", "json").stdout)
-    assert [row["code"] for row in rows] == list(CATALOGUE)
+    assert [row["code"] for row in rows] == [*CATALOGUE, *ERRORS]
     one = json.loads(erxhub("errors", "explain", "rx_unknown", "-o", "json").stdout)
     assert one["exit_code"] == 3
     assert one["zh"]
+    of_sandbox = json.loads(erxhub("errors", "explain", "SBX_CLOCK_BACK", "-o", "json").stdout)
+    assert of_sandbox.keys() == one.keys()
+    assert (of_sandbox["exit_code"], of_sandbox["retriable"]) == (2, False)
 
 
 def test_a_misspelt_code_is_not_found_and_the_near_ones_are_named(erxhub: Erxhub) -> None:

@@ -54,9 +54,7 @@ async def sign(
     request_id: str | None,
 ) -> None:
     """Sign an agreement with an institution (签订服务协议)."""
-    from erxhub.ports import SystemClock
-
-    begins_ms = SystemClock().now_ms() if valid_from_ms is None else valid_from_ms
+    begins_ms = client.connection.environment.now_ms() if valid_from_ms is None else valid_from_ms
     reply = await client.sign_agreement(
         institution_code=institution_code,
         kind=_kind(kind),

@@ -143,6 +143,22 @@ class InstantType(click.ParamType[int]):
         return int((at if at.tzinfo else at.replace(tzinfo=BEIJING)).timestamp() * 1000)
 
 
+class DurationType(click.ParamType[int]):
+    """A duration with its unit; converts to milliseconds."""
+
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from erxhub.client.fault_rules import duration_ms
+
+        if isinstance(value, int):
+            return value
+        try:
+            return duration_ms(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 class PositionType(click.ParamType[tuple[int, int]]):
     """Latitude and longitude in degrees, WGS-84; converts to millionths."""
 

@@ -35,7 +35,8 @@ class Context:
     """One way to speak to a hub.
 
     `role` and `id` are those of the certificate. `receipt_keys` maps a key id to a raw Ed25519 key in hexadecimal, and
-    `signing_keys` a signer's code to the path of its private key (PEM).
+    `signing_keys` a signer's code to the path of its private key (PEM). Of a hub in a sandbox, `sandbox` names the
+    context of the sandbox's operator and `namespace` the namespace, so that a command can take the time from there.
     """
 
     name: str
@@ -49,6 +50,8 @@ class Context:
     receipt_keys: Mapping[str, str] = field(default_factory=dict)
     signing_keys: Mapping[str, Path] = field(default_factory=dict)
     case_reason: str = ""
+    sandbox: str = ""
+    namespace: str = ""
 
     def identity(self) -> ClientIdentity:
         """Certificate, key and authority. Raises Failed naming the file that cannot be read."""
@@ -168,6 +171,8 @@ def _context(folder: Path, name: str, row: Mapping[str, Any]) -> Context:
         receipt_keys={str(key_id): str(key) for key_id, key in row.get("receipt_keys", {}).items()},
         signing_keys={str(code): folder / path for code, path in row.get("signing_keys", {}).items()},
         case_reason=str(row.get("case_reason", "")),
+        sandbox=str(row.get("sandbox", "")),
+        namespace=str(row.get("namespace", "")),
     )
 
 
@@ -183,6 +188,8 @@ def _row(folder: Path, context: Context) -> dict[str, Any]:
         "receipt_keys": dict(context.receipt_keys),
         "signing_keys": {code: _kept(folder, path) for code, path in context.signing_keys.items()},
         "case_reason": context.case_reason,
+        "sandbox": context.sandbox,
+        "namespace": context.namespace,
     }
 
 

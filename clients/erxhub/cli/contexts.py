@@ -127,7 +127,7 @@ def list_(out: Output) -> None:
     rows = [_row(one, current=name == contexts.current) for name, one in contexts.by_name.items()]
     if not rows:
         out.say(f"there is no context in {contexts.folder}; `erxhub dev` makes some, `erxhub context add` one")
-    out.rows(rows, ("name", "current", "caller", "target", "signs_for", "reason"))
+    out.rows(rows, ("name", "current", "caller", "target", "signs_for", "reason", "namespace"))
 
 
 def _row(one: Context, *, current: bool) -> dict[str, Any]:
@@ -141,6 +141,8 @@ def _row(one: Context, *, current: bool) -> dict[str, Any]:
         "signs_for": sorted(one.signing_keys),
         "receipt_keys": sorted(one.receipt_keys),
         "reason": one.case_reason,
+        "sandbox": one.sandbox,
+        "namespace": one.namespace,
     }
 
 

@@ -1,10 +1,11 @@
-"""`erxhub dev`: a hub, its trust domain and a seeded world in one process.
+"""`erxhub dev`: a sandbox on this machine, with a seeded world, its certificates and contexts.
 
-Owns the folder that a dev hub lives in: `pki/` (trust domain), `keys/` (the hub's own), `contexts.json`.
+Owns the folder that it lives in: `pki/` (trust domain), `keys/` (the hub's own), `contexts.json`.
 """
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,18 +14,16 @@ import click
 from erxhub.cli.commands import command
 
 if TYPE_CHECKING:
-    from erxhub.cli.context import Contexts
-    from erxhub.crypto.ca import TrustDomain
-    from erxhub.keys import HubKeys
-    from erxhub.ledger.store import Store
+    from collections.abc import Iterator
+
+    from erxhub.cli.context import Context, Contexts
     from erxhub.seed import SeedWorld
+    from erxhub.testing import RunningSandbox
 
-TRUST_DOMAIN: Final = "erxhub.test"
-HUB_ID: Final = "hub-1"
-HOSTS: Final = ("localhost", "127.0.0.1")
+OPERATOR_CONTEXT: Final = "sandbox"
 
 
-@command("dev", example="erxhub dev\nerxhub dev --db demo.db --port 7443")
+@command("dev", example="erxhub dev\nerxhub dev --db demo.db --port 7443 --control-port 7444")
 @click.option("--db", type=click.Path(path_type=Path, dir_okay=False), help="Keep the ledger in this SQLite file.")
 @click.option(
     "--home",
@@ -33,62 +32,125 @@ HOSTS: Final = ("localhost", "127.0.0.1")
 )
 @click.option("--port", type=click.IntRange(0, 65535), default=0, show_default=True, help="0: any that is free.")
 @click.option(
+    "--control-port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    show_default=True,
+    help="Where `erxhub sandbox`, clock, fault … call; 0: any that is free.",
+)
+@click.option(
     "--suite",
     type=click.Choice(["ES256", "EdDSA", "SM2-SM3"]),
     default="ES256",
     show_default=True,
     help="Of the seeded signing keys.",
 )
+@click.option(
+    "--profile",
+    type=click.Choice(["dev", "strict", "chaos"]),
+    default="dev",
+    show_default=True,
+    help="Faults to begin with: none, what every client must bear, or everything.",
+)
 @click.option("--config", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the hub; repeatable.")
 @click.option(
     "--ready-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help='Written when the hub takes calls: {"target": …, "home": …}.',
+    help='Written when the hub takes calls: {"target": …, "control_target": …, "home": …, "operator": …}.',
 )
 def dev(
-    db: Path | None, home: Path | None, port: int, suite: str, settings: tuple[str, ...], ready_file: Path | None
+    db: Path | None,
+    home: Path | None,
+    port: int,
+    control_port: int,
+    suite: str,
+    profile: str,
+    settings: tuple[str, ...],
+    ready_file: Path | None,
 ) -> None:
-    """Run a seeded hub in this process until Ctrl-C or SIGTERM.
+    """Run a sandbox in this process until Ctrl-C or SIGTERM: a seeded hub, with clock, faults and traffic to command.
 
     Without --db everything is gone at the end, except the temporary folder with the certificates. It listens on
     127.0.0.1 only, has its own trust domain, and registers a fictional hospital, pharmacies and persons.
     """
     import asyncio
 
-    asyncio.run(_dev(db, home, port, suite, settings, ready_file))
+    asyncio.run(_dev(db, _home(db, home), (port, control_port), suite, profile, settings, ready_file))
 
 
 async def _dev(
-    db: Path | None, home: Path | None, port: int, suite: str, settings: tuple[str, ...], ready_file: Path | None
+    db: Path | None,
+    home: Path,
+    ports: tuple[int, int],
+    suite: str,
+    profile: str,
+    settings: tuple[str, ...],
+    ready_file: Path | None,
 ) -> None:
-    from erxhub.cli.hosting import configured, started, stop_signal, until_stopped, write_ready
+    from contextlib import AsyncExitStack
+
+    from erxhub.app import settle_memory
+    from erxhub.cli.hosting import configured, stop_signal, write_ready
     from erxhub.cli.keys import receipt_pins
     from erxhub.cli.seeding import save_contexts
-    from erxhub.config import Config
-    from erxhub.ports import SystemClock
-    from erxhub.rpc.server import FixedIdentity, ServerIdentity
-    from erxhub.seed import identity
+    from erxhub.testing import running_sandbox
+    from erxhub.testing.sandbox import default_config
+    from erxhub.v1 import sandbox_pb2
 
     stopping = stop_signal()
-    now_ms = SystemClock().now_ms()
-    home = _home(db, home)
-    trust = _trust_domain(home / "pki", now_ms)
-    keys = _hub_keys(home / "keys")
-    config = configured(Config(trust_domain=trust.trust_domain, hub_id=HUB_ID), settings)
-    served = identity(trust, "hub", HUB_ID, now_ms, hosts=HOSTS, directory=home / "pki")
-    fixed = FixedIdentity(ServerIdentity(served.cert_pem, served.key_pem, served.ca_pem))
-    hub = await started(await _store(db), fixed, keys, f"127.0.0.1:{port}", config)
-    target = f"localhost:{hub.port}"
-    try:
-        world = await _seed(target, trust, home / "pki", suite)
-        contexts = save_contexts(home, world, target, receipt_pins(keys, home / "keys"))
-        write_ready(ready_file, target=target, home=str(home))
-        _introduce(contexts, world, target, home, db)
-    except BaseException:
-        await hub.stop()
-        raise
-    await until_stopped(hub, stopping)
+    async with AsyncExitStack() as undo:
+        with _failing(db, ports):
+            sandbox = await undo.enter_async_context(
+                running_sandbox(
+                    home=home,
+                    database=db,
+                    data_address=f"127.0.0.1:{ports[0]}",
+                    control_address=f"127.0.0.1:{ports[1]}",
+                    suite=suite,
+                    default_profile=sandbox_pb2.FaultProfile.Value(f"FAULT_PROFILE_{profile.upper()}"),
+                    config=configured(default_config(), settings),
+                )
+            )
+            world, operator = _identities(sandbox, home / "pki", suite)
+        settle_memory()
+        pins = receipt_pins(sandbox.keys, home / "keys")
+        _forget_namespaces(home, operator)
+        contexts = save_contexts(home, world, sandbox.target, pins, operator=operator)
+        write_ready(
+            ready_file,
+            target=sandbox.target,
+            control_target=sandbox.control_target,
+            home=str(home),
+            operator=str(operator.cert.parent),
+        )
+        _introduce(contexts, world, operator, db)
+        await stopping.wait()
     click.echo("stopped", err=True)
+
+
+@contextmanager
+def _failing(db: Path | None, ports: tuple[int, int]) -> Iterator[None]:
+    """Says why a sandbox does not come up, and ends the command with the exit code of that."""
+    from erxhub.app import LedgerRefused
+    from erxhub.cli.exits import CONFLICT, NEGATIVE, UNAVAILABLE, USAGE, Failed
+    from erxhub.crypto.ca import TrustDomainError
+    from erxhub.keys import HubKeysError
+    from erxhub.ledger.store import StoreFormatError, StoreInUse, StoreUnavailable
+
+    try:
+        yield
+    except (TrustDomainError, HubKeysError) as error:
+        raise Failed(str(error), USAGE) from None
+    except LedgerRefused as error:
+        raise Failed(str(error), NEGATIVE) from None
+    except FileNotFoundError:
+        raise Failed(f"{db}: no such file, or no such folder", USAGE) from None
+    except (StoreInUse, StoreFormatError, StoreUnavailable) as error:
+        codes = {StoreInUse: CONFLICT, StoreFormatError: USAGE}
+        raise Failed(f"{db}: {error}", codes.get(type(error), UNAVAILABLE)) from None
+    except RuntimeError as error:
+        # grpc has no other error for an address that it cannot listen on.
+        raise Failed(f"ports {ports[0]} and {ports[1]} of 127.0.0.1: {error}", USAGE) from None
 
 
 def _home(db: Path | None, home: Path | None) -> Path:
@@ -103,66 +165,67 @@ def _home(db: Path | None, home: Path | None) -> Path:
     return home.resolve()
 
 
-def _trust_domain(folder: Path, now_ms: int) -> TrustDomain:
-    from erxhub.cli.exits import USAGE, Failed
-    from erxhub.crypto.ca import TrustDomain, TrustDomainError
-
-    try:
-        if (folder / "ca.pem").exists():
-            return TrustDomain.open(folder)
-        return TrustDomain.init(folder, TRUST_DOMAIN, now_ms)
-    except TrustDomainError as error:
-        raise Failed(str(error), USAGE) from None
-
-
-def _hub_keys(folder: Path) -> HubKeys:
-    from erxhub.cli.exits import USAGE, Failed
-    from erxhub.keys import HubKeys, HubKeysError
-    from erxhub.ports import SystemIds
-
-    try:
-        return HubKeys.load(folder) if folder.exists() else HubKeys.init(folder, SystemIds())
-    except HubKeysError as error:
-        raise Failed(str(error), USAGE) from None
-
-
-async def _store(db: Path | None) -> Store:
-    from erxhub.cli.stores import open_store
-    from erxhub.ledger.memory import MemoryStore
-
-    return MemoryStore() if db is None else await open_store(db)
-
-
-async def _seed(target: str, trust: TrustDomain, pki: Path, suite: str) -> SeedWorld:
-    from erxhub.client import AgencyClient, ClientIdentity
+def _identities(sandbox: RunningSandbox, pki: Path, suite: str) -> tuple[SeedWorld, Context]:
+    """The registered world as files, and the operator's context."""
+    from erxhub.cli.context import Context
+    from erxhub.client.sandbox import DEFAULT_NAMESPACE
     from erxhub.ports import SystemClock
-    from erxhub.seed import identity, register_world
-    from erxhub.seed.world import AREA
+    from erxhub.seed import identity, issue_world
 
     now_ms = SystemClock().now_ms()
-    agency = identity(trust, "agency", AREA, now_ms, directory=pki)
-    caller = ClientIdentity(agency.ca_pem, agency.cert_pem, agency.key_pem)
-    async with AgencyClient.connect(target, caller) as client:
-        return await register_world(client, trust, now_ms, suite, directory=pki)
+    world = issue_world(sandbox.trust, now_ms, suite, pki)
+    peer = sandbox.operator.peer_name()
+    assert peer is not None, "the operator's certificate names him"
+    held = identity(sandbox.trust, peer.role, peer.id, now_ms, directory=pki)
+    assert held.path is not None, "an identity of a folder has files"
+    folder = held.path
+    return world, Context(
+        name=OPERATOR_CONTEXT,
+        target=sandbox.control_target,
+        role=peer.role,
+        id=peer.id,
+        ca=folder / "ca.pem",
+        cert=folder / "cert.pem",
+        key=folder / "key.pem",
+        namespace=DEFAULT_NAMESPACE,
+    )
 
 
-def _introduce(contexts: Contexts, world: SeedWorld, target: str, home: Path, db: Path | None) -> None:
+def _forget_namespaces(home: Path, operator: Context) -> None:
+    """Drops the contexts of an earlier sandbox's namespaces, which ended with it."""
+    from erxhub.cli.context import Contexts
+    from erxhub.cli.namespaces import forget
+
+    contexts = Contexts.load(home)
+    ended = {one.namespace for one in contexts.by_name.values() if one.sandbox == operator.name}
+    for namespace in ended - {operator.namespace}:
+        forget(contexts, operator, namespace)
+
+
+def _introduce(contexts: Contexts, world: SeedWorld, operator: Context, db: Path | None) -> None:
     from erxhub.cli.output import Output
-    from erxhub.cli.seeding import caller_rows, signer_rows
+    from erxhub.cli.seeding import caller_rows, shown_path, signer_rows
 
     out = Output()
+    home, hospital = contexts.folder, contexts.by_name["hospital"]
     where = f"the ledger is in {db}" if db else "in memory: gone when it stops"
-    click.echo(f"erxhub dev listens on {target} (mTLS), {where}\nFolder: {home}\n")
+    click.echo(f"erxhub dev listens on {hospital.target} (mTLS), {where}\nFolder: {home}\n")
     out.rows(caller_rows(contexts, world), title="Seeded identities")
     click.echo("")
     out.rows(signer_rows(home, world), title="Signing keys")
     click.echo("")
-    pins = next(iter(contexts.by_name.values())).receipt_keys
-    out.rows([{"receipt key": key_id, "public (Ed25519)": key} for key_id, key in pins.items()])
+    out.rows([{"receipt key": key_id, "public (Ed25519)": key} for key_id, key in hospital.receipt_keys.items()])
     click.echo(
-        "\nTry in another terminal:\n"
+        f"\nSandbox control: {operator.target} (mTLS), context {operator.name}, "
+        f"{operator.role}/{operator.id}, {shown_path(home, operator.cert.parent)}"
+        "\n\nTry in another terminal:\n"
         f"  export ERXHUB_HOME={home}\n"
         "  erxhub doctor\n"
+        "  erxhub sandbox traffic -f                                    # every call, as it comes\n"
+        "  erxhub sandbox magic                                         # values with a known effect\n"
+        "  erxhub fault set 'Dispensing/Settle nth=1 do=lose_ack'       # a reply that is lost after the commit\n"
+        "  erxhub clock advance 2h                                      # time passes, deadlines with it\n"
+        "  erxhub sandbox create lab                                    # a hub of its own: --context lab-hospital\n"
         "  erxhub registry list institutions\n"
         f"  erxhub voucher activate {world.person_no}\n"
     )

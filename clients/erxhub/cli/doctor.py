@@ -17,6 +17,7 @@ from erxhub.cli.session import context_option
 
 if TYPE_CHECKING:
     from erxhub.cli.context import Context, Contexts
+    from erxhub.client import Environment
 
 OK: Final = "ok"
 WARN: Final = "warn"
@@ -72,7 +73,7 @@ def doctor(context_name: str | None, db: Path | None, out: Output) -> None:
             local = [*_certificates(context)]
             checks += local
             if not any(check.result == FAIL for check in local):
-                reached = asyncio.run(_hub(context))
+                reached = asyncio.run(_reached(contexts, context))
                 checks.append(reached)
                 unreachable += [reached] if any(word in reached.detail for word in _UNREACHED) else []
     if db is not None:
@@ -154,19 +155,34 @@ def _validity(name: str, cert_pem: bytes, now_ms: int) -> Check:
     return Check(name, WARN if soon else OK, f"{peer.path}, valid until {_time(peer.not_after_ms)}")
 
 
-async def _hub(context: Context) -> Check:
+async def _reached(contexts: Contexts, context: Context) -> Check:
+    """Whether what the context points at answers: a hub, or the control port of a sandbox."""
+    from erxhub.cli.session import SANDBOX_ROLE, connect, environment_of
+    from erxhub.client import CallFailed, Refusal, SandboxClient
+
+    name = f"{context.name}: sandbox"
+    try:
+        if context.role != SANDBOX_ROLE:
+            return await _hub(context, await environment_of(contexts, context))
+        async with connect(context) as connection:
+            namespaces = await SandboxClient(connection).list_namespaces()
+    except (CallFailed, Refusal) as failure:
+        return Check(name, FAIL, f"{failure.grpc_status}: {failure}")
+    return Check(name, OK, f"{context.target}: {len(namespaces)} namespaces")
+
+
+async def _hub(context: Context, environment: Environment | None) -> Check:
     """Whether the hub answers its health check, and then a small read of this caller, sent with this clock's time."""
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     from erxhub.cli.session import connect
     from erxhub.client.failures import refusal_of
-    from erxhub.ports import SystemClock
     from erxhub.rpc.dispatch import SENT_AT_HEADER
     from erxhub.v1 import catalog_pb2, registry_pb2, registry_pb2_grpc
 
     name = f"{context.name}: hub"
-    async with connect(context) as connection:
+    async with connect(context, environment) as connection:
         health = health_pb2_grpc.HealthStub(connection.channel)
         registry = registry_pb2_grpc.RegistryServiceStub(connection.channel)
         try:
@@ -178,7 +194,7 @@ async def _hub(context: Context) -> Check:
             await registry.ListCatalog(
                 registry_pb2.ListCatalogRequest(dataset=catalog_pb2.CATALOG_DATASET_FREQUENCIES),
                 timeout=HEALTH_TIMEOUT_S,
-                metadata=((SENT_AT_HEADER, str(SystemClock().now_ms())),),
+                metadata=((SENT_AT_HEADER, str(connection.environment.now_ms())),),
             )
         except grpc.aio.AioRpcError as error:
             refusal = refusal_of(error)

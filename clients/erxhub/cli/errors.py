@@ -12,7 +12,7 @@ from erxhub.cli.output import Output, output_option
 
 @group("errors", example="erxhub errors explain VCH_EXPIRED")
 def errors() -> None:
-    """Every "no" that the hub can say: status, rules, both languages, and what helps."""
+    """Every "no" that a hub or a sandbox (SBX_…) can say: status, rules, both languages, and what helps."""
 
 
 @errors.command("list", example="erxhub errors list\nerxhub errors list RX_ -o json")
@@ -21,9 +21,8 @@ def errors() -> None:
 def list_(prefix: str, out: Output) -> None:
     """All codes, or those that begin with PREFIX."""
     from erxhub.cli.exits import NOT_FOUND, Failed
-    from erxhub.core.refusals import CATALOGUE
 
-    rows = [_row(code) for code in CATALOGUE if code.startswith(prefix.upper())]
+    rows = [_row(code) for code in _codes() if code.startswith(prefix.upper())]
     if not rows:
         raise Failed(f"no code begins with {prefix!r}", NOT_FOUND)
     out.rows(rows, ("code", "grpc_status", "retriable", "en", "zh"))
@@ -37,22 +36,42 @@ def explain(code: str, out: Output) -> None:
     import difflib
 
     from erxhub.cli.exits import NOT_FOUND, Failed
-    from erxhub.core.refusals import CATALOGUE
 
-    wanted = code.strip().upper()
-    if wanted not in CATALOGUE:
+    wanted, codes = code.strip().upper(), _codes()
+    if wanted not in codes:
         if wanted.startswith("TLS_"):
             raise Failed(f"{wanted} is about a certificate on this machine; `erxhub doctor` looks at them", NOT_FOUND)
-        near = difflib.get_close_matches(wanted, CATALOGUE, n=3)
+        near = difflib.get_close_matches(wanted, codes, n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; `erxhub errors list` has them all"
         raise Failed(f"there is no code {wanted}{hint}", NOT_FOUND)
     out.object(_row(wanted))
 
 
+def _codes() -> list[str]:
+    from erxhub.core.refusals import CATALOGUE
+    from erxhub.sandbox.errors import ERRORS
+
+    return [*CATALOGUE, *ERRORS]
+
+
 def _row(code: str) -> dict[str, Any]:
     from erxhub.cli.exits import exit_code_of_status
     from erxhub.core.refusals import CATALOGUE
+    from erxhub.sandbox.errors import ERRORS
 
+    if code in ERRORS:
+        error = ERRORS[code]
+        status = error.status.name
+        return {
+            "code": code,
+            "en": error.en,
+            "zh": error.zh,
+            "grpc_status": status,
+            "exit_code": exit_code_of_status(status),
+            "rule_ids": [],
+            "retriable": status == "UNAVAILABLE",
+            "needs": "",
+        }
     kind = CATALOGUE[code]
     return {
         "code": kind.code,

@@ -13,7 +13,13 @@ from erxhub.cli.commands import LazyGroup
 
 VERBS: Final = {
     "demo": ("erxhub.cli.demo:demo", "One prescription from diagnosis to delivery, traced and verified."),
-    "dev": ("erxhub.cli.dev:dev", "A seeded hub in one process, to try things on."),
+    "dev": ("erxhub.cli.dev:dev", "A sandbox in one process: a seeded hub to try things on."),
+    "sandbox": ("erxhub.cli.sandbox:sandbox", "The sandbox of `dev`: namespaces, traffic, magic values, certificates."),
+    "clock": ("erxhub.cli.clock:clock", "A sandbox's clock: show it, move it forward."),
+    "fault": ("erxhub.cli.fault:fault", "What goes wrong in a sandbox, and when."),
+    "trigger": ("erxhub.cli.trigger:trigger", "Make something happen in a sandbox: cancel, freeze, suspend, expire."),
+    "snapshot": ("erxhub.cli.snapshot:snapshot", "States of a sandbox to come back to."),
+    "reset": ("erxhub.cli.reset:reset", "A sandbox as it was when it was created."),
     "serve": ("erxhub.cli.serve:serve", "A hub for good: keys, certificates and a database of your own."),
     "ca": ("erxhub.cli.ca:ca", "The trust domain: certificates and signing keys."),
     "keys": ("erxhub.cli.keys:keys", "The hub's own keys."),

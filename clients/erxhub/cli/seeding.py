@@ -100,8 +100,12 @@ def save_contexts(
     receipt_keys: Mapping[str, str],
     *,
     server_name: str = "",
+    operator: Context | None = None,
 ) -> Contexts:
-    """One context for each seeded caller; the current one becomes `hospital` if there is none."""
+    """One context for each seeded caller; the current one becomes `hospital` if there is none.
+
+    `operator` is the context that controls the sandbox of a hub in one; it is written too.
+    """
     from erxhub.cli.context import Context, Contexts
 
     contexts = Contexts.load(home)
@@ -123,7 +127,11 @@ def save_contexts(
                 if institution == caller.id and held.path is not None
             },
             case_reason=CASE_REASON if caller.role == "auditor" else "",
+            sandbox=operator.name if operator else "",
+            namespace=operator.namespace if operator else "",
         )
+    if operator is not None:
+        contexts.by_name[operator.name] = operator
     contexts.current = contexts.current or "hospital"
     contexts.save()
     return contexts

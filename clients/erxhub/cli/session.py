@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from erxhub.cli.context import CONTEXT_VARIABLE, Context, Contexts
-from erxhub.cli.exits import OK, exit_code_for
+from erxhub.cli.exits import OK, USAGE, Failed, exit_code_for
 from erxhub.cli.output import Output, output_option
 
 if TYPE_CHECKING:
-    from erxhub.client import ClientFailure, Connection
+    from erxhub.client import ClientFailure, Connection, Environment, SandboxClient
     from erxhub.client.base import Client
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -29,7 +29,7 @@ _CLIENTS: Final = {
     "agency": "AgencyClient",
     "auditor": "AuditorClient",
 }
-ROLES: Final = tuple(_CLIENTS)
+SANDBOX_ROLE: Final = "sandbox"
 
 
 def context_option(function: _Function) -> _Function:
@@ -69,7 +69,7 @@ def with_client(*roles: str) -> Callable[[Callable[..., Awaitable[int | None]]],
         @context_option
         @functools.wraps(function)
         def command(*, context_name: str | None, out: Output, **options: Any) -> None:
-            async def call(client: Client, ctx: Context, out: Output) -> int | None:
+            async def call(client: Client | SandboxClient, ctx: Context, out: Output) -> int | None:
                 return await function(client, ctx, out, **options)
 
             run(context_name, roles, call, out)
@@ -86,36 +86,64 @@ def run(
     out: Output,
 ) -> None:
     """Connects as one of `roles`, runs `function(client, ctx, out)` and ends the command with its exit code."""
-    context = Contexts.load().pick(context_name, (roles,) if isinstance(roles, str) else roles)
-    code = asyncio.run(_run(context, function, out))
+    contexts = Contexts.load()
+    context = contexts.pick(context_name, (roles,) if isinstance(roles, str) else roles)
+    code = asyncio.run(_run(contexts, context, function, out))
     if code:
         raise click.exceptions.Exit(code)
 
 
-async def _run(context: Context, function: Callable[[Any, Context, Output], Awaitable[int | None]], out: Output) -> int:
+async def _run(
+    contexts: Contexts,
+    context: Context,
+    function: Callable[[Any, Context, Output], Awaitable[int | None]],
+    out: Output,
+) -> int:
     from erxhub.client import ClientFailure
 
     try:
-        async with connect(context) as connection:
+        async with connect(context, await environment_of(contexts, context)) as connection:
             return await function(client_of(context, connection), context, out) or OK
     except ClientFailure as failure:
         say_failure(failure, out)
         return exit_code_for(failure)
 
 
-def connect(context: Context) -> Connection:
+async def environment_of(contexts: Contexts, context: Context) -> Environment | None:
+    """Where the context's time comes from: a sandbox is asked for its namespace's; None stands for this machine.
+
+    Without it a signature would be dated in the past of a hub whose clock was advanced. Raises ClientFailure, and
+    Failed when the operator's context is gone.
+    """
+    if not context.sandbox:
+        return None
+    from erxhub.client import SandboxClient, SandboxEnvironment
+    from erxhub.v1 import sandbox_pb2
+
+    operator = contexts.by_name.get(context.sandbox)
+    if operator is None:
+        raise Failed(f"context {context.name} takes its time from context {context.sandbox}, which is gone", USAGE)
+    async with connect(operator) as connection:
+        namespace = await SandboxClient(connection).get_namespace(namespace=context.namespace)
+    return SandboxEnvironment(namespace.now_ms, runs=namespace.clock_mode == sandbox_pb2.CLOCK_MODE_RUNNING)
+
+
+def connect(context: Context, environment: Environment | None = None) -> Connection:
     """A connection as the context says; its receipts are checked when the context pins keys."""
     from erxhub.client import Connection
+    from erxhub.client.sandbox import ONCE
 
     return Connection(
         context.target,
         context.identity(),
         server_name=context.server_name or None,
         receipt_keys=context.receipt_key_bytes() or None,
+        retry=ONCE if context.role == SANDBOX_ROLE else None,
+        environment=environment,
     )
 
 
-def client_of(context: Context, connection: Connection) -> Client:
+def client_of(context: Context, connection: Connection) -> Client | SandboxClient:
     """The typed client of the context's role; an auditor's has the context's case reason.
 
     Its request ids are random. Every verb is a process of its own, and the national shape numbers the requests of one
@@ -123,6 +151,10 @@ def client_of(context: Context, connection: Connection) -> Client:
     """
     from erxhub import client as library
 
+    if context.role == SANDBOX_ROLE:
+        from erxhub.client.sandbox import DEFAULT_NAMESPACE
+
+        return library.SandboxClient(connection, namespace=context.namespace or DEFAULT_NAMESPACE)
     ids = library.RandomRequestIds(connection.environment)
     made: Client = getattr(library, _CLIENTS[context.role])(connection, request_ids=ids)
     if isinstance(made, library.AuditorClient):

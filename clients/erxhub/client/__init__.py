@@ -7,7 +7,7 @@ from erxhub.client.agency import AgencyClient
 from erxhub.client.auditor import AuditorClient
 from erxhub.client.connection import ClientIdentity, Connection, RetryPolicy
 from erxhub.client.downloads import CheckedDownload, DownloadInvalid, check_download
-from erxhub.client.environment import Environment, SystemEnvironment
+from erxhub.client.environment import Environment, SandboxEnvironment, SystemEnvironment
 from erxhub.client.failures import (
     CallFailed,
     ClientFailure,
@@ -16,11 +16,13 @@ from erxhub.client.failures import (
     Refusal,
     Violation,
 )
+from erxhub.client.fault_rules import fault_rule
 from erxhub.client.hospital import HospitalClient
 from erxhub.client.patient import PatientClient
 from erxhub.client.pharmacy import PharmacyClient
 from erxhub.client.receipts import check_receipt
 from erxhub.client.request_ids import NationalRequestIds, RandomRequestIds, RequestIds
+from erxhub.client.sandbox import SandboxClient
 from erxhub.client.signing import payload_type, sign, sign_bytes
 
 __all__ = [
@@ -43,10 +45,13 @@ __all__ = [
     "Refusal",
     "RequestIds",
     "RetryPolicy",
+    "SandboxClient",
+    "SandboxEnvironment",
     "SystemEnvironment",
     "Violation",
     "check_download",
     "check_receipt",
+    "fault_rule",
     "payload_type",
     "sign",
     "sign_bytes",

@@ -36,3 +36,28 @@ class SystemEnvironment:
 
     async def sleep_ms(self, duration_ms: int) -> None:
         await sleep(duration_ms / 1000)
+
+
+class SandboxEnvironment:
+    """The machine's chance and timer, with the clock of a sandbox's namespace as it was last told.
+
+    A clock that `runs` goes on from there with the machine's; one that stands is told again whenever it was moved.
+    """
+
+    def __init__(self, now_ms: int, *, runs: bool) -> None:
+        self._machine = SystemEnvironment()
+        self._runs = runs
+        self.tell(now_ms)
+
+    def tell(self, now_ms: int) -> None:
+        """What the namespace's clock shows now."""
+        self._told_ms, self._told_at_ms = now_ms, self._machine.now_ms()
+
+    def now_ms(self) -> int:
+        return self._told_ms + (self._machine.now_ms() - self._told_at_ms if self._runs else 0)
+
+    def below(self, bound: int) -> int:
+        return self._machine.below(bound)
+
+    async def sleep_ms(self, duration_ms: int) -> None:
+        await self._machine.sleep_ms(duration_ms)

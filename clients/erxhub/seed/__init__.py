@@ -7,13 +7,14 @@ numbers of an area that was never given out. Must never: hold data of anybody wh
 from erxhub.seed.catalogue import EDITION, catalogue
 from erxhub.seed.identities import identity, signing_identity
 from erxhub.seed.samples import sample_diagnoses, sample_pdf, sample_prescription
-from erxhub.seed.world import SeedWorld, register_world
+from erxhub.seed.world import SeedWorld, issue_world, register_world
 
 __all__ = [
     "EDITION",
     "SeedWorld",
     "catalogue",
     "identity",
+    "issue_world",
     "register_world",
     "sample_diagnoses",
     "sample_pdf",

@@ -233,7 +233,7 @@ async def register_world(
 
     Raises ClientFailure when the hub refuses, TrustDomainError.
     """
-    world = _issue(trust, now_ms, suite, directory)
+    world = issue_world(trust, now_ms, suite, directory)
     founded_ms = founded_at_ms(trust)
     await _import_catalogue(agency, founded_ms)
     for institution in INSTITUTIONS:
@@ -280,7 +280,12 @@ async def register_world(
     return world
 
 
-def _issue(trust: TrustDomain, now_ms: int, suite: str, directory: Path | None) -> SeedWorld:
+def issue_world(trust: TrustDomain, now_ms: int, suite: str, directory: Path | None) -> SeedWorld:
+    """The world's identities and signing keys, registered or not; those of `directory` where it has good ones.
+
+    Raises TrustDomainError.
+    """
+
     def caller(role: str, peer_id: str) -> Identity:
         return identity(trust, role, peer_id, now_ms, directory=directory)
 

@@ -282,6 +282,33 @@ class TrustDomain:
             domain._write_crl([], 1, now_ms)
         return domain
 
+    def branch(self) -> TrustDomain:
+        """The same authority with an index of its own in memory: what it issues is known to nobody else's list."""
+        files = Memory()
+        index = {"format": _INDEX_FORMAT, "trust_domain": self.trust_domain, "crl_number": 1, "issued": []}
+        files.write("ca.key.pem", _private_pem(self._key), private=True)
+        files.write("index.json", _json(index))
+        files.write("ca.pem", self.ca_pem)
+        return TrustDomain(files)
+
+    def issue_unlisted(
+        self, uri: str | None, common_name: str, not_before_ms: int, not_after_ms: int
+    ) -> tuple[bytes, bytes]:
+        """A client's certificate and key (PEM) that no index keeps, for sandboxes: any URI name or none, any dates.
+
+        Good for a test authority only, which is what every one made here is.
+        """
+        key = ec.generate_private_key(ec.SECP256R1())
+        names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)] if uri else [x509.DNSName("localhost")]
+        builder = (
+            self._bare_builder(key.public_key(), not_before_ms, not_after_ms)
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)]))
+            .add_extension(_key_usage(digital_signature=True), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+            .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        )
+        return self._sign(builder), _private_pem(key)
+
     def issue_tls(self, role: str, peer_id: str, now_ms: int, days: int, hosts: Sequence[str] = ()) -> Identity:
         """A TLS certificate for role/peer_id, valid for `days` (1–825), and its own P-256 key.
 
@@ -429,6 +456,9 @@ class TrustDomain:
 
     def _builder(self, public_key: _CertifiedKey, begins_ms: int, now_ms: int, days: int) -> x509.CertificateBuilder:
         first_ms, last_ms = self._validity(begins_ms, now_ms, days)
+        return self._bare_builder(public_key, first_ms, last_ms)
+
+    def _bare_builder(self, public_key: _CertifiedKey, first_ms: int, last_ms: int) -> x509.CertificateBuilder:
         return (
             x509.CertificateBuilder()
             .issuer_name(self._certificate.subject)

@@ -41,6 +41,19 @@ class MemoryStore:
         self._catalog: dict[tuple[str, str], dict[str, bytes]] = {}
         self._closed = False
 
+    def copy(self) -> MemoryStore:
+        """An open store with the same content. What it holds is immutable, so only the containers are copied."""
+        twin = MemoryStore()
+        twin._log = self._log.copy()
+        twin._streams = {key: entries.copy() for key, entries in self._streams.items()}
+        twin._states = self._states.copy()
+        twin._names = self._names.copy()
+        twin._listings = {place: rows.copy() for place, rows in self._listings.items()}
+        twin._replies = self._replies.copy()
+        twin._blobs = self._blobs.copy()
+        twin._catalog = {edition: rows.copy() for edition, rows in self._catalog.items()}
+        return twin
+
     async def load(self, wanted: Wanted) -> Loaded:
         self._check_open()
         names = {name: self._names[name] for name in wanted.names if name in self._names}

@@ -13,7 +13,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -549,7 +549,17 @@ def _told(call: _Call, request_id: str, outcome: str) -> None:
         _log.info("call", extra={"call": facts})
 
 
-def handlers(dispatcher: Dispatcher, methods: Mapping[str, Method]) -> list[grpc.GenericRpcHandler]:
+class Served(Protocol):
+    """What a server listens for: a dispatcher, or whatever chooses among several."""
+
+    def handler(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+        """The gRPC handler of a method, bytes in and out."""
+
+    async def drained(self) -> None:
+        """Take no new calls; returns once none is open."""
+
+
+def handlers(dispatcher: Served, methods: Mapping[str, Method]) -> list[grpc.GenericRpcHandler]:
     """The generic handlers of all services."""
     by_service: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
     for method in methods.values():

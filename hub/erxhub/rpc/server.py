@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from erxhub.config import Config
 from erxhub.crypto.certs import key_matches
-from erxhub.rpc.dispatch import Dispatcher, handlers
+from erxhub.rpc.dispatch import Served, handlers
 from erxhub.rpc.methods import METHODS, SERVICES
 
 _log = logging.getLogger("erxhub.server")
@@ -89,7 +89,7 @@ class IdentityFiles:
 class HubServer:
     """One listening server over a dispatcher."""
 
-    def __init__(self, dispatcher: Dispatcher, identity: IdentitySource, config: Config) -> None:
+    def __init__(self, dispatcher: Served, identity: IdentitySource, config: Config) -> None:
         self._config = config
         self._dispatcher = dispatcher
         self._health = HealthServicer()
@@ -132,6 +132,10 @@ class HubServer:
             await asyncio.wait_for(self._dispatcher.drained(), self._config.drain_ms / 1000)
         # What is left is over its time, or a stream of the health service, which never ends by itself.
         await self._server.stop(min(self._config.drain_ms, _CLOSING_MS) / 1000)
+
+    async def cut(self) -> None:
+        """Stop at once: every connection is told to go away, and calls in flight end unanswered."""
+        await self._server.stop(None)
 
     async def wait(self) -> None:
         """Until the server has ended."""

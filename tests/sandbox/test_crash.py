@@ -1,0 +1,202 @@
+"""A namespace's hub dies and starts again on its ledger; the data port cuts every connection and listens again."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from erxhub.client import HubUnreachable, Refusal
+from erxhub.ledger.verify import verify_ledger
+from erxhub.v1 import sandbox_pb2
+from tests.live import HOSPITAL
+from tests.sandbox.ground import STANDING, UNKNOWN_RX, Box, Place, opened
+
+CRASH = sandbox_pb2.FAULT_ACTION_CRASH_HUB
+GOAWAY = sandbox_pb2.FAULT_ACTION_GOAWAY
+
+
+def _rule(action: Any, **fields: Any) -> sandbox_pb2.FaultRule:
+    return sandbox_pb2.FaultRule(action=action, nth=1, **fields)
+
+
+async def _uploading(place: Place) -> Any:
+    """A prescription that is ready to be uploaded; returns its upload as a call that can be repeated."""
+    chain = await place.chain().prechecked()
+    hospital = await place.hospital()
+    arguments = chain.upload_arguments()
+    return lambda: hospital.upload(**arguments, request_id="request-of-the-upload")
+
+
+@pytest.mark.parametrize("after_commit", [False, True])
+async def test_a_crash_around_a_commit_loses_the_reply_and_never_half_a_command(box: Box, after_commit: bool) -> None:
+    place = await box.new("one")
+    upload = await _uploading(place)
+    before = len(await box.ledger("one"))
+    rule = _rule(CRASH, event="prescription.uploaded", arguments=sandbox_pb2.FaultArguments(after_commit=after_commit))
+    await box.operator.set_faults([rule], namespace="one")
+    with pytest.raises(HubUnreachable) as lost:
+        await upload()
+    assert "connection lost" in lost.value.details
+    assert (len(await box.ledger("one")) > before) == after_commit
+    # The same request again has the one outcome, whether it was committed before or is now.
+    reply = await upload()
+    once = await box.ledger("one")
+    assert (await upload()) == reply
+    assert await box.ledger("one") == once
+    assert not (await verify_ledger(box.namespace("one").store)).findings
+
+
+async def test_a_crash_in_a_file_leaves_a_ledger_that_goes_on(tmp_path: Path) -> None:
+    async with opened(database=tmp_path / "sandbox.db", suite="EdDSA", default_clock=STANDING) as box:
+        place = await (await box.place("default")).activated()
+        upload = await _uploading(place)
+        rule = _rule(CRASH, event="prescription.uploaded", arguments=sandbox_pb2.FaultArguments(after_commit=True))
+        await box.operator.set_faults([rule])
+        with pytest.raises(HubUnreachable):
+            await upload()
+        assert (await upload()).rx_no
+        assert not (await verify_ledger(box.namespace("default").store)).findings
+
+
+async def test_a_crash_cuts_the_calls_of_its_namespace_and_of_no_other(box: Box) -> None:
+    here, there = await box.new("here"), await box.new("there")
+    watches = []
+    for place in (here, there):
+        await place.chain().uploaded()
+        watch = (await place.hospital()).watch(from_start=True)
+        await anext(watch)
+        watches.append(watch)
+    waiting = [asyncio.ensure_future(anext(watch)) for watch in watches]
+    await _let_begin()
+    await box.namespace("here").crash()
+    with pytest.raises(HubUnreachable) as lost:
+        await _until_end(waiting[0], watches[0])
+    assert "connection lost" in lost.value.details
+    assert not there_ended(waiting[1])
+    waiting[1].cancel()
+    with pytest.raises(Refusal):
+        await (await here.hospital()).get(rx_no=UNKNOWN_RX)
+
+
+async def _let_begin() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+def there_ended(waiting: "asyncio.Future[Any]") -> bool:
+    return waiting.done() and waiting.exception() is not None
+
+
+async def _until_end(waiting: "asyncio.Future[Any]", watch: Any) -> None:
+    await waiting
+    async for _ in watch:
+        continue
+
+
+async def test_crashes_resets_and_snapshots_at_once_leave_one_hub_that_serves(box: Box) -> None:
+    place = await box.new("one")
+    namespace = box.namespace("one")
+    before = {task.get_name() for task in asyncio.all_tasks()}
+    await asyncio.gather(
+        namespace.crash(),
+        box.operator.save_snapshot("a", namespace="one"),
+        namespace.crash(),
+        box.operator.reset(namespace="one"),
+        box.operator.advance_clock(by_ms=1_000, namespace="one"),
+        namespace.crash(),
+    )
+    await namespace.ready()
+    place.request_ids.numbers = iter(range(5_000, 6_000))
+    assert (await (await place.activated()).chain().uploaded()).rx_no
+    assert not (await verify_ledger(namespace.store)).findings
+    # One lane for each namespace, the default one's among them: no hub is left over.
+    lanes = [task for task in asyncio.all_tasks() if task.get_name() == "lane"]
+    assert len(lanes) == 2
+    assert "lane" in before
+
+
+async def test_a_hub_that_crashed_draws_no_value_twice(box: Box) -> None:
+    place = await box.new("one", seed=4)
+    first = (await place.chain(1).uploaded()).rx_no
+    await box.namespace("one").crash()
+    assert (await place.chain(2).uploaded()).rx_no != first
+
+
+async def test_a_deadline_whose_commit_meets_a_crash_is_written_by_the_next_hub(box: Box) -> None:
+    place = await box.new("one")
+    chain = await place.chain().held()
+    await box.operator.set_faults([_rule(CRASH, event="order.expired")], namespace="one")
+    moved = await box.operator.advance_clock(by_ms=4 * 86_400_000, namespace="one")
+    events = [timer.event for timer in moved.fired if timer.rx_no == chain.rx_no]
+    assert events.count("order.expired") == 1
+    assert (await box.operator.list_faults(namespace="one"))[0].fired == 1
+
+
+async def test_a_full_disk_stops_the_clock_with_a_reason(box: Box) -> None:
+    place = await box.new("one")
+    await place.chain().held()
+    rule = sandbox_pb2.FaultRule(action=sandbox_pb2.FAULT_ACTION_DISK_FULL, event="order.expired")
+    await box.operator.set_faults([rule], namespace="one")
+    with pytest.raises(Refusal) as refused:
+        await box.operator.advance_clock(by_ms=4 * 86_400_000, namespace="one")
+    assert refused.value.code == "SBX_UNAVAILABLE"
+    await box.operator.clear_faults(namespace="one")
+    moved = await box.operator.advance_clock(by_ms=4 * 86_400_000, namespace="one")
+    assert "order.expired" in {timer.event for timer in moved.fired}
+
+
+async def test_goaway_cuts_every_connection_and_the_port_listens_again(box: Box) -> None:
+    place = await box.new("one")
+    await box.operator.set_faults([_rule(GOAWAY, method="Prescribing/GetPrescription")], namespace="one")
+    hospital = await place.hospital()
+    with pytest.raises(HubUnreachable):
+        await hospital.get(rx_no=UNKNOWN_RX)
+    again = await place.connect("hospital", HOSPITAL)
+    await again.connection.channel.channel_ready()
+    with pytest.raises(Refusal) as refused:
+        await again.get(rx_no=UNKNOWN_RX)
+    assert refused.value.code == "RX_UNKNOWN"
+    assert box.sandbox.target.endswith(f":{box.sandbox.sandbox.data.port}")
+
+
+async def test_a_call_that_a_fault_holds_does_not_hold_a_snapshot(box: Box) -> None:
+    place = await box.new("one")
+    hospital = await place.hospital()
+    rule = sandbox_pb2.FaultRule(
+        action=sandbox_pb2.FAULT_ACTION_LOSE_ACK,
+        method="Prescribing/GetPrescription",
+        arguments=sandbox_pb2.FaultArguments(hang=True),
+    )
+    await box.operator.set_faults([rule], namespace="one")
+    held = asyncio.ensure_future(hospital.get(rx_no=UNKNOWN_RX))
+    while not (await box.operator.list_faults(namespace="one"))[0].fired:
+        continue
+    await box.operator.save_snapshot("a", namespace="one")
+    with pytest.raises(HubUnreachable):
+        await held
+
+
+async def test_calls_that_come_during_a_snapshot_wait_for_its_end(box: Box) -> None:
+    place = await box.new("one")
+    hospital = await place.hospital()
+
+    async def look() -> str:
+        with pytest.raises(Refusal) as refused:
+            await hospital.get(rx_no=UNKNOWN_RX)
+        return refused.value.code
+
+    looks = [asyncio.ensure_future(look()) for _ in range(10)]
+    await box.operator.save_snapshot("a", namespace="one")
+    looks += [asyncio.ensure_future(look()) for _ in range(10)]
+    await box.operator.reset(namespace="one")
+    assert set(await asyncio.gather(*looks)) == {"RX_UNKNOWN"}
+
+
+def test_the_status_of_a_dead_hub_is_the_one_of_a_cut_cable() -> None:
+    from erxhub.sandbox.answers import lost_connection
+    from erxhub.sandbox.namespace import CONNECTION_LOST
+
+    status = lost_connection()
+    assert (status.code, status.message) == (grpc.StatusCode.UNAVAILABLE, CONNECTION_LOST)
