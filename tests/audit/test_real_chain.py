@@ -53,6 +53,21 @@ async def test_a_chain_signed_with_sm2_is_verified() -> None:
         assert await looked_at(live, chain) == ([], [], audit_pb2.LIGHT_GREEN, True)
 
 
+UNKNOWN_FIELD = b"\xf8\xff\x07\x01"
+"""Number 16383, varint 1: a field of a version to come."""
+
+
+async def test_fields_of_a_newer_version_under_a_seal_contradict_nothing() -> None:
+    async with live_hub() as live:
+        chain = await Chain(live, PERSON).quoted()
+        chain.quote.amounts.MergeFromString(UNKNOWN_FIELD)
+        chain.settlement_id = (await chain.settle()).settlement_id
+        arguments = chain.dispense_arguments()
+        arguments["lots"][0].MergeFromString(UNKNOWN_FIELD)
+        await (await live.pharmacy()).dispense(**arguments)
+        assert (await looked_at(live, chain))[1] == []
+
+
 async def test_an_undone_settlement_is_open_and_closed_once_the_validity_is_over() -> None:
     async with live_hub() as live:
         chain = await Chain(live, PERSON).settled()

@@ -197,6 +197,14 @@ def _of_sale(chain: Chain, record: Record, sale: Sale) -> Iterator[SignedContent
     )
 
 
+def _known(message: Message) -> Message:
+    """What this version can read of a message: a newer signer may have signed more, and that contradicts nothing."""
+    known = type(message)()
+    known.CopyFrom(message)
+    known.DiscardUnknownFields()
+    return known
+
+
 def _review_facts(chain: Chain, sale: Sale, record: Record, statement: signed_pb2.ReviewStatement) -> bool:
     return (
         statement.decision == _DECISIONS[record.name]
@@ -210,7 +218,7 @@ def _settle_facts(chain: Chain, sale: Sale, record: Record, statement: signed_pb
     claim = record.payload.claim
     insured = record.name == "settlement.committed"
     return (
-        statement.amounts == claim.amounts
+        _known(statement.amounts) == _known(claim.amounts)
         and statement.quote_id == (claim.quote_id if insured else "")
         and statement.pay_mode == (signed_pb2.PAY_MODE_INSURED if insured else signed_pb2.PAY_MODE_SELF)
     )
@@ -218,7 +226,7 @@ def _settle_facts(chain: Chain, sale: Sale, record: Record, statement: signed_pb
 
 def _dispense_facts(chain: Chain, sale: Sale, record: Record, statement: signed_pb2.DispenseStatement) -> bool:
     settled = sale.settled
-    if settled is None or list(statement.lots) != list(record.payload.lots):
+    if settled is None or [*map(_known, statement.lots)] != [*map(_known, record.payload.lots)]:
         return False
     # A self-payment has no settlement number of the fund, so its sale may name none.
     may_be_empty = settled.name == "settlement.self_paid" and not statement.settlement_id
