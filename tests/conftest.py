@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests import postgres
 from tests import shared as shared_data
+from tests.postgres import postgres_server
+
+__all__ = ["postgres_server"]
 
 # Suites imported by several test modules: their asserts are rewritten like those of a test file.
 pytest.register_assert_rewrite("tests.ledger.contract")
@@ -51,10 +55,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("time per area")
         for area, seconds in sorted(_seconds.items(), key=lambda item: -item[1]):
             terminalreporter.line(f"{seconds:8.2f} s  {_tests[area]:5d} tests  {area}")
+    _tell_left_out(
+        terminalreporter, "the shared folder is absent", shared_data.ABSENT, f"{shared_data.VARIABLE} names the folder"
+    )
+    _tell_left_out(
+        terminalreporter, f"{postgres.VARIABLE} is set", postgres.ABSENT, "PostgreSQL was not tested in this run"
+    )
+
+
+def _tell_left_out(terminalreporter: pytest.TerminalReporter, why: str, reason: str, advice: str) -> None:
     skipped = terminalreporter.stats.get("skipped", [])
-    left_out = sorted({report.nodeid for report in skipped if shared_data.ABSENT in str(report.longrepr)})
+    left_out = sorted({report.nodeid for report in skipped if reason in str(report.longrepr)})
     if left_out:
-        terminalreporter.section("left out because the shared folder is absent")
+        terminalreporter.section(f"left out because {why}")
         for nodeid in left_out:
             terminalreporter.line(nodeid)
-        terminalreporter.line(f"{len(left_out)} left out; {shared_data.VARIABLE} names the folder")
+        terminalreporter.line(f"{len(left_out)} left out; {advice}")

@@ -14,7 +14,8 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from itertools import islice
+from typing import Any, Final, NamedTuple
 
 from erxhub.accesses import AccessBatch, AccessLog, ReadNote, person_of
 from erxhub.config import Config
@@ -29,7 +30,7 @@ from erxhub.ledger.store import Loaded, Reply, Store, StoreUnavailable, Wanted, 
 from erxhub.policy.pack import DAY_MS, Pack, PackLibrary, china_date
 from erxhub.policy.rules import Rules
 from erxhub.ports import Clock, Draw, Ids
-from erxhub.sealing import StoredReply, entries_of, fed_by, receipt_of, reply_place, write_of
+from erxhub.sealing import StoredReply, entries_of, fed_by, reply_place, write_of, write_receipt
 from erxhub.v1 import events_pb2, state_pb2
 
 _log = logging.getLogger("erxhub.engine")
@@ -39,9 +40,11 @@ REVERSED: Final = "reversed"
 
 _ROUNDS_MAX: Final = 12
 
+_BUSY_FREE: Final = 2
+"""Times that a command whose streams are taken is put off without its counting as a try."""
 
-@dataclass(frozen=True, slots=True)
-class Replied:
+
+class Replied(NamedTuple):
     """An accepted command's answer: the response's bytes, receipt included."""
 
     body: bytes
@@ -49,8 +52,7 @@ class Replied:
     slowed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Declined:
+class Declined(NamedTuple):
     """A refusal, with whether the caller is above its budget."""
 
     refused: Refused
@@ -75,6 +77,8 @@ class _Job:
     size: int
     future: asyncio.Future[Any]
     tries: int = 0
+    busy: int = 0
+    """How often another hub was just extending a stream of it. The first times are no tries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,13 +376,16 @@ class Engine:
             wanted = Lookups()
             while waiting:
                 draw = draws[id(waiting[0])]
-                if not self._attempt(batch, waiting[0], draw.restarted(), wanted):
+                draw.restart()
+                if not self._attempt(batch, waiting[0], draw, wanted):
                     break
                 waiting.popleft()
             if not waiting:
                 break
-            for later in list(waiting)[1:]:
-                self._ask(batch, later, draws[id(later)].restarted(), wanted)
+            for later in islice(waiting, 1, None):
+                draw = draws[id(later)]
+                draw.restart()
+                self._ask(batch, later, draw, wanted)
             rounds += 1
             if rounds > _ROUNDS_MAX * (1 + len(jobs)):
                 raise RuntimeError(f"a decision never stops asking for look-ups: {wanted}")
@@ -386,34 +393,40 @@ class Engine:
         for write in self._accesses.writes(batch.accesses, batch.workspace, closing=closing):
             self._write(batch, None, write)
         conflicts: frozenset[int] = frozenset()
+        busy: frozenset[int] = frozenset()
         # With nothing to write the store is asked all the same while it is not known to be back.
         if batch.writes or not self._can_write:
-            conflicts = (await self.store.append(batch.writes)).conflicts
+            result = await self.store.append(batch.writes)
+            conflicts, busy = result.conflicts, result.busy
             self._turn(can_write=True)
         if batch.writes:
             self.counters.batches += 1
         self._accesses.written(batch.accesses)
-        self._settle(batch, conflicts)
+        self._settle(batch, conflicts, busy)
 
-    def _settle(self, batch: _Batch, conflicts: frozenset[int]) -> None:
-        lost = {id(batch.jobs[position]) for position in conflicts}
-        if conflicts:
-            # Another hub wrote first. What was answered without a write of its own may rest on a lost one, so it is
-            # decided again too; access streams are begun afresh.
+    def _settle(self, batch: _Batch, conflicts: frozenset[int], busy: frozenset[int]) -> None:
+        beaten = {id(batch.jobs[position]) for position in conflicts}
+        lost = beaten | {id(batch.jobs[position]) for position in busy}
+        if lost:
+            # Another hub wrote first, or is writing. What was answered without a write of its own may rest on a lost
+            # one, so it is decided again too; access streams are begun afresh.
             self._accesses.forget()
             wrote = {id(job) for job in batch.jobs}
             lost |= {id(job) for job, _ in batch.answers if isinstance(job.work, Command) and id(job) not in wrote}
         for job, answer in batch.answers:
             if id(job) in lost:
-                self._again(job)
+                self._again(job, was_busy=id(job) not in beaten and bool(busy))
             elif not job.future.done():
                 job.future.set_result(answer)
         for institution_code in batch.fed:
             for event in self._watchers.get(institution_code, ()):
                 event.set()
 
-    def _again(self, job: _Job) -> None:
-        job.tries += 1
+    def _again(self, job: _Job, *, was_busy: bool) -> None:
+        if was_busy and job.busy < _BUSY_FREE:
+            job.busy += 1
+        else:
+            job.tries += 1
         if job.tries > self.config.batch_retries_max:
             _fail([job], HubStopped())
             return
@@ -454,7 +467,7 @@ class Engine:
         work = job.work
         try:
             if isinstance(work, Command):
-                if self._before(batch, job, work, wanted) is None:
+                if self._before(batch, job, work, draw, wanted) is None:
                     decide.decide(self._draft(batch, work, draw, wanted), work)
             elif isinstance(work, _Sweep):
                 wanted.streams.update(key for key in work.stream_keys if key not in batch.workspace.streams)
@@ -475,7 +488,7 @@ class Engine:
             rules_for=lambda area_code: self._rules_for(area_code, batch.now_ms),
         )
 
-    def _before(self, batch: _Batch, job: _Job, command: Command, wanted: Lookups) -> Any:
+    def _before(self, batch: _Batch, job: _Job, command: Command, draw: Draw, wanted: Lookups) -> Any:
         """What is decided before the command itself: a revoked certificate, then a repeated request."""
         space = batch.workspace
         revoked = ("revoked_certificate", command.caller.fingerprint)
@@ -486,7 +499,7 @@ class Engine:
             if request not in space.replies:
                 wanted.replies.add(request)
             # The decision is asked all the same, so that its first look-ups are loaded in the same round.
-            decide.look_ahead(self._draft(batch, command, Draw(bytes(32)), wanted), command)
+            decide.look_ahead(self._draft(batch, command, draw, wanted), command)
             raise Missing
         if space.names[revoked] is not None:
             return Refused("CERT_REVOKED")
@@ -500,7 +513,7 @@ class Engine:
         return reply
 
     def _command(self, batch: _Batch, job: _Job, command: Command, draw: Draw, wanted: Lookups) -> None:
-        before = self._before(batch, job, command, wanted)
+        before = self._before(batch, job, command, draw, wanted)
         if isinstance(before, Refused):
             self._refuse(batch, job, command, before)
             return
@@ -523,22 +536,22 @@ class Engine:
     ) -> None:
         sealed = self._seal(batch, tx, draw)
         tx.apply()
-        receipt = receipt_of(self._keys.receipt, self.config, batch.now_ms, sealed)
-        outcome.reply.receipt.CopyFrom(receipt)  # type: ignore[attr-defined]
+        reply: Any = outcome.reply
+        write_receipt(reply.receipt, self._keys.receipt, self.config, batch.now_ms, sealed)
         space, actor = batch.workspace, command.caller.actor
         # The persons are named now: a repeat of the request loads none of these streams.
         targets = tuple(
             Target(target.stream_key, target.person_key or person_of(space, target.stream_key))
             for target in outcome.targets
         )
-        stored = StoredReply(outcome.reply.SerializeToString(deterministic=True), targets, outcome.attach_upload)
+        stored = StoredReply(reply.SerializeToString(deterministic=True), targets, outcome.attach_upload)
         place = reply_place(sealed)
         body = self._sealer.seal(actor, command.request_id, stored.encode())
         replies = [Reply(actor, command.request_id, command.method, job.content_mac, body, *place)]
         if outcome.taken_request_id:
             replies.append(Reply(actor, outcome.taken_request_id, REVERSED, b"", b"", *place))
-        for reply in replies:
-            space.replies[actor, reply.request_id] = reply
+        for kept in replies:
+            space.replies[actor, kept.request_id] = kept
         self._write(batch, job, write_of(tx, sealed, outcome=outcome, replies=tuple(replies)))
         self._answer(batch, job, command, stored)
 
@@ -614,16 +627,15 @@ class Engine:
     # ---- look-ups ----
 
     async def _load(self, batch: _Batch, wanted: Lookups) -> None:
-        await self._fetch(batch, wanted)
-        known = batch.workspace.streams
-        asked = (known.get(key) for key in wanted.streams)
+        found = await self._fetch(batch, wanted)
         # What nearly every step asks for next; fetching it now spares a whole dry run of the decision.
-        next_keys = {key for working in asked if working for key in index.related(working.kind, working.state)}
-        next_keys.difference_update(known)
+        next_keys = {key for working in found for key in index.related(working.kind, working.state)}
+        next_keys.difference_update(batch.workspace.streams)
         if next_keys:
             await self._fetch(batch, Lookups(streams=next_keys))
 
-    async def _fetch(self, batch: _Batch, wanted: Lookups) -> None:
+    async def _fetch(self, batch: _Batch, wanted: Lookups) -> list[Working]:
+        """Put look-ups into the workspace; returns the streams that it did not have before."""
         space = batch.workspace
         listed: dict[tuple[str, bytes, int], list[bytes]] = {}
         for space_name, key, limit in wanted.listings:
@@ -647,10 +659,11 @@ class Engine:
         for key in wanted.streams:
             if key not in loaded.heads:
                 space.streams.setdefault(key, None)
-        self._take_heads(batch, loaded)
+        return self._take_heads(batch, loaded)
 
-    def _take_heads(self, batch: _Batch, loaded: Loaded) -> None:
+    def _take_heads(self, batch: _Batch, loaded: Loaded) -> list[Working]:
         space = batch.workspace
+        found: list[Working] = []
         due: list[tuple[int, str, bytes]] = []
         for key, head in loaded.heads.items():
             if key in space.streams:
@@ -660,12 +673,14 @@ class Engine:
                 continue
             state = kind()
             state.ParseFromString(head.body)
-            space.streams[key] = Working(head.stream_kind, head.version, head.leaf_hash, state)
+            working = space.streams[key] = Working(head.stream_kind, head.version, head.leaf_hash, state)
+            found.append(working)
             if head.due_at_ms is not None and head.due_at_ms <= batch.now_ms:
                 due.append((head.due_at_ms, head.stream_kind, key))
         # Sorted, because heads come in the order of a set: the same commands have to give the same ledger.
         for _, stream_kind, key in sorted(due):
             self._fire(batch, stream_kind, key)
+        return found
 
     def _fire(self, batch: _Batch, stream_kind: str, key: bytes) -> None:
         """A deadline is part of state: what is due is an entry before anything else is decided on the stream."""

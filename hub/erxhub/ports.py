@@ -13,7 +13,34 @@ import time
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-_TOKEN_ALPHABET: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+
+class _Alphabet:
+    """Turns random bytes into random characters.
+
+    Bytes at or above the largest multiple of the alphabet's size are thrown away, so that every character is equally
+    likely.
+    """
+
+    __slots__ = ("_table", "_thrown_away")
+
+    def __init__(self, characters: bytes) -> None:
+        size = len(characters)
+        self._table = bytes(characters[byte % size] for byte in range(256))
+        self._thrown_away = bytes(range(256 - 256 % size, 256))
+
+    def read(self, drawn: bytes) -> str:
+        """The characters that these bytes stand for, at most one for each."""
+        return drawn.translate(self._table, self._thrown_away).decode("ascii")
+
+
+_DIGITS: Final = _Alphabet(b"0123456789")
+_LETTERS_AND_DIGITS: Final = _Alphabet(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789")
+_SPARE_BYTES: Final = 8
+"""So many more than characters are drawn at once, because some are thrown away."""
+
+
+def _block(seed: bytes, number: int, size: int) -> bytes:
+    return hashlib.shake_256(seed + number.to_bytes(8, "big")).digest(size)
 
 
 class Draw:
@@ -23,43 +50,51 @@ class Draw:
     the same values. Whoever does not know the seed cannot tell the values from random ones; the seed is kept nowhere.
     """
 
-    __slots__ = ("_block", "_buffer", "_seed")
+    __slots__ = ("_drawn", "_position", "_seed")
 
     _BLOCK_BYTES: Final = 512
+    _BEGINNING_BYTES: Final = 136
+    """What one round of SHAKE-256 gives. Most commands draw less, and need no whole block."""
 
     def __init__(self, seed: bytes) -> None:
         self._seed = seed
-        self._block = 0
-        self._buffer = b""
+        self._drawn = b""
+        self._position = 0
 
-    def restarted(self) -> Draw:
-        """The same values again from the first: a decision made anew draws what it drew before."""
-        return Draw(self._seed)
+    def restart(self) -> None:
+        """Give the same values again from the first: a decision made anew draws what it drew before."""
+        self._position = 0
 
     def bytes(self, count: int) -> bytes:
         """`count` random bytes."""
-        while len(self._buffer) < count:
-            block = hashlib.shake_256(self._seed + self._block.to_bytes(8, "big")).digest(self._BLOCK_BYTES)
-            self._buffer += block
-            self._block += 1
-        taken, self._buffer = self._buffer[:count], self._buffer[count:]
-        return taken
+        begin = self._position
+        end = self._position = begin + count
+        if end > len(self._drawn):
+            self._draw(end)
+        return self._drawn[begin:end]
 
-    def _below(self, bound: int, count: int) -> list[int]:
-        # Bytes at or above the largest multiple of the bound are thrown away, so that every value is equally likely.
-        limit = 256 - 256 % bound
-        values: list[int] = []
-        while len(values) < count:
-            values += [byte % bound for byte in self.bytes(count + 8) if byte < limit]
-        return values[:count]
+    def _draw(self, end: int) -> None:
+        if end <= self._BEGINNING_BYTES:
+            self._drawn = _block(self._seed, 0, self._BEGINNING_BYTES)
+            return
+        blocks = -(-end // self._BLOCK_BYTES)
+        begun = len(self._drawn) // self._BLOCK_BYTES
+        whole = self._drawn[: begun * self._BLOCK_BYTES]
+        self._drawn = whole + b"".join(_block(self._seed, number, self._BLOCK_BYTES) for number in range(begun, blocks))
+
+    def _characters(self, alphabet: _Alphabet, count: int) -> str:
+        found = ""
+        while len(found) < count:
+            found += alphabet.read(self.bytes(count + _SPARE_BYTES))
+        return found[:count]
 
     def digits(self, count: int) -> str:
         """`count` random decimal digits."""
-        return "".join(map(str, self._below(10, count)))
+        return self._characters(_DIGITS, count)
 
     def token(self, count: int) -> str:
         """`count` random characters of A–Z, a–z, 0–9."""
-        return "".join(chr(_TOKEN_ALPHABET[value]) for value in self._below(62, count))
+        return self._characters(_LETTERS_AND_DIGITS, count)
 
 
 class Clock(Protocol):

@@ -7,8 +7,7 @@ decided and appends what comes out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from erxhub.config import Config
 from erxhub.core import events, index, timers
@@ -98,19 +97,19 @@ def fed_by(write: Write) -> set[str]:
     return {listing.key.decode() for listing in write.listings if listing.space == index.FEED}
 
 
-def receipt_of(key: SigningKey, config: Config, now_ms: int, sealed: Iterable[Entry]) -> common_pb2.Receipt:
-    """The signed promise that these entries are in the ledger."""
+def write_receipt(
+    receipt: common_pb2.Receipt, key: SigningKey, config: Config, now_ms: int, sealed: Iterable[Entry]
+) -> None:
+    """Fill in the signed promise that these entries are in the ledger."""
     listed = [(entry.header.stream_key, entry.header.version, entry.leaf_hash) for entry in sealed]
-    receipt = common_pb2.Receipt(
-        origin=config.origin,
-        recorded_at_ms=now_ms,
-        max_merge_delay_ms=config.max_merge_delay_ms,
-        key_id=key.key_id,
-        signature=key.sign(receipt_message(config.origin, now_ms, config.max_merge_delay_ms, listed)),
-    )
+    receipt.origin = config.origin
+    receipt.recorded_at_ms = now_ms
+    receipt.max_merge_delay_ms = config.max_merge_delay_ms
+    receipt.key_id = key.key_id
+    receipt.signature = key.sign(receipt_message(config.origin, now_ms, config.max_merge_delay_ms, listed))
+    add = receipt.entries.add
     for stream_key, version, leaf in listed:
-        receipt.entries.add(stream_key=stream_key, version=version, leaf_hash=leaf)
-    return receipt
+        add(stream_key=stream_key, version=version, leaf_hash=leaf)
 
 
 def reply_place(sealed: Sequence[Entry]) -> tuple[bytes, int] | tuple[None, None]:
@@ -123,8 +122,7 @@ def reply_place(sealed: Sequence[Entry]) -> tuple[bytes, int] | tuple[None, None
     return (first.stream_key, first.version) if first is not None else (None, None)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredReply:
+class StoredReply(NamedTuple):
     """What is kept to give the same answer again, and to record the same access.
 
     `body` is the response without what `attach_upload` names; `targets` name their persons.

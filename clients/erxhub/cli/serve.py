@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from erxhub.cli.commands import command
+from erxhub.cli.stores import database_option
 
 if TYPE_CHECKING:
     from erxhub.config import Config
@@ -25,7 +26,7 @@ _File = click.Path(path_type=Path, dir_okay=False, exists=True)
     example="erxhub serve --db hub.db --keys keys --cert pki/tls/hub/hub-1/cert.pem --key pki/tls/hub/hub-1/key.pem "
     "--ca pki/ca.pem --address 0.0.0.0:7443 --trust-domain example.org",
 )
-@click.option("--db", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The SQLite file.")
+@database_option
 @click.option(
     "--keys",
     "keys_folder",
@@ -53,7 +54,7 @@ _File = click.Path(path_type=Path, dir_okay=False, exists=True)
     help='Written when the hub takes calls: {"target": …, "pid": …}.',
 )
 def serve(
-    db: Path,
+    db: str,
     keys_folder: Path,
     cert: Path,
     key: Path,
@@ -92,7 +93,7 @@ def serve(
 
 
 async def _serve(
-    db: Path, keys: HubKeys, identity: IdentityFiles, address: str, config: Config, ready_file: Path | None
+    db: str, keys: HubKeys, identity: IdentityFiles, address: str, config: Config, ready_file: Path | None
 ) -> None:
     import os
 

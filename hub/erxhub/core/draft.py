@@ -98,6 +98,8 @@ class Workspace:
     replies: dict[tuple[str, str], Any] = field(default_factory=dict)
     catalog: dict[tuple[str, str, str], bytes | None] = field(default_factory=dict)
     listings: dict[tuple[str, bytes, int], list[bytes]] = field(default_factory=dict)
+    secrets: dict[tuple[str, str], tuple[tuple[str, bytes], ...]] = field(default_factory=dict)
+    """The names under which secrets of this batch are looked for: each is asked for many times."""
     added: dict[tuple[str, bytes], list[bytes]] = field(default_factory=dict)
     """Streams that this batch put into a list, oldest first."""
 
@@ -107,11 +109,11 @@ class MacKeys:
     """The ledger's HMAC keys by version; the newest makes new hashes, the others are still good for look-ups."""
 
     keys: Mapping[int, bytes]
+    newest: int = field(init=False)
+    """The version that makes new hashes."""
 
-    @property
-    def newest(self) -> int:
-        """The version that makes new hashes."""
-        return max(self.keys)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "newest", max(self.keys))
 
     def mac(self, space: str, value: str, version: int) -> bytes:
         """HMAC-SHA256 over space, a zero byte and the value; 32 bytes."""
@@ -164,13 +166,20 @@ class WorkingDraft:
         catalog: Sequence[tuple[str, str, str]] = (),
     ) -> None:
         space = self._workspace
-        missing_names = [name for name in names if name not in space.names]
-        missing_streams = [key for key in streams if key not in space.streams and key not in self.changed]
-        missing_rows = [row for row in catalog if row not in space.catalog]
-        if missing_names or missing_streams or missing_rows:
-            self._wanted.names.update(missing_names)
-            self._wanted.streams.update(missing_streams)
-            self._wanted.catalog.update(missing_rows)
+        complete = True
+        for name in names:
+            if name not in space.names:
+                self._wanted.names.add(name)
+                complete = False
+        for key in streams:
+            if key not in space.streams and key not in self.changed:
+                self._wanted.streams.add(key)
+                complete = False
+        for row in catalog:
+            if row not in space.catalog:
+                self._wanted.catalog.add(row)
+                complete = False
+        if not complete:
             raise Missing
 
     def find(self, space: str, key: bytes) -> bytes | None:
@@ -182,12 +191,21 @@ class WorkingDraft:
             raise Missing from None
 
     def find_secret(self, space: str, value: str) -> bytes | None:
-        names = [(space, self._mac_keys.mac(space, value, version)) for version in self._mac_keys.keys]
-        self.want(names=names)
-        return next((key for key in map(self._workspace.names.get, names) if key is not None), None)
+        names = self.secret_names(space, value)
+        self.want(names)
+        for name in names:
+            key = self._workspace.names[name]
+            if key is not None:
+                return key
+        return None
 
-    def secret_names(self, space: str, value: str) -> list[tuple[str, bytes]]:
-        return [(space, self._mac_keys.mac(space, value, version)) for version in self._mac_keys.keys]
+    def secret_names(self, space: str, value: str) -> tuple[tuple[str, bytes], ...]:
+        known = self._workspace.secrets.get((space, value))
+        if known is None:
+            macs = self._mac_keys
+            known = tuple((space, macs.mac(space, value, version)) for version in macs.keys)
+            self._workspace.secrets[space, value] = known
+        return known
 
     def listing(self, space: str, key: bytes, limit: int) -> list[bytes]:
         try:
@@ -210,10 +228,8 @@ class WorkingDraft:
         return AcceptedBefore(found.method, found.stream_key or b"", found.version or 0)
 
     def _working(self, stream_key: bytes) -> Working | None:
-        if stream_key in self.changed:
-            return self.changed[stream_key]
         try:
-            return self._workspace.streams[stream_key]
+            return self.changed.get(stream_key) or self._workspace.streams[stream_key]
         except KeyError:
             self._wanted.streams.add(stream_key)
             raise Missing from None
@@ -222,8 +238,9 @@ class WorkingDraft:
         working = self._working(stream_key)
         if working is None:
             return None
-        assert isinstance(working.state, kind)
-        return working.state
+        state = working.state
+        assert isinstance(state, kind)
+        return state
 
     def version(self, stream_key: bytes) -> int:
         working = self._working(stream_key)
@@ -255,9 +272,7 @@ class WorkingDraft:
         return self._mac_keys.newest
 
     def mac_matches(self, space: str, value: str, mac: bytes) -> bool:
-        return any(
-            hmac.compare_digest(self._mac_keys.mac(space, value, version), mac) for version in self._mac_keys.keys
-        )
+        return any(hmac.compare_digest(known, mac) for _, known in self.secret_names(space, value))
 
     # ---- events ----
 

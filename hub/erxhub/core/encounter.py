@@ -283,9 +283,11 @@ def amend_diagnosis(tx: Draft, command: Command) -> Outcome:
 def _diagnosis(tx: Draft, command: Command, trigger: str, event: str, reason: str) -> Refused | None:
     request: encounter_pb2.RecordDiagnosisRequest | encounter_pb2.AmendDiagnosisRequest = command.request
     facts = command.evidence.signatures.get("statement", ())
+    claimed = guards.claimed(command, "statement", signed_pb2.DiagnosisStatement)
     tx.want(
         names=[
             ("encounter", request.encounter_id.encode()),
+            *(() if isinstance(claimed, Refused) else [("practitioner", claimed.doctor_code.encode())]),
             *(("revoked_key", fact.key_id.encode()) for fact in facts[:1]),
         ],
         streams=[tx.ledger_key],

@@ -50,8 +50,13 @@ def watchers(state: state_pb2.PrescriptionState) -> Iterator[str]:
 
 
 def related(stream_kind: str, state: Any) -> tuple[bytes, ...]:
-    """The streams that a step of this one is likely to read as well."""
-    return (state.person_key, state.encounter_key) if stream_kind == "prescription" else ()
+    """The streams that a step of this one is likely to read as well: none of them has a deadline."""
+    if stream_kind == "voucher":
+        return (state.person_key,)
+    if stream_kind == "prescription":
+        # The visit is over for whoever comes after the upload.
+        return (state.person_key,) if state.uploaded_version else (state.person_key, state.encounter_key)
+    return ()
 
 
 Mac = Callable[[str, str], bytes]

@@ -274,12 +274,11 @@ def _index_events() -> dict[tuple[Machine, str, str], str]:
     return index
 
 
-def _index_triggers() -> dict[tuple[Machine, str, str], frozenset[Role]]:
-    index: dict[tuple[Machine, str, str], frozenset[Role]] = {}
+def _index_triggers() -> dict[tuple[Machine, str], list[tuple[str, frozenset[Role]]]]:
+    index: dict[tuple[Machine, str], list[tuple[str, frozenset[Role]]]] = {}
     for row in ROWS:
         for state in row.states:
-            key = (row.machine, state, row.trigger)
-            index[key] = index.get(key, frozenset()) | frozenset(row.roles)
+            index.setdefault((row.machine, state), []).append((row.trigger, frozenset(row.roles)))
     return index
 
 
@@ -293,12 +292,18 @@ ENDED_ORDER: Final = frozenset({"COMPLETED", "RELEASED", "CANCELLED", "TIMED_OUT
 """Order states after which the pharmacy needs a new order."""
 
 _BY_EVENT = MappingProxyType(_index_events())
-_BY_TRIGGER = MappingProxyType(_index_triggers())
+_TRIGGERS = MappingProxyType(_index_triggers())
+_PERMITTED = frozenset(
+    (machine, state, trigger, role)
+    for (machine, state), triggers in _TRIGGERS.items()
+    for trigger, roles in triggers
+    for role in roles
+)
 
 
 def permits(machine: Machine, state: str, trigger: str, role: Role) -> bool:
     """Whether `role` may fire `trigger` on a thing of this machine in `state` (START when it does not exist)."""
-    return role in _BY_TRIGGER.get((machine, state, trigger), frozenset())
+    return (machine, state, trigger, role) in _PERMITTED
 
 
 def advance(machine: Machine, state: str, event: str) -> str:
@@ -320,14 +325,12 @@ def can_happen(machine: Machine, state: str, event: str) -> bool:
 
 def triggers_exist(machine: Machine, state: str) -> bool:
     """Whether anything can still happen in this state; False for a terminal one."""
-    return any(row.machine is machine and state in row.states for row in ROWS)
+    return (machine, state) in _TRIGGERS
 
 
 def triggers_from(machine: Machine, state: str) -> Iterator[tuple[str, frozenset[Role]]]:
     """The triggers that the table knows in `state`, with who may fire each, in table order."""
-    for row in ROWS:
-        if row.machine is machine and state in row.states:
-            yield row.trigger, frozenset(row.roles)
+    yield from _TRIGGERS.get((machine, state), ())
 
 
 def states_of(machine: Machine) -> tuple[str, ...]:

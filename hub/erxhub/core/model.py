@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -31,15 +31,14 @@ class Caller:
     area_code: str
     fingerprint: bytes
     acts_nationally: bool = False
+    actor: str = field(init=False, compare=False, repr=False)
+    """The caller as the `actor` of an entry."""
 
-    @property
-    def actor(self) -> str:
-        """The caller as the `actor` of an entry."""
-        return f"{self.kind}/{self.id}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "actor", f"{self.kind}/{self.id}")
 
 
-@dataclass(frozen=True, slots=True)
-class SignatureFact:
+class SignatureFact(NamedTuple):
     """What admission proved about one signature over the received bytes.
 
     `suite` is "" when the key id is not registered; `valid` then is False.
@@ -90,8 +89,7 @@ class Evidence:
     key_is_sound: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """One request of an identified caller, ready to be decided."""
 
     method: str
@@ -102,8 +100,7 @@ class Command:
     evidence: Evidence
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """Something that was read, or that a refusal was about. `person_key` lets its person find the access."""
 
     stream_key: bytes
@@ -129,8 +126,7 @@ class Refused:
     entry: str = "command.refused"
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """The command holds.
 
     `reply` is the response without its receipt; `targets` is what the reply shows of persons. `blobs` are (stream key,
@@ -229,7 +225,7 @@ class Draft(Protocol):
     def find_secret(self, space: str, value: str) -> bytes | None:
         """The stream under the keyed hash of `value`, under any key version that is still good."""
 
-    def secret_names(self, space: str, value: str) -> list[tuple[str, bytes]]:
+    def secret_names(self, space: str, value: str) -> tuple[tuple[str, bytes], ...]:
         """The names under which `find_secret` looks, for `want`."""
 
     def mac_matches(self, space: str, value: str, mac: bytes) -> bool:

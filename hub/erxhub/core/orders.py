@@ -202,10 +202,13 @@ def want(
     )
 
 
-def forward(tx: Draft, command: Command, rx_no: str, *, with_drugs: bool = False) -> Step | Refused:
+def forward(
+    tx: Draft, command: Command, rx_no: str, *, with_drugs: bool = False, with_account: bool = False
+) -> Step | Refused:
     """The checks of every step that carries the chain on: pharmacy, agreement, relation, insured person.
 
-    `with_drugs` loads the catalogue rows of the prescription's lines in the same round as the person.
+    `with_drugs` loads the catalogue rows of the prescription's lines, `with_account` the person's account, both before
+    anything is checked that they would have to wait for.
     Refusals: INST_UNKNOWN, AGR_INACTIVE, RX_UNKNOWN, PSN_INACTIVE.
     """
     pharmacy = at_counter(tx, command)
@@ -214,16 +217,16 @@ def forward(tx: Draft, command: Command, rx_no: str, *, with_drugs: bool = False
         return guards.about(pharmacy, *seen.targets)
     if isinstance(seen, Refused):
         return seen
-    refused = insured(tx, seen, with_drugs=with_drugs)
+    refused = insured(tx, seen, with_drugs=with_drugs, with_account=with_account)
     return refused or Step(pharmacy, seen)
 
 
-def insured(tx: Draft, seen: Seen, *, with_drugs: bool = False) -> Refused | None:
+def insured(tx: Draft, seen: Seen, *, with_drugs: bool = False, with_account: bool = False) -> Refused | None:
     """The person of the prescription is neither paused nor dead. Refusals: PSN_INACTIVE."""
-    if with_drugs:
-        edition = catalog.current_edition(tx, catalog.DRUGS)
-        codes = sorted({line.drug_code for line in seen.rx.content.lines}) if edition else []
-        tx.want(streams=[seen.rx.person_key], catalog=[(catalog.DRUGS, edition or "", code) for code in codes])
+    edition = catalog.current_edition(tx, catalog.DRUGS) if with_drugs else None
+    codes = sorted({line.drug_code for line in seen.rx.content.lines}) if edition else []
+    account_key = guards.person(tx, seen.rx.person_key).account_key if with_account else seen.rx.person_key
+    tx.want(streams=[account_key], catalog=[(catalog.DRUGS, edition or "", code) for code in codes])
     person = guards.person_active(tx, seen.rx.person_key)
     return guards.about(person, *seen.targets) if isinstance(person, Refused) else None
 

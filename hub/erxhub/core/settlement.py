@@ -126,7 +126,7 @@ def quote(tx: Draft, command: Command) -> Outcome:
     """
     request: dispensing_pb2.QuoteSettlementRequest = command.request
     orders.want(tx, command, request.rx_no, tx.secret_names("voucher_ref", request.voucher_ref))
-    step = orders.forward(tx, command, request.rx_no, with_drugs=True)
+    step = orders.forward(tx, command, request.rx_no, with_drugs=True, with_account=True)
     if isinstance(step, Refused):
         return step
     pharmacy, seen = step
@@ -223,9 +223,10 @@ def settle(tx: Draft, command: Command) -> Outcome:
     claimed = orders.claimed(command, signed_pb2.SettleStatement)
     if isinstance(claimed, Refused):
         return claimed
-    voucher_names = tx.secret_names("voucher_ref", request.voucher_ref) if request.voucher_ref else []
+    voucher_names = tx.secret_names("voucher_ref", request.voucher_ref) if request.voucher_ref else ()
     orders.want(tx, command, claimed.rx_no, [*voucher_names, *orders.key_names(command)])
-    step = orders.forward(tx, command, claimed.rx_no)
+    insured = claimed.pay_mode == signed_pb2.PAY_MODE_INSURED
+    step = orders.forward(tx, command, claimed.rx_no, with_account=insured)
     if isinstance(step, Refused):
         return step
     statement = orders.proven_by_seal(tx, command, signed_pb2.SettleStatement, step.seen.targets)

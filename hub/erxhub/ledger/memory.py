@@ -59,9 +59,8 @@ class MemoryStore:
         names = {name: self._names[name] for name in wanted.names if name in self._names}
         heads = {}
         for key in wanted.streams.union(names.values()):
-            head = self._head(key)
-            if head is not None:
-                heads[key] = head
+            if key in self._streams:
+                heads[key] = self._head(key)
         catalog = {}
         for dataset, edition, code in wanted.catalog:
             body = self._catalog.get((dataset, edition), {}).get(code)
@@ -161,11 +160,8 @@ class MemoryStore:
         if self._closed:
             raise StoreUnavailable("the store is closed")
 
-    def _head(self, key: bytes) -> Head | None:
-        stream = self._streams.get(key)
-        if stream is None:
-            return None
-        newest = stream[-1]
+    def _head(self, key: bytes) -> Head:
+        newest = self._streams[key][-1]
         state = self._states.get(key)
         if state is None:
             return Head(newest.stream_kind, key, newest.version, newest.leaf_hash, b"", None)
@@ -186,12 +182,12 @@ class MemoryStore:
             return 1 <= version <= (heads.get(key) or self._newest(key))[0]
 
         new_names: set[tuple[str, bytes]] = set()
-        for name in write.names:
-            if (name.space, name.key) in self._names or (name.space, name.key) in new_names:
+        for space, key, stream_key in write.names:
+            if (space, key) in self._names or (space, key) in new_names:
                 return True
-            if not entry_exists(name.stream_key, 1):
+            if not entry_exists(stream_key, 1):
                 return True
-            new_names.add((name.space, name.key))
+            new_names.add((space, key))
         for listing in write.listings:
             if not entry_exists(listing.stream_key, listing.version):
                 return True
@@ -201,23 +197,25 @@ class MemoryStore:
                 at = bisect_left(rows, position, key=_position)
                 if at < len(rows) and rows[at].position == position:
                     return True
-        if any(not entry_exists(blob.stream_key, 1) for blob in write.blobs):
-            return True
+        for blob in write.blobs:
+            if not entry_exists(blob.stream_key, 1):
+                return True
         new_rows: dict[tuple[str, str, str], bytes] = {}
         for dataset, edition, code, body in write.catalog_rows:
             known = self._catalog.get((dataset, edition), {}).get(code)
             first = new_rows.setdefault((dataset, edition, code), body)
             if body != (first if known is None else known):
                 return True
-        taken = [(reply.caller, reply.request_id) for reply in write.replies]
-        if len(set(taken)) < len(taken) or any(request in self._replies for request in taken):
-            return True
-        return any(
-            reply.stream_key is not None
-            and reply.version is not None
-            and not entry_exists(reply.stream_key, reply.version)
-            for reply in write.replies
-        )
+        taken: set[tuple[str, str]] = set()
+        for reply in write.replies:
+            request = (reply.caller, reply.request_id)
+            if request in self._replies or request in taken:
+                return True
+            of, place = reply.stream_key, reply.version
+            if of is not None and place is not None and not entry_exists(of, place):
+                return True
+            taken.add(request)
+        return False
 
     def _newest(self, key: bytes) -> tuple[int, bytes]:
         stream = self._streams.get(key)
@@ -225,20 +223,16 @@ class MemoryStore:
 
     def _apply(self, write: Write) -> None:
         for entry in write.entries:
-            header = entry.header
+            header, header_bytes, salt, payload, commitment, _, leaf_hash = entry
+            kind, key, position = header.stream_kind, header.stream_key, len(self._log) + 1
             stored = StoredEntry(
-                position=len(self._log) + 1,
-                stream_kind=header.stream_kind,
-                stream_key=header.stream_key,
-                header=entry.header_bytes,
-                commitment=entry.commitment,
-                leaf_hash=entry.leaf_hash,
-                salt=entry.salt,
-                payload=entry.payload,
-                version=header.version,
+                position, kind, key, header_bytes, commitment, leaf_hash, salt, payload, header.version
             )
             self._log.append(stored)
-            self._streams.setdefault(header.stream_key, []).append(stored)
+            if header.version == 1:
+                self._streams[key] = [stored]
+            else:
+                self._streams[key].append(stored)
         for state in write.states:
             self._states[state.stream_key] = state
         for name in write.names:
@@ -246,7 +240,11 @@ class MemoryStore:
         for listing in write.listings:
             position = self._streams[listing.stream_key][listing.version - 1].position
             listed = ListingRow(position, listing.stream_key, listing.version, listing.value)
-            insort(self._listings.setdefault((listing.space, listing.key), []), listed, key=_position)
+            rows = self._listings.setdefault((listing.space, listing.key), [])
+            if rows and position < rows[-1].position:
+                insort(rows, listed, key=_position)
+            else:
+                rows.append(listed)
         for blob in write.blobs:
             self._blobs.setdefault((blob.stream_key, blob.digest), blob.data)
         for dataset, edition, code, body in write.catalog_rows:

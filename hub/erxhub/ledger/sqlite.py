@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from importlib import resources
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -22,6 +22,7 @@ from urllib.parse import quote
 import aiosqlite
 
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH
+from erxhub.ledger.migrations import check_version, newest, run_sqlite, sqlite_version
 from erxhub.ledger.store import (
     AppendResult,
     Head,
@@ -31,7 +32,6 @@ from erxhub.ledger.store import (
     PlacedRow,
     Reply,
     StoredEntry,
-    StoreFormatError,
     StoreInUse,
     StoreUnavailable,
     Wanted,
@@ -113,7 +113,7 @@ async def open_sqlite(path: str | os.PathLike[str], *, create: bool = True, read
     try:
         _create_private(file)
         connections.append(await _connect(str(file), uri=False))
-        writer = await _on_thread(connections[0], _prepare_writer)
+        writer = await _on_thread(connections[0], partial(_prepare_writer, database=str(file)))
         for _ in range(readers):
             connections.append(await _connect(_uri(file, "mode=ro"), uri=True))
             await _on_thread(connections[-1], _prepare_reader)
@@ -147,6 +147,50 @@ def copy_sqlite(source: str | os.PathLike[str], target: str | os.PathLike[str]) 
         if isinstance(error, sqlite3.Error) and _is_unavailable(error):
             raise StoreUnavailable(f"the ledger cannot be copied: {error}") from error
         raise
+
+
+def migrate_sqlite(path: str | os.PathLike[str]) -> list[int]:
+    """Brings a ledger that no hub has open up to date, or makes it; the numbers of the scripts that were run. Blocks.
+
+    Raises FileNotFoundError (no such folder), StoreInUse, StoreFormatError, StoreUnavailable.
+    """
+    lock, file = _lock(path, create=True)
+    try:
+        _create_private(file)
+        with closing(sqlite3.connect(file, timeout=_BUSY_TIMEOUT_S, isolation_level=None)) as connection:
+            version = sqlite_version(connection, _APPLICATION_ID)
+            if version > newest("sqlite"):
+                check_version("sqlite", version, str(file))
+            if not version:
+                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+                connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            return run_sqlite(connection, version)
+    except sqlite3.Error as error:
+        if _is_unavailable(error):
+            raise StoreUnavailable(f"the ledger cannot be used: {error}") from error
+        raise
+    finally:
+        os.close(lock)
+
+
+def damage_sqlite(path: str | os.PathLike[str]) -> list[str]:
+    """What SQLite itself finds wrong with a ledger file, at most a hundred lines; nothing when it is whole. Blocks."""
+    with closing(sqlite3.connect(_uri(_existing(path), "mode=rw"), uri=True, timeout=_BUSY_TIMEOUT_S)) as connection:
+        connection.execute("PRAGMA query_only = ON")
+        try:
+            found = [row[0] for row in connection.execute("PRAGMA integrity_check(100)") if row[0] != "ok"]
+            for table, _, parent, _ in connection.execute("PRAGMA foreign_key_check"):
+                found.append(f"{table} refers to nothing in {parent}")
+        except sqlite3.DatabaseError as error:
+            found = [str(error)]
+    return found[:100]
+
+
+def version_sqlite(path: str | os.PathLike[str]) -> int:
+    """The schema of a ledger file. Raises FileNotFoundError, StoreFormatError (it is none)."""
+    with closing(sqlite3.connect(_uri(_existing(path), "mode=ro"), uri=True, timeout=_BUSY_TIMEOUT_S)) as connection:
+        return sqlite_version(connection, _APPLICATION_ID)
 
 
 class SqliteStore:
@@ -634,16 +678,10 @@ def _lock(path: str | os.PathLike[str], *, create: bool) -> tuple[int, Path]:
     return lock, file
 
 
-def _prepare_writer(connection: sqlite3.Connection) -> _Writer:
-    try:
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-    except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
-            raise StoreFormatError("the file is not an SQLite database") from error
-        raise
-    application_id = connection.execute("PRAGMA application_id").fetchone()[0]
-    if tables and application_id != _APPLICATION_ID:
-        raise StoreFormatError("the file is an SQLite database, but not a ledger")
+def _prepare_writer(connection: sqlite3.Connection, database: str) -> _Writer:
+    version = sqlite_version(connection, _APPLICATION_ID)
+    if version:
+        check_version("sqlite", version, database)
     connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # of a new file; another keeps the one it has
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
@@ -651,7 +689,8 @@ def _prepare_writer(connection: sqlite3.Connection) -> _Writer:
     connection.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     connection.execute("PRAGMA temp_store = MEMORY")
-    _migrate(connection, connection.execute("SELECT max(version) FROM schema_version").fetchone()[0] if tables else 0)
+    if not version:
+        run_sqlite(connection, version)  # a new file is made here; an old one by whoever decides it
     return _Writer(connection)
 
 
@@ -659,17 +698,3 @@ def _prepare_reader(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA query_only = ON")
     # A text that is none must reach verification, not break it.
     connection.text_factory = lambda data: data.decode("utf-8", "replace")
-
-
-def _migrate(connection: sqlite3.Connection, version: int) -> None:
-    """Runs the schema scripts that this file has not seen, each as one transaction with its number."""
-    folder = resources.files("erxhub.ledger") / "schema" / "sqlite"
-    scripts = {int(script.name[:4]): script for script in folder.iterdir() if script.name.endswith(".sql")}
-    if version > max(scripts):
-        raise StoreFormatError(f"the ledger has schema {version}; this release knows up to {max(scripts)}")
-    for number in sorted(scripts):
-        if number > version:
-            connection.executescript(
-                f"BEGIN IMMEDIATE;\n{scripts[number].read_text('utf-8')}\n"
-                f"INSERT INTO schema_version VALUES ({number});\nCOMMIT;"
-            )

@@ -1,5 +1,8 @@
 """What a store must do, and the records that go in and out. One contract suite runs against every store.
 
+No record is changed once it is made. (Those that are made for every entry are not `frozen`: that would cost three times
+as much.)
+
 Owns the protocol only. It must never name an engine: each store is native to its own, and `append` is the
 only way to write domain state in all of them.
 """
@@ -17,6 +20,12 @@ class StoreUnavailable(Exception):
     """The store cannot read or write now (disk full, I/O error, closed). Nothing of the call was written."""
 
 
+class OutcomeUnknown(StoreUnavailable):
+    """The connection was lost while a batch was committed, and the store cannot be asked: all of it was written, or
+    nothing. Sending the same requests again finds out.
+    """
+
+
 class StoreInUse(StoreUnavailable):
     """Another process, or another store of this one, has the ledger open for writing."""
 
@@ -25,7 +34,7 @@ class StoreFormatError(Exception):
     """The file is no ledger, or one that a newer release wrote."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Head:
     """Where a stream stands: its folded state, or b"" and no deadline for a stream that keeps none."""
 
@@ -125,7 +134,7 @@ class Wanted:
     catalog: frozenset[tuple[str, str, str]] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Loaded:
     """What was found; what does not exist is absent. `heads` covers the wanted streams and every resolved
     name.
@@ -139,18 +148,23 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class AppendResult:
-    """`conflicts`: indexes into the batch of the Writes that were not written. `last_position`: after the
-    commit.
+    """`conflicts` and `busy`: indexes into the batch of the Writes that were not written; no index is in both.
+    `last_position`: after the commit.
+
+    A Write is busy when somebody else is extending a stream of it at this moment, or when it builds on a busy one:
+    nothing is known against it yet. Stores with one writer have none.
     """
 
     conflicts: frozenset[int]
     last_position: int
+    busy: frozenset[int] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StoredEntry:
     """An entry as the store holds it. No salt and no payload: its content was erased.
 
+    `position` is 2^63-1 for an entry that is committed and has none yet, as only one of several hubs can see it.
     `version` is the store's own column, told so that verification can hold it against the header.
     """
 
@@ -165,7 +179,7 @@ class StoredEntry:
     version: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ListingRow:
     position: int
     stream_key: bytes
@@ -211,12 +225,13 @@ class Store(Protocol):
         - it refers to a stream or an entry that does not exist, or
         - it names in `causes` an entry of a Write that was dropped from this batch.
 
-        Of two Writes of one batch that exclude each other the first is written. A Write that extends a stream
-        with state MUST bring its new state; the store does not look. Cancelling the caller MUST NOT cut a batch
-        in two: it is written as a whole or not at all.
+        Where several hubs write, one whose stream another hub is extending is left out too, as busy. Of two Writes of
+        one batch that exclude each other the first is written. A Write that extends a stream with state MUST bring its
+        new state; the store does not look. Cancelling the caller MUST NOT cut a batch in two: it is written as a whole
+        or not at all.
 
         Raises ValueError for a Write that contradicts itself (see `check_write`), StoreUnavailable on an I/O
-        error or a full disk: in both cases nothing of the batch is written.
+        error or a full disk: in both cases nothing of the batch is written. OutcomeUnknown is the exception to that.
         """
 
     async def entries(self, stream_key: bytes, after_version: int, limit: int) -> list[StoredEntry]:
@@ -276,8 +291,9 @@ def check_write(write: Write) -> None:
         listed = {(listing.space, listing.key, listing.stream_key, listing.version) for listing in listings}
         if len(listed) != len(listings):
             raise ValueError("an entry is listed twice under one space and key")
-    if any((reply.stream_key is None) != (reply.version is None) for reply in write.replies):
-        raise ValueError("a reply names a stream and a version, or neither")
+    for reply in write.replies:
+        if (reply.stream_key is None) != (reply.version is None):
+            raise ValueError("a reply names a stream and a version, or neither")
 
 
 def check_limit(limit: int) -> None:
