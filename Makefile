@@ -40,8 +40,8 @@ demo: venv ## one prescription from diagnosis to delivery, traced, verified, the
 dev: venv ## a seeded hub in one process, to try things on
 	@$(BIN)/erxhub dev
 
-test: venv check ## the whole suite
-	$(BIN)/python -m pytest
+test: venv check ## the whole suite, a process for each core; a file's tests stay together
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: venv ## style, types, wire contract, generated files
 	$(BIN)/ruff check .
@@ -49,12 +49,14 @@ check: venv ## style, types, wire contract, generated files
 	$(BIN)/buf lint
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python docs/requirements.py --check
 
 protos: venv ## regenerate the code of the .proto files
 	$(BIN)/python protos/generate.py
 
 docs: venv ## regenerate the generated documents
 	$(BIN)/python docs/generate.py
+	$(BIN)/python docs/requirements.py
 
 bench: venv ## measure; prints a table and writes build/bench.json (up to 20 minutes)
 	$(BIN)/python -m tests.bench

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from erxhub.config import Config
 from erxhub.core import events, index
@@ -27,8 +27,7 @@ _MINUTE_MS: Final = 60_000
 _REVOKED_REMEMBERED_MAX: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class ReadNote:
+class ReadNote(NamedTuple):
     """A finished read, or a refusal, that has to be recorded before its reply leaves.
 
     `fingerprint` is that of a revoked certificate (32 bytes) in the refusal of it, and b"" otherwise.

@@ -1,8 +1,10 @@
-"""What the exchange layer costs a call when it has nothing to do: the recorder on, no rule set, no magic value sent.
+"""What a sandbox costs a call when it has nothing to do, against a hub: recorder on, no rule set, no magic value sent.
 
-Two hubs run beside each other, each in a process of its own on a ledger in memory: one plain, one behind the layer. The
-same calls go to both in short turns that change their order, and the CPU time of each process is read around each turn.
-Every answer is checked. `python -m tests.bench.sandbox_cost`; `--quick` for a look.
+Two servers run beside each other, each in a process of its own on a ledger in memory: a hub as `start_hub` makes it,
+and a sandbox as `erxhub dev` makes it, with everything between its port and its lane (the way from the certificate to
+the namespace, recorder, fault layer, seeded draws, the store with faults in front). The same calls go to both in short
+turns that change their order, and the CPU time of each process is read around each turn. Every answer is checked.
+`python -m tests.bench.sandbox_cost`; `--quick` for a look.
 """
 
 from __future__ import annotations
@@ -12,35 +14,33 @@ import asyncio
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import grpc
 
-from erxhub.app import Shared, settle_memory, start_core
+from erxhub.app import settle_memory, start_hub
 from erxhub.config import Config
+from erxhub.crypto.ca import TrustDomain
 from erxhub.keys import HubKeys
 from erxhub.ledger.memory import MemoryStore
-from erxhub.ledger.store import Store, StoredEntry
-from erxhub.ports import SystemClock
-from erxhub.rpc.methods import Method
-from erxhub.rpc.server import FixedIdentity, HubServer, ServerIdentity
-from erxhub.sandbox.exchange import Exchanges
-from erxhub.sandbox.faults import Faults
-from erxhub.sandbox.faulty_store import FaultyStore
-from erxhub.sandbox.magic import Magic
-from erxhub.sandbox.recorder import Recorder
-from erxhub.v1 import prescribing_pb2
+from erxhub.ports import SystemClock, system_pause
+from erxhub.rpc.server import FixedIdentity, ServerIdentity
+from erxhub.sandbox.ledgers import MemoryLedger
+from erxhub.sandbox.magic import Prepared
+from erxhub.sandbox.serving import Setting, start_sandbox
+from erxhub.sandbox.worlds import Template
+from erxhub.sandbox.worlds import World as SandboxWorld
+from erxhub.v1 import prescribing_pb2, sandbox_pb2
 from tests.bench import load
 from tests.bench.answers import AnswerWrong, check_reply
 from tests.bench.load import Calls, Segment
 from tests.bench.processes import ServerProcess
-from tests.bench.world import Upload, World
+from tests.bench.world import Upload, World, now_ms
 
-PLAIN, LAYER = "plain", "layer"
+HUB, SANDBOX = "hub", "sandbox"
 GOAL_PERCENT = 5.0
 _READ = "/erxhub.v1.PrescribingService/GetPrescription"
 
@@ -48,76 +48,58 @@ _READ = "/erxhub.v1.PrescribingService/GetPrescription"
 # ---- the servers ----
 
 
-class _Control:
-    """As much of a namespace as idle exchanges ask for."""
+class _NoFounder:
+    """The bench registers its own world, in the ledger of the default namespace."""
 
-    name, seed, trust_domain = "bench", 1, "erxhub.test"
-    store: Store
-
-    def __init__(self) -> None:
-        self._clock = SystemClock()
-
-    def now_ms(self) -> int:
-        return self._clock.now_ms()
-
-    def machine_us(self) -> int:
-        return time.perf_counter_ns() // 1000
-
-    async def pause(self, ms: int) -> None:
-        raise AssertionError("nothing waits here")
-
-    async def goaway(self) -> None:
-        raise AssertionError("nothing goes away here")
-
-    async def crash(self) -> None:
-        raise AssertionError("nothing crashes here")
-
-    async def as_caller(self, role: str, peer_id: str, method: str, request: Any) -> Any:
-        raise AssertionError("nobody calls here")
-
-    async def log_entries(self, after_position: int, limit: int) -> list[StoredEntry]:
-        return await self.store.log(after_position, limit)
+    async def found(self, suite: str, at_ms: int) -> Template:
+        raise AssertionError("nobody makes a namespace here")
 
 
-class _Behind:
-    """The dispatcher's methods behind the exchanges, as a namespace serves them."""
+async def _hub(identity: ServerIdentity, keys: HubKeys, config: Config) -> tuple[int, Callable[[], Awaitable[None]]]:
+    hub = await start_hub(MemoryStore(), FixedIdentity(identity), keys, config=config)
+    return hub.port, hub.stop
 
-    def __init__(self, dispatcher: Any, exchanges: Exchanges) -> None:
-        self._dispatcher = dispatcher
-        self._exchanges = exchanges
 
-    def handler(self, method: Method) -> Any:
-        return self._exchanges.wrapped(method, self._dispatcher.handler(method))
-
-    async def drained(self) -> None:
-        await self._dispatcher.drained()
+async def _sandbox(
+    identity: ServerIdentity, keys: HubKeys, config: Config
+) -> tuple[int, Callable[[], Awaitable[None]]]:
+    sandbox = await start_sandbox(
+        Setting(
+            trust=TrustDomain.in_memory("erxhub.test", now_ms()),
+            keys=keys,
+            identity=identity,
+            founder=_NoFounder(),
+            machine=SystemClock(),
+            pause=system_pause,
+            config=config,
+            owner="sandbox/operator",
+            suite="ES256",
+            default_standing=False,
+            default_start_ms=0,
+            default_profile=sandbox_pb2.FAULT_PROFILE_DEV,
+            default_seed=1,
+            data_address="127.0.0.1:0",
+            control_address="127.0.0.1:0",
+            host="localhost",
+            ledger=MemoryLedger(MemoryStore()),
+            world=SandboxWorld((), (), Prepared()),
+        )
+    )
+    return sandbox.data.port, sandbox.stop
 
 
 async def serve(folder: Path, kind: str) -> None:
-    """One of the two hubs; prints its port and serves until its standard input ends."""
+    """One of the two; prints its port and serves until its standard input ends."""
     identity = ServerIdentity(
         (folder / "cert.pem").read_bytes(), (folder / "key.pem").read_bytes(), (folder / "ca.pem").read_bytes()
     )
     config = Config(access_budget_per_minute=1_000_000_000)  # nobody is slowed here
-    control = _Control()
-    recorder, faults = Recorder(control), Faults(control.seed)
-    exchanges = Exchanges(control, recorder=recorder, faults=faults, magic=Magic(control))
-    control.store = store = MemoryStore()
-    over: Store = FaultyStore(store, control=control, faults=faults, recorder=recorder) if kind == LAYER else store
-    shared = Shared.make(None)
-    core = await start_core(
-        over, HubKeys.load(folder / "keys"), shared=shared, authority=lambda: identity.ca_certificates, config=config
-    )
-    served = _Behind(core.dispatcher, exchanges) if kind == LAYER else core.dispatcher
-    server = HubServer(served, FixedIdentity(identity), config)
-    port = await server.start("127.0.0.1:0")
+    start = _sandbox if kind == SANDBOX else _hub
+    port, stop = await start(identity, HubKeys.load(folder / "keys"), config)
     settle_memory()
     print(port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    core.engine.end_watches()
-    await server.drain()
-    await core.stop()
-    shared.close()
+    await stop()
 
 
 # ---- the calls ----
@@ -141,10 +123,11 @@ CASES = (
 
 
 class Target:
-    """One of the two hubs with its world, and what its calls cost."""
+    """One of the two with its world, and what its calls cost."""
 
-    def __init__(self, kind: str, folder: Path) -> None:
+    def __init__(self, kind: str, folder: Path, cases: Sequence[Case]) -> None:
         self.kind = kind
+        self.cases = cases
         folder.mkdir()
         self.world = World(folder)
         self.us: dict[str, list[float]] = {}
@@ -157,7 +140,7 @@ class Target:
         await self.world.populate(self.server.port)
         self.uploading = await stack.enter_async_context(load.connected(self.server.port, self.world.hospital))
         self.reading = await stack.enter_async_context(_reading(self.server.port, self.world))
-        for case in CASES:
+        for case in self.cases:
             await self._turn(case, await self._ready(case))
 
     async def _ready(self, case: Case) -> list[Upload]:
@@ -206,32 +189,62 @@ async def _reading(port: int, world: World) -> AsyncIterator[Calls]:
         yield [channel.unary_unary(_READ, None, None)]
 
 
-async def measure(rounds: int, folder: Path) -> list[Target]:
-    """Both hubs, called in turns."""
-    targets = [Target(kind, folder / kind) for kind in (PLAIN, LAYER)]
+async def measure(rounds: int, folder: Path, cases: Sequence[Case] = CASES) -> list[Target]:
+    """Both, called in turns."""
+    targets = [Target(kind, folder / kind, cases) for kind in (HUB, SANDBOX)]
     async with AsyncExitStack() as stack:
         for target in targets:
             await target.begin(stack)
         for number in range(rounds):
-            for case in CASES:
+            for case in cases:
                 for target in targets if number % 2 else reversed(targets):
                     await target.turn(case)
     return targets
 
 
-def report(targets: Sequence[Target]) -> str:
-    """A line for each case: CPU of a call without and with the layer, medians of the turns, and the difference.
+class Cost(NamedTuple):
+    """CPU of a call in microseconds, without and with a sandbox, and what it is more: medians over the rounds.
 
-    The difference is the median over the rounds of a round's two turns, which ran right after each other.
+    `more_us` is the median of each round's difference, whose two turns ran right after each other; `spread_us` are its
+    quartiles.
     """
-    plain, layer = targets
-    lines = [f"{'case':24} {'plain µs':>10} {'layer µs':>10} {'more µs':>9} {'more %':>8}"]
-    for case in CASES:
-        pairs = list(zip(plain.us[case.name], layer.us[case.name], strict=True))
-        more_us = statistics.median(with_us - without_us for without_us, with_us in pairs)
-        base_us = statistics.median(without_us for without_us, _ in pairs)
-        layer_us = statistics.median(with_us for _, with_us in pairs)
-        lines.append(f"{case.name:24} {base_us:10.1f} {layer_us:10.1f} {more_us:9.1f} {more_us / base_us * 100:8.2f}")
+
+    hub_us: float
+    sandbox_us: float
+    more_us: float
+    spread_us: tuple[float, float]
+
+    @property
+    def more_percent(self) -> float:
+        return self.more_us / self.hub_us * 100
+
+
+def costs(targets: Sequence[Target]) -> dict[str, Cost]:
+    """What each case costs."""
+    hub, sandbox = targets
+    found = {}
+    for case in hub.cases:
+        pairs = list(zip(hub.us[case.name], sandbox.us[case.name], strict=True))
+        more = [with_us - without_us for without_us, with_us in pairs]
+        quartiles = statistics.quantiles(more, n=4)
+        found[case.name] = Cost(
+            statistics.median(without_us for without_us, _ in pairs),
+            statistics.median(with_us for _, with_us in pairs),
+            statistics.median(more),
+            (quartiles[0], quartiles[2]),
+        )
+    return found
+
+
+def report(found: dict[str, Cost]) -> str:
+    """A line for each case."""
+    lines = [f"{'case':24} {'hub µs':>9} {'sandbox µs':>11} {'more µs':>9} {'quartiles':>15} {'more %':>8}"]
+    for name, cost in found.items():
+        spread = f"{cost.spread_us[0]:.1f} … {cost.spread_us[1]:.1f}"
+        lines.append(
+            f"{name:24} {cost.hub_us:9.1f} {cost.sandbox_us:11.1f} {cost.more_us:9.1f} {spread:>15} "
+            f"{cost.more_percent:8.2f}"
+        )
     return "\n".join([*lines, f"goal: at most {GOAL_PERCENT} % of a call's server CPU"])
 
 
@@ -240,13 +253,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two rounds: a look, no measurement")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--kind", default=PLAIN, help=argparse.SUPPRESS)
+    parser.add_argument("--kind", choices=(HUB, SANDBOX), default=HUB, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve is not None:
         asyncio.run(serve(options.serve, options.kind))
         return
     with tempfile.TemporaryDirectory(prefix="erxhub-bench-") as folder:
-        print(report(asyncio.run(measure(2 if options.quick else options.rounds, Path(folder)))))
+        print(report(costs(asyncio.run(measure(2 if options.quick else options.rounds, Path(folder))))))
 
 
 if __name__ == "__main__":

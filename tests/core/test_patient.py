@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from erxhub.core.model import Refused
+from erxhub.policy.rules import Rules
 from erxhub.v1 import common_pb2, patient_pb2, registry_pb2
 from tests.core import pharmacy as shops
 from tests.core import population as people
@@ -33,6 +36,18 @@ def test_the_same_choice_again_changes_nothing_and_another_mode_replaces_it() ->
     accepted(v.choose(mode=DELIVERY))
     refused(v.choose(), "ORDER_ALREADY_HELD")
     refused(v.choose(OTHER_SHOP), "ORDER_ALREADY_HELD")
+
+
+def test_a_way_to_the_patient_that_the_area_does_not_allow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = Rules.texts
+
+    def pick_up_only(rules: Rules, name: str) -> tuple[str, ...]:
+        return ("PICKUP",) if name == "fulfilment_modes" else texts(rules, name)
+
+    monkeypatch.setattr(Rules, "texts", pick_up_only)
+    v = visit()
+    refused(v.choose(mode=DELIVERY), "INPUT_MALFORMED")
+    accepted(v.choose(mode=PICKUP))
 
 
 def test_toggling_the_mode_does_not_let_the_prescription_grow() -> None:

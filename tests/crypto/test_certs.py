@@ -168,7 +168,9 @@ def test_a_certificate_authority_speaks_for_nobody() -> None:
 
 
 @pytest.mark.parametrize(
-    "pem", [b"", b"no certificate", DOMAIN.ca_pem[:200], DOMAIN.issue_tls("hub", "k", NOW_MS, 1).key_pem]
+    "pem",
+    [b"", b"no certificate", DOMAIN.ca_pem[:200], DOMAIN.issue_tls("hub", "k", NOW_MS, 1).key_pem],
+    ids=["nothing", "text", "half a certificate", "a key"],
 )
 def test_what_is_no_certificate_is_unreadable(pem: bytes) -> None:
     assert reason_of(pem) == "UNREADABLE"
@@ -309,7 +311,9 @@ def test_a_missing_certificate_is_named(pem: bytes | None) -> None:
     assert code(pem) == "TLS_CERTIFICATE_MISSING"
 
 
-@pytest.mark.parametrize("pem", [b"junk", CLIENT.key_pem, CLIENT.cert_pem[:100]])
+@pytest.mark.parametrize(
+    "pem", [b"junk", CLIENT.key_pem, CLIENT.cert_pem[:100]], ids=["junk", "a key", "half a certificate"]
+)
 def test_an_unreadable_certificate_is_named(pem: bytes) -> None:
     assert code(pem) == "TLS_CERTIFICATE_UNREADABLE"
     assert code(CLIENT.cert_pem, pem) == "TLS_CA_UNREADABLE"

@@ -13,7 +13,7 @@ from erxhub.ports import ManualClock, RunningClock, SeededIds
 from erxhub.sandbox.clocks import SandboxClock
 from erxhub.testing import running_sandbox
 from tests.live import HOSPITAL
-from tests.sandbox.ground import START_MS, UNKNOWN_RX, Box, entries_of
+from tests.sandbox.ground import START_MS, UNKNOWN_RX, Box, entries_of, opened
 
 
 def test_a_running_clock_goes_with_another_and_never_back() -> None:
@@ -74,19 +74,20 @@ def test_an_unlisted_certificate_has_the_dates_and_the_name_that_it_is_given() -
     assert trust.list() == ()
 
 
-async def test_a_stopped_sandbox_answers_nobody(box: Box) -> None:
-    place = await box.new("one")
-    hospital = await place.hospital()
-    watch = hospital.watch(from_start=True)
-    waiting = asyncio.ensure_future(anext(watch))
-    with pytest.raises(Refusal):
-        await hospital.get(rx_no=UNKNOWN_RX)
-    await box.sandbox.stop()
-    with pytest.raises(HubUnreachable):
-        await hospital.get(rx_no=UNKNOWN_RX)
-    with pytest.raises(HubUnreachable):
-        await box.operator.list_namespaces()
-    waiting.cancel()
+async def test_a_stopped_sandbox_answers_nobody() -> None:
+    async with opened() as box:
+        place = await box.new("one")
+        hospital = await place.hospital()
+        watch = hospital.watch(from_start=True)
+        waiting = asyncio.ensure_future(anext(watch))
+        with pytest.raises(Refusal):
+            await hospital.get(rx_no=UNKNOWN_RX)
+        await box.sandbox.stop()
+        with pytest.raises(HubUnreachable):
+            await hospital.get(rx_no=UNKNOWN_RX)
+        with pytest.raises(HubUnreachable):
+            await box.operator.list_namespaces()
+        waiting.cancel()
 
 
 async def test_a_follower_of_traffic_learns_of_the_end_of_the_namespace(box: Box) -> None:

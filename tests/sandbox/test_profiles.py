@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from erxhub.client import ClientFailure, Refusal
-from erxhub.sandbox.faults import Faults, action_name
+from erxhub.sandbox.faults import GOAWAY, Faults, action_name
 from erxhub.sandbox.profiles import profile_rules
 from erxhub.v1 import prescribing_pb2, sandbox_pb2
 from tests.chain import Chain
@@ -31,6 +31,14 @@ def test_dev_has_no_faults_strict_the_everyday_ones_and_chaos_all_that_can_be_bo
     assert actions(STRICT) == strict
     every = {action_name(number) for number in sandbox_pb2.FaultAction.values() if number}
     assert actions(CHAOS) == every - {"revoke_cert_now"}
+
+
+def test_chaos_without_its_one_rule_that_reaches_other_namespaces_leaves_them_in_peace() -> None:
+    faults = Faults(1)
+    faults.set(profile_rules(CHAOS))
+    faults.clear(["chaos.goaway"])
+    assert GOAWAY not in {rule.action for rule in faults.list()}
+    assert len(faults.list()) == len(profile_rules(CHAOS)) - 1
 
 
 @pytest.mark.parametrize("profile", [DEV, STRICT, CHAOS])

@@ -1,6 +1,7 @@
 """Snapshot, go on, restore, go on: the same ledger. And a reset is the moment of the creation."""
 
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from erxhub.client import Refusal
 from erxhub.ledger.verify import verify_ledger
 from tests.live import HOSPITAL
-from tests.sandbox.ground import UNKNOWN_RX, Box, opened
+from tests.sandbox.ground import STANDING, UNKNOWN_RX, Box, opened
 
 
 async def test_what_follows_a_restored_snapshot_is_what_followed_the_saved_one(box: Box) -> None:
@@ -115,3 +116,39 @@ async def test_an_unknown_snapshot_is_refused(box: Box) -> None:
         "SBX_SNAPSHOT_UNKNOWN",
         grpc.StatusCode.NOT_FOUND.name,
     )
+
+
+async def test_a_call_after_a_load_is_no_repeat_of_the_one_that_the_load_undid(box: Box) -> None:
+    place = await box.new("one")
+    await box.operator.save_snapshot("a", namespace="one")
+    for _ in range(2):
+        place.request_ids.numbers = iter(range(1000, 1100))
+        await place.chain().registered()
+        await box.operator.load_snapshot("a", namespace="one")
+    told = [exchange async for exchange in box.operator.traffic(method="Encounter/RegisterEncounter", namespace="one")]
+    assert len({exchange.request_id for exchange in told}) == 1
+    assert [(exchange.status, exchange.replayed) for exchange in told] == [("OK", False)] * 2
+
+
+def _lose_copies(namespace: Any) -> None:
+    """Somebody empties the folder of temporary files."""
+    for image in Path(namespace._ledger._folder.name).iterdir():
+        image.unlink()
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+async def test_a_copy_that_cannot_be_put_back_leaves_the_ledger_as_it_was(tmp_path: Path) -> None:
+    database = tmp_path / "sandbox.db"
+    async with opened(database=database, suite="EdDSA", default_clock=STANDING) as box:
+        place = await (await box.place("default")).activated()
+        await box.operator.save_snapshot("a")
+        rx_no = (await place.chain().uploaded()).rx_no
+        _lose_copies(box.namespace("default"))
+        with pytest.raises(Refusal) as refused:
+            await box.operator.load_snapshot("a")
+        assert refused.value.code == "SBX_UNAVAILABLE"
+        assert (await (await place.hospital()).get(rx_no=rx_no)).rx_no == rx_no
+        assert _files(tmp_path) <= {"sandbox.db", "sandbox.db.lock", "sandbox.db-wal", "sandbox.db-shm"}

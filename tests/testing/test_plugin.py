@@ -1,6 +1,10 @@
 """The pytest plugin as its users meet it: their suites run in a process of their own, against a sandbox."""
 
+import json
 import re
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -162,6 +166,28 @@ def test_a_run_that_asks_for_no_hub_imports_nothing_slow(pytester: pytest.Pytest
         """
     )
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+def test_a_sandbox_in_a_process_of_its_own_ends_with_a_pytest_that_is_killed(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import json, sys
+
+        def test_it(erxhub_hub):
+            print(json.dumps(erxhub_hub.control_target), flush=True)
+            sys.stdin.read()
+        """
+    )
+    words = [sys.executable, "-m", "pytest", "-s", "-q", "--erxhub-hub", "subprocess", "-p", "no:cacheprovider"]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=pytester.path
+    ) as running:
+        assert running.stdout is not None
+        target = next(json.loads(line) for line in running.stdout if line.startswith('"'))
+        with socket.create_connection(("127.0.0.1", int(target.rpartition(":")[2])), timeout=30) as connected:
+            running.kill()
+            # Nothing but the end of the sandbox's process closes this; a timeout would fail the test.
+            assert connected.recv(1) == b""
 
 
 def test_the_suite_of_the_page_passes(pytester: pytest.Pytester) -> None:

@@ -54,6 +54,11 @@ OPERATOR_CONTEXT: Final = "sandbox"
 )
 @click.option("--config", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the hub; repeatable.")
 @click.option(
+    "--until-eof",
+    is_flag=True,
+    help="Stop when standard input ends, too: for a program that starts it, and may be killed itself.",
+)
+@click.option(
     "--ready-file",
     type=click.Path(path_type=Path, dir_okay=False),
     help='Written when the hub takes calls: {"target": …, "control_target": …, "home": …, "operator": …}.',
@@ -66,6 +71,7 @@ def dev(
     suite: str,
     profile: str,
     settings: tuple[str, ...],
+    until_eof: bool,
     ready_file: Path | None,
 ) -> None:
     """Run a sandbox in this process until Ctrl-C or SIGTERM: a seeded hub, with clock, faults and traffic to command.
@@ -75,7 +81,7 @@ def dev(
     """
     import asyncio
 
-    asyncio.run(_dev(db, _home(db, home), (port, control_port), suite, profile, settings, ready_file))
+    asyncio.run(_dev(db, _home(db, home), (port, control_port), suite, profile, settings, until_eof, ready_file))
 
 
 async def _dev(
@@ -85,12 +91,13 @@ async def _dev(
     suite: str,
     profile: str,
     settings: tuple[str, ...],
+    until_eof: bool,
     ready_file: Path | None,
 ) -> None:
     from contextlib import AsyncExitStack
 
     from erxhub.app import settle_memory
-    from erxhub.cli.hosting import configured, stop_signal, write_ready
+    from erxhub.cli.hosting import configured, stop_at_end_of_input, stop_signal, write_ready
     from erxhub.cli.keys import receipt_pins
     from erxhub.cli.seeding import save_contexts
     from erxhub.testing import running_sandbox
@@ -98,6 +105,8 @@ async def _dev(
     from erxhub.v1 import sandbox_pb2
 
     stopping = stop_signal()
+    if until_eof:
+        stop_at_end_of_input(stopping)
     async with AsyncExitStack() as undo:
         with _failing(db, ports):
             sandbox = await undo.enter_async_context(

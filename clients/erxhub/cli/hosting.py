@@ -12,7 +12,9 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -141,3 +143,19 @@ def stop_signal() -> asyncio.Event:
             # A Windows loop takes no handlers; the plain one runs between two steps of the loop.
             signal.signal(number, lambda *_: loop.call_soon_threadsafe(stopping.set))
     return stopping
+
+
+def stop_at_end_of_input(stopping: asyncio.Event) -> None:
+    """Set the event when standard input ends, as it does when whoever holds its other end is gone, however he ended."""
+    loop = asyncio.get_running_loop()
+
+    def wait() -> None:
+        with suppress(OSError):
+            # Read past Python's buffer: its lock would hold up the end of the process.
+            while os.read(0, 4096):
+                continue
+        with suppress(RuntimeError):
+            # The loop may be over already.
+            loop.call_soon_threadsafe(stopping.set)
+
+    threading.Thread(target=wait, name="end of input", daemon=True).start()

@@ -111,9 +111,14 @@ class ErxhubHub:
         with ExitStack() as undo:
             ready = folder / "ready.json"
             log = undo.enter_context((folder / "dev.log").open("w", encoding="utf-8"))
-            words = ("dev", "--home", str(folder / "home"), "--ready-file", str(ready))
+            # Its standard input ends with this process, even when that is killed; so does the sandbox.
+            words = ("dev", "--home", str(folder / "home"), "--ready-file", str(ready), "--until-eof")
             process = subprocess.Popen(
-                [sys.executable, "-m", "erxhub.cli", *words], stdout=subprocess.PIPE, stderr=log, text=True
+                [sys.executable, "-m", "erxhub.cli", *words],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
             )
             undo.callback(lambda: _stop(process))
             assert process.stdout is not None

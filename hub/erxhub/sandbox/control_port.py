@@ -17,6 +17,7 @@ from erxhub.admission import FieldRules
 from erxhub.crypto.certs import PeerIdentityError, peer_identity
 from erxhub.ledger.store import StoreUnavailable
 from erxhub.rpc.server import ServerIdentity
+from erxhub.sandbox.answers import DETAILS_KEY
 from erxhub.sandbox.errors import SandboxRefused, argument_refused, wire_error
 from erxhub.sandbox.service import SandboxService
 from erxhub.v1 import sandbox_pb2
@@ -145,5 +146,5 @@ async def _unavailable(error: StoreUnavailable, context: _CONTEXT) -> NoReturn:
 
 async def _abort(refused: SandboxRefused, context: _CONTEXT) -> NoReturn:
     status = wire_error(refused)
-    await context.abort(status.code, status.message, (("grpc-status-details-bin", status.details),))
+    await context.abort(status.code, status.message, ((DETAILS_KEY, status.details),))
     raise AssertionError("abort always raises")

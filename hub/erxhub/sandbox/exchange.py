@@ -44,16 +44,6 @@ class ExchangesState:
     kept: tuple[tuple[tuple[Operation, bytes], bytes], ...]
 
 
-@dataclass(slots=True, eq=False)
-class _Open:
-    """One call on its way. `if_cut`: what its caller sees should the connection be cut under it."""
-
-    method: Method
-    record: Record
-    context: Observed
-    if_cut: str = recorder.CANCELLED
-
-
 class Exchanges:
     """The exchange layer of one namespace."""
 
@@ -64,7 +54,7 @@ class Exchanges:
         self._control = control
         self._kept = KeptRequests()
         self._reads = StaleReads()
-        self._open: set[_Open] = set()
+        self._open: set[Observed] = set()
 
     # ---- for the namespace ----
 
@@ -96,10 +86,12 @@ class Exchanges:
 
     # ---- around every call ----
 
-    def _begin(self, method: Method, context: Any) -> _Open:
-        observed = Observed(context, self._control.now_ms)
-        actor = facts.actor_of(observed.certificate, self._control.trust_domain)
-        call = _Open(method, self.recorder.begin(method, actor), observed)
+    def _begin(self, method: Method, context: Any, raw: Any) -> Observed:
+        # A namespace's router has made it already, and knows who calls.
+        call = context if isinstance(context, Observed) else Observed(context)
+        if call.actor is None:
+            call.actor = facts.actor_of(call.certificate, self._control.trust_domain)
+        call.record = self.recorder.begin(method, call.actor, raw)
         self._open.add(call)
         return call
 
@@ -109,17 +101,18 @@ class Exchanges:
 
     def _unary(self, method: Method, serve: _Unary) -> _Unary:
         async def call(request: Any, context: Any) -> bytes:
-            opened = self._begin(method, context)
+            opened = self._begin(method, context, None if method.streams_in else request)
             record = opened.record
             try:
                 if method.streams_in:
                     request = self._recorded(record, request)
-                else:
-                    self.recorder.request(record, request)
+                answer: Answer
                 if self._is_calm(method):
-                    answer = await _served(serve, request, opened.context)
+                    answer = await serve(request, opened)
                 else:
                     answer = await self._disturbed(opened, serve, request)
+            except grpc.aio.AbortError:
+                answer = opened.aborted_with()
             except asyncio.CancelledError:
                 if record.request_id:
                     record.met(self.faults.after_commit(record.actor, record.request_id)[1])
@@ -131,12 +124,10 @@ class Exchanges:
             finally:
                 self._open.discard(opened)
             if isinstance(answer, bytes):
-                self.recorder.reply(record, answer)
-                self.recorder.end(record, recorder.OK)
+                self.recorder.answered(record, answer)
                 return answer
             self.recorder.end(record, answer.code.name, answer.details)
-            await context.abort(answer.code, answer.message, answer.trailing)
-            raise AssertionError("abort always raises")
+            return await opened.answer(answer)
 
         return call
 
@@ -147,21 +138,20 @@ class Exchanges:
 
     def _streaming(self, method: Method, serve: _Stream) -> _Stream:
         async def call(request: bytes, context: Any) -> AsyncIterator[bytes]:
-            opened = self._begin(method, context)
+            opened = self._begin(method, context, request)
             record = opened.record
-            self.recorder.request(record, request)
-            opened.context.opened = lambda: self.recorder.opened(record)
+            opened.opened = lambda: self.recorder.opened(record)
             end, details = recorder.OK, b""
             ended: Status | None = None
             try:
-                messages = serve(request, opened.context)
+                messages = serve(request, opened)
                 if not self._is_calm(method):
                     messages = self._disturbed_stream(opened, serve, request)
                 async for raw in messages:
                     self.recorder.reply(record, raw)
                     yield raw
             except grpc.aio.AbortError:
-                ended = opened.context.aborted_with()
+                ended = opened.aborted_with()
                 end, details = ended.code.name, ended.details
             except (asyncio.CancelledError, GeneratorExit):
                 end = opened.if_cut
@@ -173,15 +163,15 @@ class Exchanges:
                 self._open.discard(opened)
                 self.recorder.end(record, end, details)
             if ended is not None:
-                await context.abort(ended.code, ended.message, ended.trailing)
+                await opened.answer(ended)
 
         return call
 
     # ---- a call that something may happen to ----
 
-    def _seen(self, opened: _Open, raw: Any) -> tuple[Any, str, Call]:
+    def _seen(self, opened: Observed, raw: Any) -> tuple[Any, str, Call]:
         """The request read (None where it cannot be), its id, and the call as rules see it."""
-        method, actor = opened.method, opened.record.actor
+        method, actor = opened.record.method, opened.record.actor
         request = facts.parsed(method.request, raw) if isinstance(raw, bytes) else None
         if request is None:
             return None, "", Call(method.name, actor, facts.operation_of(method, b"", ""), "", method.streams_out)
@@ -193,7 +183,7 @@ class Exchanges:
         operation = facts.operation_of(method, raw, request_id)
         return request, request_id, Call(method.name, actor, operation, rx_no, method.streams_out)
 
-    async def _disturbed(self, opened: _Open, serve: _Unary, raw: Any) -> Answer:
+    async def _disturbed(self, opened: Observed, serve: _Unary, raw: Any) -> Answer:
         request, request_id, call = self._seen(opened, raw)
         plan = self.faults.plan(call)
         early = await self._before(opened, plan)
@@ -213,27 +203,29 @@ class Exchanges:
         if treatment.lost_as is not None:
             return treatment.lost_as
         if isinstance(answer, bytes):
-            answer = streams.altered(plan, call, opened.method, answer, 1, self.faults)
+            answer = streams.altered(plan, call, opened.record.method, answer, 1, self.faults)
         return answer
 
-    async def _disturbed_stream(self, opened: _Open, serve: _Stream, raw: bytes) -> AsyncIterator[bytes]:
+    async def _disturbed_stream(self, opened: Observed, serve: _Stream, raw: bytes) -> AsyncIterator[bytes]:
         request, _, call = self._seen(opened, raw)
         plan = self.faults.plan(call)
         early = await self._before(opened, plan)
         if early is not None:
-            opened.context.status = early
+            opened.status = early
             raise grpc.aio.AbortError
-        messages = serve(raw, opened.context)
+        messages = serve(raw, opened)
         if request is not None:
-            messages = streams.disturbed(messages, plan, call, opened.method, request, self.faults, self._control.pause)
+            messages = streams.disturbed(
+                messages, plan, call, opened.record.method, request, self.faults, self._control.pause
+            )
         try:
             async for message in messages:
                 yield message
         except streams.StreamCut as cut:
-            opened.context.status = cut.status
+            opened.status = cut.status
             raise grpc.aio.AbortError from None
 
-    async def _before(self, opened: _Open, plan: Plan) -> Status | None:
+    async def _before(self, opened: Observed, plan: Plan) -> Status | None:
         """Everything that comes before the hub sees the call; a status when the call ends here."""
         opened.record.met(rule.label for rule in plan.rules if rule.action != faults.STALE_READ)
         for rule in plan.delays:
@@ -242,12 +234,12 @@ class Exchanges:
             return await self._fate(opened, plan.fate)
         skew = plan.others.get(faults.CLOCK_SKEW)
         if skew is not None:
-            opened.context.skew_ms = skew.arguments.skew_ms
+            opened.skew(skew.arguments.skew_ms, self._control.now_ms)
         if faults.REVOKE_CERT_NOW in plan.others:
             await self._revoke(opened)
         return None
 
-    async def _fate(self, opened: _Open, rule: Rule) -> Status:
+    async def _fate(self, opened: Observed, rule: Rule) -> Status:
         """The end of a call that the hub never sees."""
         arguments = rule.arguments
         if rule.action == faults.ERROR:
@@ -261,7 +253,7 @@ class Exchanges:
         await (self._control.goaway() if rule.action == faults.GOAWAY else self._control.crash())
         return lost_connection()
 
-    async def _taken(self, opened: _Open, rule: Rule) -> Status:
+    async def _taken(self, opened: Observed, rule: Rule) -> Status:
         """The end of a call that the hub has served."""
         if rule.action == faults.CRASH_HUB:
             opened.if_cut = grpc.StatusCode.UNAVAILABLE.name
@@ -270,17 +262,17 @@ class Exchanges:
             return await _silence(opened)
         return lost_connection()
 
-    async def _treated(self, opened: _Open, request: Any) -> Treatment:
-        if request is None or opened.method.name not in magic.METHODS:
+    async def _treated(self, opened: Observed, request: Any) -> Treatment:
+        if request is None or opened.record.method.name not in magic.METHODS:
             return Treatment()
-        treatment = await self.magic.treat(opened.method.name, opened.record.actor, request)
+        treatment = await self.magic.treat(opened.record.method.name, opened.record.actor, request)
         if treatment.label:
             opened.record.met((treatment.label,))
         if treatment.delay_ms:
             await self._control.pause(treatment.delay_ms)
         return treatment
 
-    def _given(self, opened: _Open, plan: Plan, call: Call, raw: Any, treatment: Treatment) -> Any:
+    def _given(self, opened: Observed, plan: Plan, call: Call, raw: Any, treatment: Treatment) -> Any:
         """What the hub is given for these bytes."""
         if treatment.request is not None:
             return treatment.request
@@ -290,12 +282,12 @@ class Exchanges:
         given = self._kept.given_for(operation, raw)
         pages = plan.others.get(faults.SMALL_PAGES)
         if given == raw and pages is not None:
-            given = alterations.with_small_page(opened.method.request, raw, pages.arguments.page_size)
-            if given != raw and opened.method.effect == COMMAND:
+            given = alterations.with_small_page(opened.record.method.request, raw, pages.arguments.page_size)
+            if given != raw and opened.record.method.effect == COMMAND:
                 self._kept.keep(operation, raw, given)
         return given
 
-    async def _asked(self, opened: _Open, serve: _Unary, given: Any, plan: Plan, request_id: str) -> Answer:
+    async def _asked(self, opened: Observed, serve: _Unary, given: Any, plan: Plan, request_id: str) -> Answer:
         """The hub's answer; to the second of two where the request comes twice."""
         full = plan.others.get(faults.DISK_FULL)
         actor = opened.record.actor
@@ -303,14 +295,14 @@ class Exchanges:
             self.faults.doom(actor, request_id, full)
         try:
             if faults.DUPLICATE in plan.others:
-                await _served(serve, given, opened.context)
-            return await _served(serve, given, opened.context)
+                await _served(serve, given, opened)
+            return await _served(serve, given, opened)
         finally:
             if full is not None:
                 self.faults.spare(actor, request_id)
 
-    def _aged(self, opened: _Open, plan: Plan, call: Call, fresh: Answer) -> Answer:
-        if not self.faults.ages_reads(opened.method.name):
+    def _aged(self, opened: Observed, plan: Plan, call: Call, fresh: Answer) -> Answer:
+        if not self.faults.ages_reads(opened.record.method.name):
             return fresh
         rule = plan.others.get(faults.STALE_READ)
         shown = self._reads.answer((call.actor, call.operation), fresh, rule.arguments.lag if rule is not None else 0)
@@ -321,10 +313,10 @@ class Exchanges:
                 opened.record.met((rule.label,))
         return shown
 
-    async def _revoke(self, opened: _Open) -> None:
+    async def _revoke(self, opened: Observed) -> None:
         role, _, peer_id = opened.record.actor.partition("/")
         agency = peer_id[1:7] if role in ("hospital", "pharmacy") else _AGENCY
-        certificate = opened.context.certificate
+        certificate = opened.certificate
         request = registry_pb2.RevokeCertificateRequest(
             request_id=request_id_for("revoke", certificate), certificate_pem=certificate, reason="fault rule"
         )
@@ -344,7 +336,7 @@ async def _served(serve: _Unary, request: Any, context: Observed) -> Answer:
         return context.aborted_with()
 
 
-async def _silence(opened: _Open) -> Status:
+async def _silence(opened: Observed) -> Status:
     """Nothing, until the caller or his deadline ends the call."""
     opened.if_cut = recorder.LOST
     await asyncio.Event().wait()

@@ -22,7 +22,7 @@ from erxhub.ledger.store import (
     Write,
 )
 from erxhub.sandbox.control import Control
-from erxhub.sandbox.faults import CommitPlan, Faults
+from erxhub.sandbox.faults import Faults
 from erxhub.sandbox.recorder import Recorder
 
 
@@ -37,13 +37,15 @@ class FaultyStore:
 
     async def append(self, batch: Sequence[Write]) -> AppendResult:
         """See Store. Raises StoreUnavailable for a full disk; a crash never returns."""
-        plan = CommitPlan()
-        if self._faults.watch_commits:
-            plan = self._faults.plan_commit(
-                (write.entries[0].header.actor, write.entries[0].header.request_id, write.entries)
-                for write in batch
-                if write.entries
-            )
+        if not self._faults.watch_commits:
+            result = await self._store.append(batch)
+            self._recorder.committed(batch, result)
+            return result
+        plan = self._faults.plan_commit(
+            (write.entries[0].header.actor, write.entries[0].header.request_id, write.entries)
+            for write in batch
+            if write.entries
+        )
         if plan.disk_full is not None:
             raise StoreUnavailable("the disk is full (a fault rule)")
         if plan.crash is not None and not plan.crash.arguments.after_commit:

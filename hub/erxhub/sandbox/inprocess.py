@@ -13,9 +13,8 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from erxhub.rpc.methods import METHODS
+from erxhub.sandbox.answers import DETAILS_KEY
 from erxhub.sandbox.control import RefusedCall
-
-_DETAILS_KEY = "grpc-status-details-bin"
 
 
 class _Aborted(grpc.aio.AbortError):
@@ -44,7 +43,7 @@ class _Context:
         details: str = "",
         trailing_metadata: Sequence[tuple[str, str | bytes]] = (),
     ) -> NoReturn:
-        packed = next((value for key, value in trailing_metadata if key == _DETAILS_KEY), b"")
+        packed = next((value for key, value in trailing_metadata if key == DETAILS_KEY), b"")
         assert isinstance(packed, bytes)
         raise _Aborted(_refusal(code, details, packed))
 

@@ -10,11 +10,13 @@ import shutil
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.sqlite import open_sqlite
-from erxhub.ledger.store import Store
+from erxhub.ledger.store import Store, StoreUnavailable
+
+_JOURNAL: Final = ("-wal", "-shm")
 
 
 class Ledger(Protocol):
@@ -31,10 +33,10 @@ class Ledger(Protocol):
         """Until `open` nobody uses it."""
 
     async def image(self) -> Any:
-        """A copy of the closed ledger."""
+        """A copy of the closed ledger. Raises StoreUnavailable."""
 
     async def restore(self, image: Any) -> None:
-        """Put a copy back, in place of the closed ledger."""
+        """Put a copy back, in place of the closed ledger, which stays as it is when that fails: StoreUnavailable."""
 
     async def forget(self, image: Any) -> None:
         """Drop a copy."""
@@ -96,14 +98,20 @@ class FileLedger:
 
     async def image(self) -> Path:
         copy = Path(self._folder.name) / f"{next(self._numbers)}.db"
-        await asyncio.to_thread(shutil.copyfile, self._path, copy)
+        await _copied(self._path, copy)
         return copy
 
     async def restore(self, image: Path) -> None:
-        # The files beside it belong to the ledger that goes; SQLite would apply them to the one that comes.
-        for suffix in ("-wal", "-shm"):
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
-        await asyncio.to_thread(shutil.copyfile, image, self._path)
+        # Beside it first: a copy that fails half way must not be the ledger.
+        beside = self._path.with_name(f"{self._path.name}.restored")
+        try:
+            await _copied(image, beside)
+            # The files of its journal belong to the ledger that goes; SQLite would apply them to the one that comes.
+            for suffix in _JOURNAL:
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+            beside.replace(self._path)
+        finally:
+            beside.unlink(missing_ok=True)
 
     async def forget(self, image: Path) -> None:
         await asyncio.to_thread(image.unlink, missing_ok=True)
@@ -111,3 +119,10 @@ class FileLedger:
     async def end(self) -> None:
         await self.close()
         self._folder.cleanup()
+
+
+async def _copied(source: Path, target: Path) -> None:
+    try:
+        await asyncio.to_thread(shutil.copyfile, source, target)
+    except OSError as error:
+        raise StoreUnavailable(f"a copy of the ledger: {error.strerror}") from error

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
-import grpc
-
-from erxhub.app import HubCore, Shared, start_core
+from erxhub.app import HubCore, LedgerRefused, Shared, start_core
 from erxhub.config import Config
 from erxhub.crypto.ca import TrustDomain
 from erxhub.engine import HubStopped
 from erxhub.keys import HubKeys
 from erxhub.ledger.entry import EntryKind, Header
-from erxhub.ledger.store import Store, StoredEntry, StoreUnavailable, Wanted
+from erxhub.ledger.store import Store, StoredEntry, StoreFormatError, StoreUnavailable, Wanted
 from erxhub.ports import Clock, Pause, SeededIds, machine_us
 from erxhub.rpc.methods import METHODS
 from erxhub.sandbox import inprocess
+from erxhub.sandbox.answers import lost_connection
 from erxhub.sandbox.clocks import SandboxClock
 from erxhub.sandbox.errors import SandboxRefused
 from erxhub.sandbox.exchange import Exchanges, ExchangesState
@@ -33,23 +33,23 @@ from erxhub.sandbox.faulty_store import FaultyStore
 from erxhub.sandbox.identities import VALID_MS, Mint, Minted
 from erxhub.sandbox.ledgers import Ledger
 from erxhub.sandbox.magic import Magic, Prepared
+from erxhub.sandbox.observed import Observed
 from erxhub.sandbox.profiles import profile_rules
 from erxhub.sandbox.recorder import Recorder
 from erxhub.v1 import sandbox_pb2
+
+_log = logging.getLogger("erxhub.sandbox")
 
 QUIET_MS: Final = 1_000
 """How long calls in flight may take to end before a snapshot or a reset cuts them: a fault may hold one for minutes."""
 
 SNAPSHOTS_MAX: Final = 32
 
-CONNECTION_LOST: Final = "connection lost"
-"""All that a caller learns of a hub that died: as little as of a cut cable."""
-
 _FAR_MS: Final = 100 * 366 * 86_400_000
 _PAGE: Final = 1_000
 
-Handlers: TypeAlias = "Mapping[str, grpc.RpcMethodHandler[Any, Any]]"
-_CONTEXT = grpc.aio.ServicerContext[Any, Any]
+Behavior: TypeAlias = Callable[[Any, Observed], Any]
+"""What serves a method: a coroutine function, or one that gives the messages of a stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,6 @@ class Namespace:
     def __init__(self, ground: Ground, plan: Plan, ledger: Ledger, prepared: Prepared) -> None:
         self.plan = plan
         self.mint = Mint(ground.trust, plan.trust_domain)
-        self.handlers: Handlers = {}
         self.over = asyncio.Event()
         """Set once it has ended."""
         self._ground = ground
@@ -111,6 +110,8 @@ class Namespace:
         self.recorder = Recorder(self)
         self.exchanges = Exchanges(self, recorder=self.recorder, faults=self.faults, magic=Magic(self, prepared))
         self._core: HubCore | None = None
+        # Empty while the hub stands still.
+        self._behaviors: Mapping[str, Behavior] = {}
         self._snapshots: dict[str, _Snapshot] = {}
         self._founding: _Snapshot | None = None
         self._calls: set[asyncio.Task[Any]] = set()
@@ -195,10 +196,9 @@ class Namespace:
 
     # ---- calls ----
 
-    async def serve(self, method: str, request: Any, context: _CONTEXT) -> bytes:
+    async def serve(self, method: str, request: Any, context: Observed) -> bytes:
         """A call with one reply, through whatever serves the method now. A crash cuts it off."""
-        handler = await self._handler(method, context)
-        behavior: Any = handler.stream_unary if handler.request_streaming else handler.unary_unary
+        behavior = self._behaviors.get(method) or await self._behavior(method, context)
         task = asyncio.current_task()
         assert task is not None
         self._calls.add(task)
@@ -211,10 +211,9 @@ class Namespace:
             self._calls.discard(task)
         return reply
 
-    async def serve_stream(self, method: str, request: bytes, context: _CONTEXT) -> AsyncIterator[bytes]:
+    async def serve_stream(self, method: str, request: bytes, context: Observed) -> AsyncIterator[bytes]:
         """A call with a stream of replies; a crash cuts it off."""
-        handler = await self._handler(method, context)
-        behavior: Any = handler.unary_stream
+        behavior = self._behaviors.get(method) or await self._behavior(method, context)
         task = asyncio.current_task()
         assert task is not None
         self._calls.add(task)
@@ -227,19 +226,19 @@ class Namespace:
         finally:
             self._calls.discard(task)
 
-    async def _handler(self, method: str, context: _CONTEXT) -> grpc.RpcMethodHandler[Any, Any]:
-        if not self._open.is_set():
-            await self._open.wait()
-        handler = self.handlers.get(method)
-        if handler is None:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, CONNECTION_LOST)
-        return handler
+    async def _behavior(self, method: str, context: Observed) -> Behavior:
+        """What serves the method once the hub no longer stands still."""
+        await self.ready()
+        behavior = self._behaviors.get(method)
+        if behavior is None:
+            await context.answer(lost_connection())
+        return behavior
 
-    async def _cut_off(self, task: asyncio.Task[Any], context: _CONTEXT) -> None:
+    async def _cut_off(self, task: asyncio.Task[Any], context: Observed) -> None:
         """What a caller sees of a dead process; returns when it was not the crash that cancelled the call."""
         if task in self._lost:
             task.uncancel()
-            await context.abort(grpc.StatusCode.UNAVAILABLE, CONNECTION_LOST)
+            await context.answer(lost_connection())
 
     def _lose_calls(self) -> None:
         self.exchanges.losing_connections()
@@ -251,9 +250,18 @@ class Namespace:
 
     # ---- life ----
 
+    def _hold(self) -> None:
+        """New calls wait from now on, until `_open` is set."""
+        self._open.clear()
+        self._behaviors = {}
+
     async def ready(self) -> None:
-        """Returns once no snapshot, reset or crash is under way."""
+        """Returns once no snapshot, reset or crash is under way. Where one of them left no hub, it is started now; if
+        that fails again, there is none and the next call tries again.
+        """
         await self._open.wait()
+        if self._core is None:
+            await self._try_again()
 
     async def begin(self, founding: Any = None) -> None:
         """Start the hub on the ledger and take calls. `founding` is the image that the ledger was made of, if it was.
@@ -287,7 +295,7 @@ class Namespace:
     async def end(self) -> None:
         """Finish what is in flight, and stop. A ledger in memory is gone."""
         async with self._time, self._turn:
-            self._open.clear()
+            self._hold()
             self.over.set()
             try:
                 await self._halt()
@@ -303,23 +311,37 @@ class Namespace:
         await asyncio.shield(task)
 
     async def _crash(self) -> None:
-        self._open.clear()
-        core, self._core, self.handlers = self._core, None, {}
+        self._hold()
+        core, self._core = self._core, None
         self._lose_calls()
         if core is not None:
             await core.abandon()
         if self._turn.locked():
             # A snapshot or a reset was about to stop this hub, and begins the next one.
             return
+        await self._try_again()
+
+    async def _try_again(self) -> None:
+        """Start a hub where there is none. A failure is logged: whoever asks for the hub then learns of it."""
         async with self._turn:
             if self._core is not None or self.over.is_set():
                 # Whoever held the lock in between has begun the next one already, or ended the namespace.
                 return
+            self._hold()
             try:
                 await self._ledger.close()
-                await self._start()
+                await self._start_again()
+            except StoreUnavailable as error:
+                _log.error("the hub of namespace %s did not start again: %s", self.name, error)
             finally:
                 self._open.set()
+
+    async def _start_again(self) -> None:
+        """As `_start`, but with one error for a ledger that no hub can start on: StoreUnavailable."""
+        try:
+            await self._start()
+        except (LedgerRefused, StoreFormatError) as error:
+            raise StoreUnavailable(str(error)) from error
 
     async def reset(self) -> None:
         """Back to the moment of its creation; snapshots stay."""
@@ -368,14 +390,14 @@ class Namespace:
         async with self._time, self._turn:
             if self.over.is_set():
                 raise SandboxRefused("SBX_NAMESPACE_UNKNOWN", {"namespace": self.name})
-            self._open.clear()
+            self._hold()
             try:
                 await self._halt()
                 await self._ledger.close()
                 try:
                     yield
                 finally:
-                    await self._start()
+                    await self._start_again()
             finally:
                 self._open.set()
 
@@ -394,8 +416,9 @@ class Namespace:
             sweeps=not self.plan.standing,
         )
         self._core = core
-        self.handlers = {
-            name: self.exchanges.wrapped(method, core.dispatcher.handler(method)) for name, method in METHODS.items()
+        self._behaviors = {
+            name: _behavior_in(self.exchanges.wrapped(method, core.dispatcher.handler(method)))
+            for name, method in METHODS.items()
         }
 
     async def quiet(self) -> None:
@@ -411,7 +434,6 @@ class Namespace:
             return
         await self.quiet()
         self._lose_calls()
-        self.handlers = {}
         await core.stop()
         self._core = None
 
@@ -489,3 +511,9 @@ class Namespace:
                 if header.kind == EntryKind.EVENT and header.actor == hub:
                     found.append(entry)
         return found
+
+
+def _behavior_in(handler: Any) -> Behavior:
+    """The one of a handler's kind; the others are None."""
+    found: Behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary
+    return found

@@ -1,50 +1,69 @@
-"""gRPC's context as the hub sees it through the exchanges: what the hub answers is kept here and told by them.
+"""gRPC's context as the sandbox passes it on: what the hub answers is kept here and told by whoever stands in between.
 
-Owns the stand-in. It never answers a caller itself: whether the hub's answer reaches him is decided behind it.
+Owns the stand-in, made once for each call. The hub's own `abort` never reaches the caller: whether he gets that answer
+is decided behind it, and `answer` tells him.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import grpc
 
 from erxhub.rpc.dispatch import SENT_AT_HEADER
 from erxhub.sandbox.answers import DETAILS_KEY, Status
+from erxhub.sandbox.recorder import CANCELLED, Record
 
 
 class Observed:
-    """The context of one call. `status` is what the hub aborted it with; `skew_ms` how far its caller's clock is off.
+    """The context of one call.
 
-    `opened` is called when the hub says that a stream stands.
+    `actor` is None until somebody read the certificate, `record` is set once the call is recorded, `status` is what the
+    hub aborted it with, `if_cut` what its caller sees should the connection be cut under it. `opened` is called when
+    the hub says that a stream stands.
     """
 
-    __slots__ = ("_auth", "_context", "_now_ms", "opened", "skew_ms", "status")
+    __slots__ = ("_certificate", "_context", "_sent_at", "actor", "if_cut", "opened", "record", "status")
 
-    def __init__(self, context: Any, now_ms: Callable[[], int]) -> None:
+    record: Record
+
+    def __init__(self, context: Any) -> None:
         self._context = context
-        self._now_ms = now_ms
-        self._auth: Any = None
+        self._certificate: bytes | None = None
+        self._sent_at: Callable[[int | None], int] | None = None
+        self.actor: str | None = None
         self.status: Status | None = None
-        self.skew_ms = 0
+        self.if_cut = CANCELLED
         self.opened: Callable[[], None] | None = None
 
-    def auth_context(self) -> Any:
-        """Who calls, asked of gRPC once."""
-        if self._auth is None:
-            self._auth = self._context.auth_context()
-        return self._auth
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+        """Who calls, as much of it as a hub asks for. gRPC builds its answer anew each time, so it is asked once."""
+        return {"x509_pem_cert": (self.certificate,)}
 
     @property
     def certificate(self) -> bytes:
         """The caller's certificate, PEM, or b""."""
-        return bytes(next(iter(self.auth_context().get("x509_pem_cert", ())), b""))
+        if self._certificate is None:
+            self._certificate = bytes(next(iter(self._context.auth_context().get("x509_pem_cert", ())), b""))
+        return self._certificate
+
+    def is_known(self, certificate: bytes, actor: str) -> None:
+        """The same certificate was here before and names this caller, "<role>/<id>" or "" for nobody.
+
+        From here on it is the object of then: whoever looks something up by it need not compare a kilobyte each time.
+        """
+        self._certificate = certificate
+        self.actor = actor
+
+    def skew(self, skew_ms: int, now_ms: Callable[[], int]) -> None:
+        """From now on the caller's clock is so far off; one that he did not tell is the hub's own."""
+        self._sent_at = lambda told_ms: max((now_ms() if told_ms is None else told_ms) + skew_ms, 0)
 
     def invocation_metadata(self) -> Any:
         """The caller's metadata; with a skew its clock is as far off."""
         metadata = self._context.invocation_metadata() or ()
-        if not self.skew_ms:
+        if self._sent_at is None:
             return metadata
         sent: Any = None
         kept = []
@@ -53,8 +72,8 @@ class Observed:
                 sent = value if isinstance(value, str) else value.decode("ascii", "replace")
             else:
                 kept.append((key, value))
-        at_ms = int(sent) if sent is not None and sent.isdecimal() else self._now_ms()
-        return (*kept, (SENT_AT_HEADER, str(max(at_ms + self.skew_ms, 0))))
+        told_ms = int(sent) if sent is not None and sent.isdecimal() else None
+        return (*kept, (SENT_AT_HEADER, str(self._sent_at(told_ms))))
 
     def aborted_with(self) -> Status:
         """What the hub aborted the call with. Called once it has."""
@@ -75,3 +94,8 @@ class Observed:
                 packed = value
         self.status = Status(code, details, packed)
         raise grpc.aio.AbortError
+
+    async def answer(self, status: Status) -> NoReturn:
+        """End the call: this is what its caller gets."""
+        await self._context.abort(status.code, status.message, status.trailing)
+        raise AssertionError("abort always raises")

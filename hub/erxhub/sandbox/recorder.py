@@ -68,26 +68,19 @@ def all_of(messages: Messages) -> Sequence[bytes]:
 class Record:
     """One exchange as it came: bytes, instants, and what happened to it. Microseconds since the sandbox started."""
 
-    # Thousands are kept, and the garbage collector walks over each list that they hold: most have none of their own.
-    __slots__ = (
-        "_faults",
-        "actor",
-        "answered_us",
-        "arrived_us",
-        "details",
-        "entries_from",
-        "entries_until",
-        "kept",
-        "method",
-        "number",
-        "received_at_ms",
-        "replies",
-        "reply_bytes",
-        "request_bytes",
-        "request_id",
-        "requests",
-        "status",
-    )
+    # What most records never say is said once, by the class: thousands are made, and making one is most of the cost.
+    answered_us = 0
+    entries_until = -1
+    requests: Messages = None
+    replies: Messages = None
+    request_bytes = 0
+    reply_bytes = 0
+    request_id: str | None = None
+    status = OPEN
+    details = b""
+    kept = True
+    kept_bytes = _RECORD_BYTES
+    _faults: list[str] | None = None
 
     def __init__(
         self, number: int, method: Method, actor: str, received_at_ms: int, arrived_us: int, entries_from: int
@@ -97,18 +90,7 @@ class Record:
         self.actor = actor
         self.received_at_ms = received_at_ms
         self.arrived_us = arrived_us
-        self.answered_us = 0
         self.entries_from = entries_from
-        self.entries_until = -1
-        self.requests: Messages = None
-        self.replies: Messages = None
-        self.request_bytes = 0
-        self.reply_bytes = 0
-        self.request_id: str | None = None
-        self.status = OPEN
-        self.details = b""
-        self._faults: list[str] | None = None
-        self.kept = True
 
     @property
     def faults(self) -> Sequence[str]:
@@ -171,22 +153,21 @@ class Recorder:
 
     # ---- at call time ----
 
-    def begin(self, method: Method, actor: str) -> Record:
-        """A call arrived."""
+    def begin(self, method: Method, actor: str, raw: bytes | None = None) -> Record:
+        """A call arrived, with this message unless they come as a stream."""
         self._number += 1
-        control = self._control
-        record = Record(
-            self._number,
-            method,
-            actor,
-            control.now_ms(),
-            control.machine_us(),
-            self._left_dropped + len(self._left),
-        )
+        control, left = self._control, self._left_dropped + len(self._left)
+        record = Record(self._number, method, actor, control.now_ms(), control.machine_us(), left)
         self._records.append(record)
-        self._bytes += _RECORD_BYTES
+        if raw is not None:
+            record.requests = raw
+            record.request_bytes = len(raw)
+            record.kept_bytes += record.request_bytes
+        self._bytes += record.kept_bytes
         if len(self._records) > self._records_max:
             self._drop_oldest()
+        if self._bytes > self._bytes_max:
+            self._trim()
         return record
 
     def request(self, record: Record, raw: bytes) -> None:
@@ -201,6 +182,17 @@ class Recorder:
         record.replies = self._with(record, record.replies, raw)
         self._trim()
 
+    def answered(self, record: Record, raw: bytes) -> None:
+        """The call is over, with this as its one reply."""
+        record.reply_bytes = len(raw)
+        if record.kept:
+            record.replies = raw
+            record.kept_bytes += record.reply_bytes
+            self._bytes += record.reply_bytes
+            if self._bytes > self._bytes_max:
+                self._trim()
+        self.end(record, OK)
+
     def opened(self, record: Record) -> None:
         """A stream stands; it may end late, so followers hear of it now and again at its end."""
         self._tell(record)
@@ -208,7 +200,8 @@ class Recorder:
     def end(self, record: Record, status: str, details: bytes = b"") -> None:
         """The call is over: the name of the gRPC status that its caller saw (or LOST), and its details as sent."""
         record.status = status
-        record.details = details
+        if details:
+            record.details = details
         record.answered_us = self._control.machine_us()
         record.entries_until = self._left_dropped + len(self._left)
         if self._followers:
@@ -230,6 +223,7 @@ class Recorder:
         """The messages with one more, unless the record is gone or has as many as it may."""
         if not record.kept or (isinstance(messages, list) and len(messages) >= STREAM_MESSAGES_MAX):
             return messages
+        record.kept_bytes += len(raw)
         self._bytes += len(raw)
         if messages is None:
             return raw
@@ -245,8 +239,7 @@ class Recorder:
     def _drop_oldest(self) -> None:
         record = self._records.popleft()
         record.kept = False
-        sizes = (len(raw) for messages in (record.requests, record.replies) for raw in all_of(messages))
-        self._bytes -= _RECORD_BYTES + sum(sizes)
+        self._bytes -= record.kept_bytes
 
     def _tell(self, record: Record) -> None:
         for follower in self._followers:
@@ -305,7 +298,7 @@ class Recorder:
                     version=header.version,
                     type=decoding.event_name(header),
                 )
-                for position, header in self._entries(record)
+                for _, position, header in self._entries(record)
             ],
             faults=record.faults,
             replayed=self._is_replayed(record),
@@ -372,21 +365,24 @@ class Recorder:
         named = any(needle in raw for messages in (record.requests, record.replies) for raw in all_of(messages))
         return named or self.rx_no(record) == wanted.rx_no
 
-    def _entries(self, record: Record) -> Iterator[tuple[int, Header]]:
-        """Position and header of what was committed under the caller and the request id while the call was open."""
+    def _entries(self, record: Record) -> Iterator[tuple[int, int, Header]]:
+        """What was committed under the caller and the request id while the call was open: which of all entries that
+        were ever seen (a ledger that was set back uses positions again), position, header.
+        """
         until = record.entries_until if record.entries_until >= 0 else self._left_dropped + len(self._left)
         begin = max(record.entries_from - self._left_dropped, 0)
         request_id = self.request_id(record)
-        for position, raw in self._left[begin : max(until - self._left_dropped, 0)]:
+        left = self._left[begin : max(until - self._left_dropped, 0)]
+        for place, (position, raw) in enumerate(left, start=self._left_dropped + begin):
             header = Header.decode(raw)
             if header.actor == record.actor and header.request_id == request_id:
-                yield position, header
+                yield place, position, header
 
     def _is_replayed(self, record: Record) -> bool:
         """Whether the answer was given before: an accepted command always leaves events of its own."""
         if record.status != OK or record.method.effect != COMMAND:
             return False
-        mine = {position for position, header in self._entries(record) if header.stream_kind != "access"}
+        mine = {place for place, _, header in self._entries(record) if header.stream_kind != "access"}
         if not mine:
             return True
         # Two attempts that were open at once both saw the commit; it belongs to the one that came first.
@@ -398,7 +394,7 @@ class Recorder:
             if earlier > _EARLIER_MAX:
                 return False
             if other.status == OK and self.request_id(other) == self.request_id(record):
-                return bool(mine.intersection(position for position, _ in self._entries(other)))
+                return bool(mine.intersection(place for place, _, _ in self._entries(other)))
         return False
 
 

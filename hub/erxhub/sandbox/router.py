@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import grpc
 
@@ -19,12 +19,24 @@ from erxhub.crypto.certs import PeerIdentityError, trust_domain_of
 from erxhub.engine import Counters
 from erxhub.rpc.errors import wire_status
 from erxhub.rpc.methods import Method
+from erxhub.sandbox import facts
+from erxhub.sandbox.answers import Status
 from erxhub.sandbox.namespace import Namespace
 from erxhub.sandbox.namespaces import Namespaces
+from erxhub.sandbox.observed import Observed
 
 _CERTIFICATES_KEPT: Final = 4096
 
 _CONTEXT = grpc.aio.ServicerContext[Any, Any]
+
+
+class _Known(NamedTuple):
+    """What a certificate says, which cannot change: whose namespace it leads to and who he is there, or why to none."""
+
+    certificate: bytes
+    trust_domain: str = ""
+    actor: str = ""
+    refused: Refused | None = None
 
 
 class Router:
@@ -35,18 +47,25 @@ class Router:
         self._draining = False
         self._namespaces = namespaces
         self._config = config
-        # What is kept cannot change: a certificate's trust domain, or the reason why it has none.
-        self._domains: OrderedDict[bytes, str | PeerIdentityError] = OrderedDict()
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
 
     def handler(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
         """The gRPC handler of a method: it finds the namespace, which serves the call."""
         name = method.name
 
         async def call(request: Any, context: _CONTEXT) -> bytes:
-            return await (await self._namespace(context)).serve(name, request, context)
+            caller = Observed(context)
+            found = self._found(caller)
+            if isinstance(found, Refused):
+                return await self._refuse(found, caller)
+            return await found.serve(name, request, caller)
 
         async def stream(request: bytes, context: _CONTEXT) -> AsyncIterator[bytes]:
-            async for message in (await self._namespace(context)).serve_stream(name, request, context):
+            caller = Observed(context)
+            found = self._found(caller)
+            if isinstance(found, Refused):
+                await self._refuse(found, caller)
+            async for message in found.serve_stream(name, request, caller):
                 yield message
 
         if method.streams_in:
@@ -60,35 +79,29 @@ class Router:
         self._draining = True
         await asyncio.gather(*(namespace.quiet() for namespace in self._namespaces.all()))
 
-    async def _namespace(self, context: _CONTEXT) -> Namespace:
+    def _found(self, caller: Observed) -> Namespace | Refused:
         if self._draining:
-            await self._refuse(Refused("HUB_UNAVAILABLE"), context)
-        certificate = bytes(next(iter(context.auth_context().get("x509_pem_cert", ())), b""))
-        domain = self._domain(certificate)
-        if isinstance(domain, PeerIdentityError):
-            await self._refuse(_stranger(domain.reason), context)
-        namespace = self._namespaces.of_domain(domain)
-        if namespace is None:
-            await self._refuse(_stranger("FOREIGN_TRUST_DOMAIN"), context)
-        return namespace
+            return Refused("HUB_UNAVAILABLE")
+        known = self._known.get(caller.certificate) or self._read(caller.certificate)
+        if known.refused is not None:
+            return known.refused
+        caller.is_known(known.certificate, known.actor)
+        return self._namespaces.of_domain(known.trust_domain) or _stranger("FOREIGN_TRUST_DOMAIN")
 
-    def _domain(self, certificate: bytes) -> str | PeerIdentityError:
-        known = self._domains.get(certificate)
-        if known is None:
-            try:
-                known = trust_domain_of(certificate)
-            except PeerIdentityError as error:
-                known = error
-            self._domains[certificate] = known
-            if len(self._domains) > _CERTIFICATES_KEPT:
-                self._domains.popitem(last=False)
+    def _read(self, certificate: bytes) -> _Known:
+        try:
+            trust_domain = trust_domain_of(certificate)
+            known = _Known(certificate, trust_domain, facts.actor_of(certificate, trust_domain))
+        except PeerIdentityError as error:
+            known = _Known(certificate, refused=_stranger(error.reason))
+        self._known[certificate] = known
+        if len(self._known) > _CERTIFICATES_KEPT:
+            self._known.popitem(last=False)
         return known
 
-    async def _refuse(self, refused: Refused, context: _CONTEXT) -> NoReturn:
+    async def _refuse(self, refused: Refused, context: Observed) -> NoReturn:
         self.counters.count(refused.code)
-        status = wire_status(refused, self._config)
-        await context.abort(status.code, status.message, (("grpc-status-details-bin", status.details),))
-        raise AssertionError("abort always raises")
+        await context.answer(Status(*wire_status(refused, self._config)))
 
 
 def _stranger(reason: str) -> Refused:

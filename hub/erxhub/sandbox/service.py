@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from erxhub.core.events import BY_NUMBER
 from erxhub.ledger.entry import Header
-from erxhub.ledger.store import StoredEntry, Wanted
+from erxhub.ledger.store import StoredEntry, StoreUnavailable, Wanted
 from erxhub.sandbox import invariants
 from erxhub.sandbox.control import RefusedCall
 from erxhub.sandbox.errors import SandboxRefused, argument_refused
@@ -68,14 +68,17 @@ class SandboxService:
 
     async def _create(self, owner: str, request: sandbox_pb2.CreateNamespaceRequest) -> Any:
         namespace = await self._namespaces.create(request, owner)
-        return sandbox_pb2.CreateNamespaceResponse(namespace=await self._shown(namespace))
+        return sandbox_pb2.CreateNamespaceResponse(namespace=await self._seen(namespace))
 
     async def _list(self, owner: str, _: sandbox_pb2.ListNamespacesRequest) -> Any:
-        shown = [await self._shown(namespace) for namespace in self._namespaces.owned(owner)]
+        shown = []
+        for namespace in self._namespaces.owned(owner):
+            await namespace.ready()
+            shown.append(self._shown(namespace, await _entries_or_none(namespace)))
         return sandbox_pb2.ListNamespacesResponse(namespaces=shown)
 
     async def _get(self, owner: str, request: sandbox_pb2.GetNamespaceRequest) -> Any:
-        return sandbox_pb2.GetNamespaceResponse(namespace=await self._shown(await self._of(owner, request)))
+        return sandbox_pb2.GetNamespaceResponse(namespace=await self._seen(await self._of(owner, request)))
 
     async def _delete(self, owner: str, request: sandbox_pb2.DeleteNamespaceRequest) -> Any:
         await self._namespaces.delete(await self._of(owner, request))
@@ -84,24 +87,27 @@ class SandboxService:
     async def _reset(self, owner: str, request: sandbox_pb2.ResetNamespaceRequest) -> Any:
         namespace = await self._of(owner, request)
         await namespace.reset()
-        return sandbox_pb2.ResetNamespaceResponse(namespace=await self._shown(namespace))
+        return sandbox_pb2.ResetNamespaceResponse(namespace=await self._seen(namespace))
 
     async def _save(self, owner: str, request: sandbox_pb2.SaveSnapshotRequest) -> Any:
         namespace = await self._of(owner, request)
         await namespace.save(request.snapshot)
-        return sandbox_pb2.SaveSnapshotResponse(namespace=await self._shown(namespace))
+        return sandbox_pb2.SaveSnapshotResponse(namespace=await self._seen(namespace))
 
     async def _load(self, owner: str, request: sandbox_pb2.LoadSnapshotRequest) -> Any:
         namespace = await self._of(owner, request)
         await namespace.load(request.snapshot)
-        return sandbox_pb2.LoadSnapshotResponse(namespace=await self._shown(namespace))
+        return sandbox_pb2.LoadSnapshotResponse(namespace=await self._seen(namespace))
 
     async def _of(self, owner: str, request: Any) -> Namespace:
         namespace = self._namespaces.get(request.namespace, owner)
         await namespace.ready()
         return namespace
 
-    async def _shown(self, namespace: Namespace) -> sandbox_pb2.Namespace:
+    async def _seen(self, namespace: Namespace) -> sandbox_pb2.Namespace:
+        return self._shown(namespace, await namespace.store.last_position())
+
+    def _shown(self, namespace: Namespace, entries: int) -> sandbox_pb2.Namespace:
         plan = namespace.plan
         standing, running = sandbox_pb2.CLOCK_MODE_STANDING, sandbox_pb2.CLOCK_MODE_RUNNING
         return sandbox_pb2.Namespace(
@@ -113,7 +119,7 @@ class SandboxService:
             clock_mode=standing if plan.standing else running,
             profile=plan.profile,
             suite=plan.suite,
-            entries=await namespace.store.last_position(),
+            entries=entries,
             target=self._target(),
             snapshots=namespace.snapshots,
             fault_rules=len(namespace.faults.list()),
@@ -203,6 +209,14 @@ class SandboxService:
             parties=world.parties,
             receipt_keys={receipt.key_id: receipt.public_key},
         )
+
+
+async def _entries_or_none(namespace: Namespace) -> int:
+    """Entries of its ledger; 0 while its hub is down, so that one namespace hides none of the others in a list."""
+    try:
+        return await namespace.store.last_position()
+    except (SandboxRefused, StoreUnavailable):
+        return 0
 
 
 async def _until(over: asyncio.Event, messages: AsyncIterator[Any]) -> AsyncIterator[Any]:

@@ -1,0 +1,313 @@
+"""`erxhub conform`: the conformance suite (互操作一致性测试): list, show, run, verify.
+
+Owns the words of these verbs. Their exit codes are their own: 0 ok, 1 failures or unexpected passes, 2 harness error,
+3 what is under test is unusable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from erxhub.cli.commands import LazyGroup, command
+from erxhub.cli.output import Output, output_option
+
+if TYPE_CHECKING:
+    from erxhub.conform.load import Suite
+    from erxhub.conform.model import Text
+    from erxhub.conform.result import CaseResult, RunResult
+    from erxhub.conform.settings import Settings
+
+HARNESS_ERROR: Final = 2
+FAILURES: Final = 1
+ROLES: Final = ("hospital", "pharmacy", "hub")
+
+VERBS: Final = {
+    "list": ("erxhub.cli.conform:list_", "The cases."),
+    "show": ("erxhub.cli.conform:show", "One case: what it demands, and how it goes."),
+    "run": ("erxhub.cli.conform:run", "Test a hospital's or a pharmacy's product, or a hub."),
+    "verify": ("erxhub.cli.conform:verify", "Check that a bundle is as it was signed."),
+    "init": ("erxhub.cli.conform_init:init", "Write a driver to begin with."),
+}
+"""Verb → (module:attribute, one line of help)."""
+
+
+@click.group(
+    "conform",
+    cls=LazyGroup,
+    verbs=VERBS,
+    example="erxhub conform run --role pharmacy --driver 'python my_driver.py' -o result",
+)
+def conform() -> None:
+    """Test a product against the published interface (互操作一致性测试).
+
+    Exit codes of its own: 0 ok, 1 failures or unexpected passes, 2 harness error, 3 what is under test is unusable.
+    """
+
+
+@command("list", example="erxhub conform list --role pharmacy\nerxhub conform list --cases core -o json")
+@click.option("--role", type=click.Choice(ROLES), help="Of what is under test.")
+@click.option("--cases", type=click.Choice(["all", "stable", "core"]), default="all", show_default=True)
+@output_option
+def list_(role: str | None, cases: str, out: Output) -> None:
+    """The cases; what is wrong with bad ones goes to stderr, and the exit code is 2 then."""
+    suite = _suite()
+    rows = [
+        {**case.record(), "title_zh": case.title.zh, "title_en": case.title.en}
+        for case in suite.cases
+        if (role is None or role in case.roles)
+        and (cases == "all" or case.status == "stable")
+        and (cases != "core" or case.core)
+    ]
+    out.rows(rows, ("id", "level", "status", "roles", "title_zh", "title_en"))
+    _end_with_problems(suite, out)
+
+
+@command("show", example="erxhub conform show DSP-010")
+@click.argument("case_id")
+@output_option
+def show(case_id: str, out: Output) -> None:
+    """One case with its steps and expectations, or the rule that a case in code is about."""
+    from google.protobuf import json_format
+
+    suite = _suite()
+    found = [case for case in suite.cases if case.id == case_id.upper()]
+    for problem in suite.problems:
+        if problem.case_id == case_id.upper():
+            out.say(str(problem))
+    if not found:
+        raise _harness_error(f"there is no case {case_id}; `erxhub conform list` has them all")
+    for case in found:
+        scripts = {
+            role: json_format.MessageToDict(play, preserving_proto_field_name=True) for role, play in case.plays.items()
+        }
+        requirements = [dict(suite.requirements[one].row) for one in case.verifies]
+        out.object({**case.record(), "rule": case.rule, "requirements": requirements, "scripts": scripts})
+
+
+@command(
+    "run",
+    example="erxhub conform run --role pharmacy --driver 'python my_driver.py' -o result\n"
+    "erxhub conform run --role pharmacy --driver tcp://127.0.0.1:9000 --run 'DSP-*' --profile strict --seed 7\n"
+    "erxhub conform run --role hub",
+)
+@click.option("--role", type=click.Choice(ROLES), required=True, help="Of what is under test.")
+@click.option("--driver", metavar="COMMAND", help="Starts a driver, or tcp://HOST:PORT of one that runs.")
+@click.option("--attach", is_flag=True, help="A product that you work by hand, by cards on the terminal.")
+@click.option("--target", metavar="HOST:PORT", help="Role hub: the hub under test; without it, our own.")
+@click.option(
+    "--identities",
+    type=click.Path(path_type=Path, file_okay=False, exists=True),
+    help="Role hub: folder of certificates and keys for the target's trust domain.",
+)
+@click.option("--sandbox", metavar="HOST:PORT", help="Role hub: the target's SandboxService, for time and faults.")
+@click.option("--profile", type=click.Choice(["dev", "strict", "chaos"]), default="dev", show_default=True)
+@click.option("--run", "patterns", multiple=True, metavar="GLOB", help="Only cases whose id fits; repeatable.")
+@click.option("--cases", type=click.Choice(["all", "stable", "core"]), default="all", show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
+@click.option("--start-at", type=click.IntRange(0), metavar="MS", help="Where the hub's clock begins, ms since 1970.")
+@click.option(
+    "--known-failing",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Ids of cases that are known to fail, one a line, a reason after #. One that does not fail is XPASS.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Write the bundle here.")
+@click.option("--repeat-failed", type=click.IntRange(0, 5), default=0, show_default=True, help="To find flaky ones.")
+@click.option("--workers", type=click.IntRange(1, 8), default=2, show_default=True, help="Cases at the same time.")
+@click.option("--operation-timeout", type=click.IntRange(1), default=10, show_default=True, metavar="SECONDS")
+@click.option("--case-timeout", type=click.IntRange(1), default=60, show_default=True, metavar="SECONDS")
+def run(
+    role: str,
+    driver: str | None,
+    attach: bool,
+    target: str | None,
+    output: Path | None,
+    known_failing: Path | None,
+    **options: Any,
+) -> None:
+    """Run the cases of a role in a sandbox of this process, and judge them (运行)."""
+    import tempfile
+
+    _check_way(role, driver, attach, target or options["sandbox"] or options["identities"])
+    # gRPC says on stderr what every fault of a case does to its connections.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    suite = _suite()
+    with tempfile.TemporaryDirectory(prefix="erxhub-conform-") as folder:
+        settings = _settings(suite, Path(folder), role, driver, attach, target, known_failing, options)
+        result = asyncio.run(_run(suite, settings))
+    _summary(result)
+    if output is not None:
+        from erxhub.conform.bundle import write_bundle
+
+        try:
+            write_bundle(result, output)
+        except OSError as error:
+            raise _harness_error(f"the bundle cannot be written: {error}") from None
+        click.echo(f"bundle: {output}", err=True)
+    raise click.exceptions.Exit(int(result.exit_code()))
+
+
+@command("verify", example="erxhub conform verify result\nerxhub conform verify result --key 8f3c…")
+@click.argument("bundle", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--key", metavar="HEX", help="The Ed25519 key that must have signed; by default the manifest's own.")
+def verify(bundle: Path, key: str | None) -> None:
+    """Check every file of a bundle against its manifest, and the manifest's signature; needs no network (校验)."""
+    from erxhub.conform.bundle import verify_bundle
+
+    if not bundle.is_dir():
+        raise _harness_error(f"there is no folder {bundle}")
+    try:
+        pinned = bytes.fromhex(key) if key is not None else None
+    except ValueError:
+        raise click.UsageError("--key is hexadecimal") from None
+    problems = verify_bundle(bundle, pinned)
+    for problem in problems:
+        click.echo(str(problem))
+    if problems:
+        raise click.exceptions.Exit(FAILURES)
+    click.echo("ok: every file is as it was signed 文件与签名一致")
+
+
+def _check_way(role: str, driver: str | None, attach: bool, hub: object) -> None:
+    if role == "hub":
+        if driver or attach:
+            raise click.UsageError("a hub is reached by --target, or is our own")
+        return
+    if hub:
+        raise click.UsageError("--target is for the role hub; a product calls the sandbox of this command")
+    if bool(driver) == attach:
+        raise click.UsageError("name either --driver or --attach")
+
+
+def _settings(
+    suite: Suite,
+    folder: Path,
+    role: str,
+    driver: str | None,
+    attach: bool,
+    target: str | None,
+    known_failing: Path | None,
+    options: dict[str, Any],
+) -> Settings:
+    from erxhub.conform.result import ListMalformed, read_known_failing
+    from erxhub.conform.settings import START_AT_MS, Settings
+
+    known: dict[str, str] = {}
+    if known_failing is not None:
+        try:
+            ids = {case.id for case in suite.cases} | {problem.case_id for problem in suite.problems}
+            known = read_known_failing(known_failing.read_text(encoding="utf-8"), ids)
+        except (OSError, UnicodeDecodeError, ListMalformed) as error:
+            raise _harness_error(f"{known_failing}: {error}") from None
+    start_at = options["start_at"]
+    return Settings(
+        role=role,
+        folder=folder,
+        driver=driver or "",
+        operator=_Terminal() if attach else None,
+        target=target or "",
+        sandbox=options["sandbox"] or "",
+        identities=options["identities"],
+        profile=options["profile"],
+        patterns=options["patterns"],
+        selection=options["cases"],
+        seed=options["seed"],
+        start_at_ms=START_AT_MS if start_at is None else start_at,
+        known_failing=known,
+        known_failing_file=str(known_failing or ""),
+        repeat_failed=options["repeat_failed"],
+        workers=options["workers"],
+        operation_ms=options["operation_timeout"] * 1000,
+        case_ms=options["case_timeout"] * 1000,
+    )
+
+
+async def _run(suite: Suite, settings: Settings) -> RunResult:
+    if settings.role == "hub":
+        from erxhub.conform.hub import target
+        from erxhub.conform.hub_runner import run_hub_suite
+
+        opened = target.open(
+            target.TargetSettings(
+                address=settings.target or None,
+                identity_dir=settings.identities,
+                sandbox=settings.sandbox or None,
+                seed=settings.seed,
+                profile=settings.profile,
+                work=settings.folder,
+                start_at_ms=settings.start_at_ms,
+            )
+        )
+        return await run_hub_suite(suite, settings, opened, progress=_progress)
+    from erxhub.conform.runner import run_suite
+
+    return await run_suite(suite, settings, progress=_progress)
+
+
+def _suite() -> Suite:
+    from erxhub.conform.load import load_suite
+
+    try:
+        return load_suite()
+    except ValueError as error:
+        raise _harness_error(str(error)) from None
+
+
+def _end_with_problems(suite: Suite, out: Output) -> None:
+    for problem in suite.problems:
+        out.say(str(problem))
+    if suite.problems:
+        raise click.exceptions.Exit(HARNESS_ERROR)
+
+
+def _harness_error(message: str) -> click.ClickException:
+    from erxhub.cli.exits import Failed
+
+    return Failed(message, HARNESS_ERROR)
+
+
+def _progress(result: CaseResult) -> None:
+    """One line, and for what did not pass the reasons and how to repeat it."""
+    title = result.case["title"]
+    click.echo(f"{result.verdict:<11} {result.key:<18} {title['zh']} / {title['en']} ({result.took_ms} ms)")
+    if result.verdict == "PASS":
+        return
+    if result.reason is not None:
+        click.echo(f"            {result.reason.zh} {result.reason.en}")
+    for check in result.failed_checks:
+        place = f"{check.where} " if check.where else ""
+        code = f"{check.code} " if check.code else ""
+        click.echo(f"            [{check.point}] {place}{code}{check.what.en}")
+        if check.expected or check.actual:
+            click.echo(f"              expected {check.expected or '–'}; got {check.actual or '–'}")
+    if result.failed_checks:
+        click.echo(f"            {result.repeat}")
+
+
+def _summary(result: RunResult) -> None:
+    if result.unusable is not None:
+        click.echo(f"unusable: {result.unusable.zh} {result.unusable.en}", err=True)
+    for one in result.results:
+        # What was never run has not been told yet.
+        if one.verdict in ("SKIP", "UNSUPPORTED", "ERROR") and not one.repeat:
+            _progress(one)
+    counts = ", ".join(f"{verdict} {count}" for verdict, count in result.counts().items()) or (
+        "no case was run" if result.unusable else "no case fits"
+    )
+    click.echo(f"{counts}; {result.took_ms / 1000:.1f} s; seed {result.seed}, profile {result.profile}")
+
+
+class _Terminal:
+    """The operator, at this terminal."""
+
+    async def do(self, card: Text) -> bool:
+        """Shows a card; Enter when it is done, s and Enter when it cannot be done."""
+        click.echo(f"\n── {card.zh}\n   {card.en}")
+        click.echo("   [Enter: 完成 done; s: 无法执行 cannot]", nl=False)
+        answer = await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+        return bool(answer) and answer.strip().lower() != "s"

@@ -1,0 +1,34 @@
+"""`erxhub conform init`: a driver to begin with, in the language of one's own.
+
+Owns the words of this verb. Must never: overwrite a file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from erxhub.cli.commands import command
+
+
+@command("init", example="erxhub conform init --role pharmacy --lang go my-driver")
+@click.option("--role", type=click.Choice(["hospital", "pharmacy"]), required=True, help="Of your product.")
+@click.option("--lang", type=click.Choice(["python", "java", "node", "go"]), required=True)
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
+def init(role: str, lang: str, folder: Path) -> None:
+    """Write a driver skeleton, test certificates, the .proto files and a README into FOLDER (by default here)."""
+    from erxhub.cli.conform import HARNESS_ERROR
+    from erxhub.cli.exits import Failed
+    from erxhub.conform.init import LANGUAGES, FolderTaken, write_skeleton
+    from erxhub.ports import SystemClock
+
+    try:
+        written = write_skeleton(folder, role=role, language=lang, now_ms=SystemClock().now_ms())
+    except FolderTaken as taken:
+        names = ", ".join(map(str, taken.paths[:5])) + (" …" if len(taken.paths) > 5 else "")
+        raise Failed(f"nothing was written, already there: {names} 文件已存在，未写入任何内容", HARNESS_ERROR) from None
+    except OSError as error:
+        raise Failed(f"{folder}: {error.strerror}", HARNESS_ERROR) from None
+    click.echo(f"{len(written)} files in {folder}")
+    click.echo(f"Begin with {folder / 'README.md'} 请先阅读；then {folder / LANGUAGES[lang].file}")
