@@ -40,8 +40,8 @@ demo: venv ## one prescription from diagnosis to delivery, traced, verified, the
 dev: venv ## a seeded hub in one process, to try things on
 	@$(BIN)/erxhub dev
 
-test: venv check ## the whole suite, a process for each core; a file's tests stay together
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+test: venv check ## the whole suite in three processes; the tests of a file stay together
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 check: venv ## style, types, wire contract, generated files
 	$(BIN)/ruff check .

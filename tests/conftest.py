@@ -11,6 +11,7 @@ import pytest
 
 from tests import postgres
 from tests import shared as shared_data
+from tests.mutants.score import KILLED
 from tests.postgres import postgres_server
 
 __all__ = ["postgres_server"]
@@ -20,6 +21,7 @@ pytest.register_assert_rewrite("tests.ledger.contract")
 
 _seconds: defaultdict[str, float] = defaultdict(float)
 _tests: Counter[str] = Counter()
+_mutants: list[bool] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,6 +50,8 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     area = _area(report.nodeid)
     _seconds[area] += report.duration
     _tests[area] += report.when == "call"
+    if report.when == "call":
+        _mutants.extend(killed for name, killed in report.user_properties if name == KILLED)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -55,6 +59,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("time per area")
         for area, seconds in sorted(_seconds.items(), key=lambda item: -item[1]):
             terminalreporter.line(f"{seconds:8.2f} s  {_tests[area]:5d} tests  {area}")
+    if _mutants:
+        terminalreporter.section("mutation score")
+        every = "" if terminalreporter.config.getoption("--campaign") else "; a sample, all of them with --campaign"
+        terminalreporter.line(f"{sum(_mutants)} of {len(_mutants)} mutants killed{every}")
     _tell_left_out(
         terminalreporter, "the shared folder is absent", shared_data.ABSENT, f"{shared_data.VARIABLE} names the folder"
     )
