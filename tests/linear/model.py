@@ -21,6 +21,8 @@ class Kind(StrEnum):
     REVERSE = "reverse"
     DISPENSE = "dispense"
     READ = "read"
+    OTHER = "other"
+    """An accepted call that leaves entries and none of what is modelled: an authorisation, a review, a quote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,10 @@ def _dispense(state: State, call: Call) -> State | None:
     return state._replace(dispensed=True, holder="") if takes else None
 
 
+def _other(state: State, _: Call) -> State | None:
+    return state
+
+
 def _refuse_revoke(state: State, call: Call, code: str) -> State | None:
     if code == "RX_UNDO_STATE" and state.holder and not state.settled:
         # The one refusal that changes something: the undo waits for the hold to end.
@@ -194,6 +200,10 @@ def _refuse_reverse(state: State, call: Call, _: str) -> State | None:
     return state if _reverse(state, call) is None else None
 
 
+def _refuse_other(state: State, _: Call, __: str) -> State | None:
+    return state
+
+
 def _refuse_read(state: State, _: Call, code: str) -> State | None:
     return state if code == "RX_UNKNOWN" and not state.exists else None
 
@@ -206,6 +216,7 @@ _EFFECTS = {
     Kind.SETTLE: _settle,
     Kind.REVERSE: _reverse,
     Kind.DISPENSE: _dispense,
+    Kind.OTHER: _other,
 }
 
 _REFUSALS = {
@@ -217,4 +228,5 @@ _REFUSALS = {
     Kind.REVERSE: _refuse_reverse,
     Kind.DISPENSE: _refuse_dispense,
     Kind.READ: _refuse_read,
+    Kind.OTHER: _refuse_other,
 }
