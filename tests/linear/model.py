@@ -152,7 +152,9 @@ def _settle(state: State, call: Call) -> State | None:
 
 def _reverse(state: State, call: Call) -> State | None:
     if state.settled and state.settled == call.about:
-        return None if state.dispensed else state._replace(settled="", reversed=state.reversed | {call.about})
+        # It takes the hold with it, and an undo that waited for the hold to end takes effect.
+        released = state._replace(settled="", holder="", revoked=state.revoked or state.undo_asked)
+        return None if state.dispensed else released._replace(reversed=state.reversed | {call.about})
     if any(request == call.about for request, _ in state.replies):
         return state if call.about in state.reversed else None
     return state._replace(reversed=state.reversed | {call.about})
