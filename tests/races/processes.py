@@ -90,6 +90,7 @@ class Outside:
         (folder / "key.pem").write_bytes(server.key_pem)
         (folder / "ca.pem").write_bytes(self.trust.ca_pem)
         self.hub_keys = HubKeys.init(folder / "keys", SeededIds(98))
+        self.receipt_keys = {self.hub_keys.receipt.key_id: self.hub_keys.receipt.public_key}
         self.process = HubProcess(folder)
         self.world: SeedWorld
         self._stack = AsyncExitStack()
@@ -123,7 +124,7 @@ class Outside:
             connection = Connection(
                 self.process.target,
                 self._identities[role, peer_id],
-                receipt_keys={self.hub_keys.receipt.key_id: self.hub_keys.receipt.public_key},
+                receipt_keys=self.receipt_keys,
                 # A test that kills wants to see the first failure.
                 retry=RetryPolicy(attempts=1),
             )

@@ -1,0 +1,129 @@
+"""kill -9 of one of three hubs under load: the others go on, and what it was asked is answered by them."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from erxhub.client import ClientFailure
+from erxhub.core import index
+from erxhub.ledger.postgres import open_postgres
+from erxhub.placement import AreaPlacement
+from tests.chain import CONSULT, Chain
+from tests.live import HOSPITAL, PERSON
+from tests.postgres import PostgresServer
+from tests.races.ground import Book, assert_each_once, reply_bytes, until_so
+from tests.several.ground import new_ledger
+from tests.several.processes import SeveralOutside, start_several
+
+pytestmark = [pytest.mark.campaign]
+
+Rounds = Callable[[int, int], int]
+
+HUBS = 3
+_NUMBERS = itertools.count(1)
+
+
+@pytest.fixture
+def url(postgres_server: PostgresServer) -> str:
+    return new_ledger(postgres_server)
+
+
+@pytest_asyncio.fixture
+async def several(tmp_path: Path, url: str) -> AsyncIterator[SeveralOutside]:
+    running = await start_several(tmp_path, url, HUBS)
+    try:
+        yield running
+    finally:
+        await running.close()
+
+
+async def _prescriber(live: Any, encounter_id: str) -> None:
+    """Pre-checks and uploads without end."""
+    while True:
+        chain = Chain(live, encounter_id=encounter_id, hospital_rx_no=f"KILLS-{next(_NUMBERS):08d}")
+        chain.prescription = chain.written()
+        await chain.uploaded()
+
+
+async def _issuer(live: Any) -> None:
+    """Shows vouchers without end."""
+    channel = await live.channel()
+    while True:
+        await channel.issue_voucher(person_no=PERSON, business_type=CONSULT)
+
+
+async def _until_broken(work: Any) -> ClientFailure:
+    try:
+        await work
+    except ClientFailure as failure:
+        return failure
+    raise AssertionError("the work has no end of its own")
+
+
+async def _until_reached(books: list[Book], goals: list[int]) -> None:
+    await until_so(lambda: all(book.replies >= goal for book, goal in zip(books, goals, strict=True)))
+
+
+async def test_a_killed_hub_is_replaced_by_the_others_and_nothing_is_lost(
+    several: SeveralOutside, url: str, rounds: Rounds
+) -> None:
+    chance = random.Random(11)
+    every = Book()
+    unanswered = 0
+    for _ in range(rounds(5, 50)):
+        victim = chance.randrange(HUBS)
+        books = [Book() for _ in range(HUBS)]
+        tasks: list[list[asyncio.Task[Any]]] = []
+        for hub, book in enumerate(books):
+            live = several[hub]
+            for client in (await live.hospital(), await live.channel()):
+                book.keep(client)
+            encounters = [(await Chain(live).diagnosed()).encounter_id for _ in range(2)]
+            works = [_prescriber(live, encounter) for encounter in encounters] + [_issuer(live) for _ in range(2)]
+            tasks.append([asyncio.create_task(_until_broken(work)) for work in works])
+        goals = [book.replies + chance.randrange(15, 50) for book in books]
+        await _until_reached(books, goals)
+        several[victim].process.kill()
+        await asyncio.wait(tasks[victim])
+        # Also when it gave the log's positions: the others take over and go on.
+        survivors = [hub for hub in range(HUBS) if hub != victim]
+        after = {hub: books[hub].replies + 15 for hub in survivors}
+        async with asyncio.timeout(30):
+            while any(books[hub].replies < goal for hub, goal in after.items()):
+                assert not any(task.done() for hub in survivors for task in tasks[hub])
+                await asyncio.sleep(0)
+        for hub in survivors:
+            for task in tasks[hub]:
+                task.cancel()
+        await asyncio.gather(*itertools.chain(*tasks), return_exceptions=True)
+        for hub, book in enumerate(books):
+            assert len(book.answered) >= 15
+            unanswered += len(book.unanswered)
+            # Through another hub, while the one that was asked first is gone.
+            other = several[next(each for each in survivors if each != hub)]
+            for note in book.sent.values():
+                client = await other.client(note.client.connection.peer_name.role, note.client.connection.peer_name.id)
+                reply = await reply_bytes(client, note.request)
+                assert note.reply in (b"", reply), f"{type(note.request).__name__} got another reply"
+                note.reply = reply
+            every.sent |= book.sent
+        await several[victim].started_again()
+        for hub in survivors:
+            await several[hub].close()  # so that the next round's books begin with fresh clients
+    assert unanswered
+    assert (await (await several[0].auditor()).verify_ledger()).verified
+    store = await open_postgres(url, placement=AreaPlacement(), readers=1, gives_positions=False)
+    try:
+        await assert_each_once(store, every)
+        rows = await store.listing(index.FEED, HOSPITAL.encode(), 0, 100_000)
+        assert len({(row.stream_key, row.version) for row in rows}) == len(rows)
+    finally:
+        await store.close()
