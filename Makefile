@@ -61,8 +61,9 @@ docs: venv ## regenerate the generated documents
 bench: venv ## measure; prints a table and writes build/bench.json (up to 20 minutes)
 	$(BIN)/python -m tests.bench
 
-campaign: venv ## races and crashes with the large numbers
+campaign: venv ## races and crashes with the large numbers, and every mutant against every stable case
 	$(BIN)/python -m pytest --campaign -m campaign
+	$(BIN)/python -m tests.mutants --all
 
 lock: ## resolve requirements.txt anew from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --quiet --upgrade --extra dev --universal --python-version 3.11 --generate-hashes \

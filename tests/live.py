@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,7 @@ from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.sqlite import open_sqlite
 from erxhub.ledger.store import Store
 from erxhub.ports import ManualClock, Pause, SeededIds, system_pause
-from erxhub.rpc.server import FixedIdentity, ServerIdentity
+from erxhub.rpc.server import FixedIdentity, Layer, ServerIdentity
 from erxhub.seed import SeedWorld, register_world
 
 START_MS = 1_795_140_000_000
@@ -123,14 +123,16 @@ class Live:
         issued = self.trust.issue_tls(role, peer_id, self.start_ms, CERTIFICATE_DAYS)
         return ClientIdentity(self.trust.ca_pem, issued.cert_pem, issued.key_pem)
 
-    async def connect(self, role: str, peer_id: str, identity: ClientIdentity | None = None) -> Any:
-        """A new typed client over a connection of its own."""
+    async def connect(
+        self, role: str, peer_id: str, identity: ClientIdentity | None = None, *, attempts: int = 2
+    ) -> Any:
+        """A new typed client over a connection of its own; with one attempt it shows the first failure."""
         connection = Connection(
             self.target,
             identity or self.identity(role, peer_id),
             receipt_keys=self.receipt_keys,
             environment=_Environment(self.clock),
-            retry=RetryPolicy(attempts=2, backoff_ms=10, backoff_max_ms=20),
+            retry=RetryPolicy(attempts=attempts, backoff_ms=10, backoff_max_ms=20),
         )
         await self.stack.enter_async_context(connection)
         kind = CLIENTS[role]
@@ -193,6 +195,7 @@ async def live_hub(
     pause: Pause = system_pause,
     start_ms: int = START_MS,
     hub_keys: HubKeys | None = None,
+    layers: Sequence[Layer] = (),
 ) -> AsyncIterator[Live]:
     """Start a hub on memory (or a SQLite file), seed it, and stop it at the end.
 
@@ -215,6 +218,7 @@ async def live_hub(
             # A hub that starts again on its ledger draws other values than before.
             ids=SeededIds(next(seeds)),
             pause=pause,
+            layers=layers,
         )
 
     if store is None:

@@ -30,6 +30,7 @@ from erxhub.crypto.certs import (
 from erxhub.crypto.envelope import pae
 from erxhub.crypto.suites import SUITES, Verifier
 from erxhub.ledger.store import Store, Wanted
+from erxhub.texts import HIDES, Texts
 from erxhub.v1 import common_pb2, registry_pb2, state_pb2
 
 _KEYS_KEPT: Final = 50_000
@@ -73,16 +74,18 @@ def _area_of(identity: PeerIdentity) -> str:
 
 
 class FieldRules:
-    """The field rules of the .proto files, compiled once."""
+    """The field rules of the .proto files, compiled once, and the one rule for every text (texts.py)."""
 
     def __init__(self, statements: Mapping[str, type[Any]]) -> None:
         self._validator = protovalidate.Validator()
+        self._texts = Texts()
         self._statements = statements
 
     def warm(self, messages: Sequence[type[Message]]) -> None:
         """Compile the rules of these messages now, so that no caller waits for it."""
         for kind in messages:
             self._validator.collect_violations(kind(), fail_fast=True)
+            self._texts.warm(kind.DESCRIPTOR)
 
     def check(self, request: Message, signed_fields: Sequence[str]) -> tuple[list[Violation], dict[str, Any]]:
         """Every broken rule of the request and of the signed contents in it, and these contents, read, by field."""
@@ -116,10 +119,14 @@ class FieldRules:
         return good, bad
 
     def _of(self, message: Message, prefix: str) -> list[Violation]:
-        return [
+        found = [
             Violation(prefix + _path(violation.proto), violation.proto.rule_id, violation.proto.message)
             for violation in self._validator.collect_violations(message)
         ]
+        hiding = self._texts.hiding(message)
+        if hiding:
+            found += [Violation(prefix + path, "string.hides", HIDES) for path in hiding]
+        return found
 
 
 def _path(violation: Any) -> str:

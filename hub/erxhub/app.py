@@ -10,37 +10,29 @@ import asyncio
 import gc
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from erxhub.admission import FieldRules, SignatureProof
 from erxhub.config import Config
 from erxhub.crypto.suites import Verifier
 from erxhub.engine import Engine, HubStopped
+from erxhub.high_water import HighWater
 from erxhub.keys import HubKeys
 from erxhub.ledger.store import Store, StoreUnavailable
-from erxhub.ledger.verify import Verification, verify_ledger
 from erxhub.policy.pack import PackLibrary, shipped_packs
 from erxhub.ports import Clock, Ids, Pause, SystemClock, SystemIds, system_pause
+from erxhub.publishing import Publisher
 from erxhub.queries.base import ReadContext
 from erxhub.rpc.dispatch import Dispatcher
 from erxhub.rpc.methods import METHODS, STATEMENTS
-from erxhub.rpc.server import HubServer, IdentitySource
+from erxhub.rpc.server import HubServer, IdentitySource, Layer
+from erxhub.starting import LedgerRefused as LedgerRefused  # whoever starts a hub finds it here
+from erxhub.starting import prove_start
 
 _log = logging.getLogger("erxhub.app")
-
-
-class LedgerRefused(Exception):
-    """The newest entries of the ledger do not verify: the hub does not start on it. Names the entries."""
-
-    def __init__(self, verification: Verification) -> None:
-        places = ", ".join(
-            f"{finding.stream_kind}/{finding.stream_key.hex()[:16]} version {finding.version} {finding.reason}"
-            for finding in verification.findings[:5]
-        )
-        super().__init__(f"the ledger does not verify: {places}; `erxhub audit verify` lists everything")
-        self.verification = verification
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +63,10 @@ class HubCore:
     dispatcher: Dispatcher
     reads: ReadContext
     store: Store
+    publisher: Publisher
     verified_entries: int
     _sweep: asyncio.Task[None] | None
+    _publishing: asyncio.Task[None] | None
 
     async def end_sweep(self) -> None:
         """End the background sweep."""
@@ -81,14 +75,26 @@ class HubCore:
             await asyncio.gather(self._sweep, return_exceptions=True)
 
     async def stop(self) -> None:
-        """Finish what the lane has queued, then end it. The store stays open: it is its owner's to close."""
+        """Finish what the lane has queued, then end it, and publish what it left. The store stays its owner's."""
         await self.end_sweep()
         await self.engine.stop()
+        await self._end_publishing()
+        if self._publishing is not None and self.store.integrates:
+            try:
+                await self.publisher.publish_all()
+            except (StoreUnavailable, OSError, ValueError) as error:
+                _log.warning("the last entries are not in the log yet: %s", error)
 
     async def abandon(self) -> None:
         """End the lane where it stands, as when the process dies. The store stays open."""
         await self.end_sweep()
+        await self._end_publishing()
         await self.engine.abandon()
+
+    async def _end_publishing(self) -> None:
+        if self._publishing is not None:
+            self._publishing.cancel()
+            await asyncio.gather(self._publishing, return_exceptions=True)
 
 
 @dataclass(slots=True)
@@ -128,11 +134,15 @@ async def start_hub(
     ids: Ids | None = None,
     packs: PackLibrary | None = None,
     pause: Pause = system_pause,
+    layers: Sequence[Layer] = (),
+    high_water: Path | None = None,
 ) -> Hub:
-    """Verify the newest entries, open or join the ledger, and listen.
+    """Prove the newest entries and the log over them, open or join the ledger, publish it, and listen.
 
-    Raises LedgerRefused when an entry does not verify, StoreUnavailable when the store cannot be used, RuntimeError
-    when the address cannot be listened on. The store belongs to the hub from here on: a failed start closes it too.
+    `high_water` is the file with the newest checkpoint that this hub published, in a folder other than the database's.
+    Raises LedgerRefused, StoreUnavailable when the store cannot be used, HighWaterUnreadable, RuntimeError
+    when the address cannot be listened on. `layers` stand around every handler, the last one outermost. The store
+    belongs to the hub from here on: a failed start closes it too.
     """
     config = config or Config()
     async with AsyncExitStack() as undo:
@@ -148,9 +158,11 @@ async def start_hub(
             clock=clock,
             ids=ids,
             pause=pause,
+            publishes=bool(config.checkpoint_interval_ms),
+            high_water=high_water,
         )
         undo.push_async_callback(core.stop)
-        server = HubServer(core.dispatcher, identity, config)
+        server = HubServer(core.dispatcher, identity, config, layers)
         port = await server.start(address)
         undo.pop_all()
     health = asyncio.create_task(_tell_health(core.engine, server), name="health")
@@ -169,14 +181,18 @@ async def start_core(
     ids: Ids | None = None,
     pause: Pause = system_pause,
     sweeps: bool = True,
+    publishes: bool = False,
+    high_water: Path | None = None,
 ) -> HubCore:
-    """Verify the newest entries, open or join the ledger, and start the lane; `authority` gives the CA's PEM.
+    """Prove the newest entries, open or join the ledger, and start the lane; `authority` gives the CA's PEM.
 
     Without `sweeps` nobody writes deadlines in the background: for a clock that stands, whoever moves it sweeps.
-    Raises LedgerRefused, StoreUnavailable. The store stays its owner's.
+    Without `publishes` a checkpoint is made only when somebody asks for one.
+    Raises LedgerRefused, StoreUnavailable, HighWaterUnreadable. The store stays its owner's.
     """
     clock = clock or SystemClock()
-    verification = await _verify_newest(store, config)
+    water = HighWater(high_water) if high_water else None
+    verification = await prove_start(store, keys.log, config, water)
     engine = Engine(store, clock=clock, ids=ids or SystemIds(), keys=keys, packs=shared.packs, config=config)
     await engine.start()
     reads = ReadContext(
@@ -201,7 +217,9 @@ async def start_core(
         pause=pause,
     )
     sweep = asyncio.create_task(_sweep(engine, config, pause), name="sweep") if sweeps else None
-    return HubCore(engine, dispatcher, reads, store, verification.entries, sweep)
+    publisher = Publisher(store, keys.log, clock=clock, config=config, pause=pause, high_water=water)
+    publishing = asyncio.create_task(publisher.run(), name="publishing") if publishes else None
+    return HubCore(engine, dispatcher, reads, store, publisher, verification.entries, sweep, publishing)
 
 
 def settle_memory() -> None:
@@ -213,14 +231,6 @@ def settle_memory() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
-
-
-async def _verify_newest(store: Store, config: Config) -> Verification:
-    newest = await store.last_position()
-    verification = await verify_ledger(store, from_position=max(0, newest - config.start_verify_entries))
-    if verification.findings:
-        raise LedgerRefused(verification)
-    return verification
 
 
 async def _sweep(engine: Engine, config: Config, pause: Pause) -> None:

@@ -56,6 +56,9 @@ class Config:
     watch_page: int = 200
     """Steps that a watch reads at once: bounds its memory, not its speed."""
 
+    bulk_items_max: int = 256
+    """Items of one bulk upload that are being decided; more are not read. Two full commits: one is written, one waits."""
+
     import_rows_max: int = 200_000
     """Rows of one catalogue import; the national drug list has some 200,000."""
 
@@ -91,6 +94,12 @@ class Config:
 
     revoked_report_interval_ms: int = 3_600_000
     """A revoked certificate's attempts are recorded once in this time; the rest are counted only."""
+
+    checkpoint_interval_ms: int = 1_000
+    """How often a checkpoint of the log is made while there are new entries; 0 makes them only when somebody asks."""
+
+    checkpoint_leaves_max: int = 512
+    """Entries in one step of the log: some 20 ms of hashing beside the calls, and 10 ms of the writer."""
 
     max_merge_delay_ms: int = 60_000
     """The promise in receipts: entries are in the public log within this time."""

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from erxhub.accesses import AccessBatch, AccessLog, ReadNote, person_of
 from erxhub.config import Config
@@ -26,10 +26,11 @@ from erxhub.core.keys import stream_key
 from erxhub.core.model import Accepted, Command, Missing, Outcome, Refused, Target
 from erxhub.keys import HubKeys
 from erxhub.ledger.entry import Entry, Header
-from erxhub.ledger.store import Loaded, Reply, Store, StoreUnavailable, Wanted, Write
+from erxhub.ledger.store import Loaded, Others, Reads, Reply, Store, StoreUnavailable, Wanted, Write
+from erxhub.metrics import COMMANDS, SECONDS, Histogram, Lag
 from erxhub.policy.pack import DAY_MS, Pack, PackLibrary, china_date
 from erxhub.policy.rules import Rules
-from erxhub.ports import Clock, Draw, Ids
+from erxhub.ports import Clock, Draw, Ids, machine_us
 from erxhub.sealing import StoredReply, entries_of, fed_by, reply_place, write_of, write_receipt
 from erxhub.v1 import events_pb2, state_pb2
 
@@ -41,7 +42,8 @@ REVERSED: Final = "reversed"
 _ROUNDS_MAX: Final = 12
 
 _BUSY_FREE: Final = 2
-"""Times that a command whose streams are taken is put off without its counting as a try."""
+"""Times that a command whose streams are taken is put off without its counting as a try. From then on it waits for
+them, alone."""
 
 
 class Replied(NamedTuple):
@@ -107,16 +109,38 @@ class _Batch:
 
 @dataclass(slots=True)
 class Counters:
-    """What is counted and not appended."""
+    """What is counted and not appended. `refusals` are those that left an entry, `counted_only` the others."""
 
     batches: int = 0
     commands: int = 0
+    conflicts: int = 0
+    busy: int = 0
     refusals: dict[str, int] = field(default_factory=dict)
     counted_only: dict[str, int] = field(default_factory=dict)
+    batch_jobs: Histogram = field(default_factory=lambda: Histogram(COMMANDS))
+    commit_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    lag: Lag = field(default_factory=Lag)
 
     def count(self, code: str) -> None:
         """Count a refusal that leaves no entry."""
         self.counted_only[code] = self.counted_only.get(code, 0) + 1
+
+
+class _News(asyncio.Event):
+    """What a watch waits for. It tells how long the watch took to tell everything."""
+
+    def __init__(self, lag: Lag) -> None:
+        super().__init__()
+        self._lag = lag
+
+    def set(self) -> None:
+        self._lag.begins(id(self))
+        super().set()
+
+    async def wait(self) -> Literal[True]:
+        if not self.is_set():
+            self._lag.ends(id(self))
+        return await super().wait()
 
 
 class Engine:
@@ -152,11 +176,15 @@ class Engine:
         self._task: asyncio.Task[None] | None = None
         self._newest_ms = 0
         self._can_write = True
+        self.under_way = 0
+        """Items of bulk uploads that were read and are not answered: they will be here in a moment."""
         self.turned = asyncio.Event()
         """Set whenever `serving` may have changed."""
         self._accesses = AccessLog(ids, config)
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._watches_ended = False
+        self._others = store.others
+        self._listening: asyncio.Task[None] | None = None
         self._rules: tuple[int, dict[str, Rules]] = (-1, {})
 
     # ---- life ----
@@ -175,6 +203,8 @@ class Engine:
         self._task = asyncio.create_task(self._run(), name="lane")
         self._task.add_done_callback(self._ended)
         await self._put(_Boot(), b"", 0)
+        if self._others is not None:
+            self._listening = asyncio.create_task(self._listen(self._others, newest), name="others")
 
     async def stop(self) -> None:
         """Finish what is queued, then end the lane. New commands are refused from now on."""
@@ -183,6 +213,7 @@ class Engine:
         if self._task is not None:
             # A lane that died before must not keep the hub from closing its store.
             await asyncio.wait({self._task})
+        await self._stop_listening()
         self.end_watches()
 
     async def abandon(self) -> None:
@@ -191,7 +222,13 @@ class Engine:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
+        await self._stop_listening()
         self.end_watches()
+
+    async def _stop_listening(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
 
     def end_watches(self) -> None:
         """Tell every open watch to end, while commands are still taken: a drain must not wait for the watches."""
@@ -218,6 +255,16 @@ class Engine:
     def queue_depth(self) -> int:
         """Commands that wait."""
         return len(self._jobs)
+
+    @property
+    def open_watches(self) -> int:
+        """Watches that are open."""
+        return sum(map(len, self._watchers.values()))
+
+    @property
+    def can_write(self) -> bool:
+        """Whether the last commit could be written."""
+        return self._can_write
 
     # ---- ways in ----
 
@@ -293,7 +340,7 @@ class Engine:
 
     def subscribe(self, institution_code: str) -> asyncio.Event:
         """An event that is set after each commit that concerns the institution, and when watches have to end."""
-        event = asyncio.Event()
+        event = _News(self.counters.lag)
         self._watchers.setdefault(institution_code, set()).add(event)
         return event
 
@@ -301,8 +348,28 @@ class Engine:
         """End a subscription."""
         watching = self._watchers.get(institution_code, set())
         watching.discard(event)
+        self.counters.lag.forget(id(event))
         if not watching:
             self._watchers.pop(institution_code, None)
+
+    async def _listen(self, others: Others, handled: int) -> None:
+        """Wake the watches of institutions that another hub wrote about, from one position of the log to the next.
+
+        Nothing is skipped while the store is away: it goes on from what was handled.
+        """
+        while True:
+            try:
+                position = await others.changed(handled)
+                watched = [code.encode() for code in self._watchers]
+                grown = await others.grown(index.FEED, watched, handled) if watched else frozenset()
+            except StoreUnavailable as error:
+                # It begins to hear again from what it handled last, once the store has been asked again.
+                _log.warning("what other hubs write is not heard of now: %s", error)
+                continue
+            handled = max(handled, position)
+            for code in grown:
+                for event in self._watchers.get(code.decode(), ()):
+                    event.set()
 
     # ---- the lane ----
 
@@ -315,7 +382,7 @@ class Engine:
                     await self._wake.wait()
                     continue
                 await self._gather()
-                jobs = [self._jobs.popleft() for _ in range(min(len(self._jobs), self.config.batch_commands_max))]
+                jobs = self._next_jobs()
                 self._bytes -= sum(job.size for job in jobs)
                 await self._commit(jobs)
                 self._crowd = len(jobs) + len(self._jobs)
@@ -324,6 +391,15 @@ class Engine:
         finally:
             # A lane that died must leave no call waiting.
             _fail([*jobs, *self._jobs], HubStopped())
+
+    def _next_jobs(self) -> list[_Job]:
+        """The jobs of the next batch. One whose streams were taken time and again goes alone, since it waits."""
+        jobs: list[_Job] = []
+        while self._jobs and len(jobs) < self.config.batch_commands_max:
+            if self._jobs[0].busy >= _BUSY_FREE:
+                return jobs or [self._jobs.popleft()]
+            jobs.append(self._jobs.popleft())
+        return jobs
 
     def _ended(self, lane: asyncio.Task[None]) -> None:
         if not self._stopping:
@@ -336,7 +412,7 @@ class Engine:
 
         A caller who is alone never waits.
         """
-        self._expected = min(self._crowd, self.config.batch_commands_max)
+        self._expected = min(max(self._crowd, self.under_way), self.config.batch_commands_max)
         if len(self._jobs) < self._expected and not self._stopping:
             self._wake.clear()
             timer = asyncio.get_running_loop().call_later(self.config.batch_linger_ms / 1000, self._wake.set)
@@ -392,12 +468,19 @@ class Engine:
             await self._load(batch, wanted)
         for write in self._accesses.writes(batch.accesses, batch.workspace, closing=closing):
             self._write(batch, None, write)
+        if len(jobs) == 1 and jobs[0].busy >= _BUSY_FREE:
+            batch.writes = [write._replace(waits=True) for write in batch.writes]
         conflicts: frozenset[int] = frozenset()
         busy: frozenset[int] = frozenset()
         # With nothing to write the store is asked all the same while it is not known to be back.
         if batch.writes or not self._can_write:
+            begun_us = machine_us()
             result = await self.store.append(batch.writes)
+            self.counters.commit_seconds.observe((machine_us() - begun_us) / 1e6)
+            self.counters.batch_jobs.observe(len(jobs))
             conflicts, busy = result.conflicts, result.busy
+            self.counters.conflicts += len(conflicts)
+            self.counters.busy += len(busy)
             self._turn(can_write=True)
         if batch.writes:
             self.counters.batches += 1
@@ -416,7 +499,11 @@ class Engine:
         for job, answer in batch.answers:
             if id(job) in lost:
                 self._again(job, was_busy=id(job) not in beaten and bool(busy))
-            elif not job.future.done():
+                continue
+            refused = job.work.refused if isinstance(job.work, ReadNote) else getattr(answer, "refused", None)
+            if refused is not None:
+                self.counters.refusals[refused.code] = self.counters.refusals.get(refused.code, 0) + 1
+            if not job.future.done():
                 job.future.set_result(answer)
         for institution_code in batch.fed:
             for event in self._watchers.get(institution_code, ()):
@@ -521,12 +608,13 @@ class Engine:
             self._replay(batch, job, command, before)
             return
         tx = self._draft(batch, command, draw, wanted)
+        tx.absent.add((index.REVOKED_CERTIFICATE, command.caller.fingerprint))
         outcome: Outcome = decide.decide(tx, command)
         if isinstance(outcome, Refused):
             if outcome.keeps_events and tx.pending:
                 sealed = self._seal(batch, tx, draw)
                 tx.apply()
-                self._write(batch, job, write_of(tx, sealed))
+                self._write(batch, job, self._leaves(tx, sealed))
             self._refuse(batch, job, command, outcome)
             return
         self._accept(batch, job, command, tx, outcome, draw)
@@ -552,7 +640,7 @@ class Engine:
             replies.append(Reply(actor, outcome.taken_request_id, REVERSED, b"", b"", *place))
         for kept in replies:
             space.replies[actor, kept.request_id] = kept
-        self._write(batch, job, write_of(tx, sealed, outcome=outcome, replies=tuple(replies)))
+        self._write(batch, job, self._leaves(tx, sealed, outcome, tuple(replies)))
         self._answer(batch, job, command, stored)
 
     def _replay(self, batch: _Batch, job: _Job, command: Command, reply: Reply) -> None:
@@ -568,7 +656,6 @@ class Engine:
         batch.answers.append((job, Replied(stored.body, stored.attach_upload, slowed)))
 
     def _refuse(self, batch: _Batch, job: _Job, command: Command, refused: Refused) -> None:
-        self.counters.refusals[refused.code] = self.counters.refusals.get(refused.code, 0) + 1
         note = ReadNote(
             command.caller.actor,
             command.caller.kind,
@@ -621,7 +708,7 @@ class Engine:
         if tx.pending:
             sealed = self._seal(batch, tx, draw)
             tx.apply()
-            self._write(batch, job, write_of(tx, sealed))
+            self._write(batch, job, self._leaves(tx, sealed))
         batch.answers.append((job, None))
 
     # ---- look-ups ----
@@ -629,17 +716,18 @@ class Engine:
     async def _load(self, batch: _Batch, wanted: Lookups) -> None:
         found = await self._fetch(batch, wanted)
         # What nearly every step asks for next; fetching it now spares a whole dry run of the decision.
-        next_keys = {key for working in found for key in index.related(working.kind, working.state)}
+        next_keys = {key for known, working in found for key in index.related(working.kind, known, working.state)}
         next_keys.difference_update(batch.workspace.streams)
         if next_keys:
             await self._fetch(batch, Lookups(streams=next_keys))
 
-    async def _fetch(self, batch: _Batch, wanted: Lookups) -> list[Working]:
+    async def _fetch(self, batch: _Batch, wanted: Lookups) -> list[tuple[bytes, Working]]:
         """Put look-ups into the workspace; returns the streams that it did not have before."""
         space = batch.workspace
         listed: dict[tuple[str, bytes, int], list[bytes]] = {}
         for space_name, key, limit in wanted.listings:
             rows = await self.store.listing(space_name, key, 0, limit, newest_first=True)
+            space.newest_listed[space_name, key] = rows[0].position if rows else 0
             listed[space_name, key, limit] = list(dict.fromkeys(row.stream_key for row in rows))
         loaded = await self.store.load(
             Wanted(
@@ -661,9 +749,11 @@ class Engine:
                 space.streams.setdefault(key, None)
         return self._take_heads(batch, loaded)
 
-    def _take_heads(self, batch: _Batch, loaded: Loaded) -> list[Working]:
+    def _take_heads(self, batch: _Batch, loaded: Loaded) -> list[tuple[bytes, Working]]:
         space = batch.workspace
-        found: list[Working] = []
+        if self._others is not None:
+            self._keep_up(batch, loaded)
+        found: list[tuple[bytes, Working]] = []
         due: list[tuple[int, str, bytes]] = []
         for key, head in loaded.heads.items():
             if key in space.streams:
@@ -674,13 +764,33 @@ class Engine:
             state = kind()
             state.ParseFromString(head.body)
             working = space.streams[key] = Working(head.stream_kind, head.version, head.leaf_hash, state)
-            found.append(working)
+            found.append((key, working))
             if head.due_at_ms is not None and head.due_at_ms <= batch.now_ms:
                 due.append((head.due_at_ms, head.stream_kind, key))
         # Sorted, because heads come in the order of a set: the same commands have to give the same ledger.
         for _, stream_kind, key in sorted(due):
             self._fire(batch, stream_kind, key)
         return found
+
+    def _keep_up(self, batch: _Batch, loaded: Loaded) -> None:
+        """Never decide before what another hub recorded already, however far this one's clock is behind.
+
+        Then no stream goes back in time, nor does a chain through several streams.
+        """
+        newest_ms = max((head.recorded_at_ms for head in loaded.heads.values()), default=0)
+        if newest_ms <= batch.now_ms:
+            return
+        batch.now_ms = batch.accesses.now_ms = self._newest_ms = newest_ms
+        late = [
+            (due_at_ms, stream.kind, key)
+            for key, stream in batch.workspace.streams.items()
+            if stream is not None
+            and (due_at_ms := timers.next_due_ms(stream.kind, stream.state)) is not None
+            and due_at_ms <= newest_ms
+        ]
+        for _, stream_kind, key in sorted(late):
+            batch.timed.discard(key)
+            self._fire(batch, stream_kind, key)
 
     def _fire(self, batch: _Batch, stream_kind: str, key: bytes) -> None:
         """A deadline is part of state: what is due is an entry before anything else is decided on the stream."""
@@ -693,7 +803,7 @@ class Engine:
         if tx.pending:
             sealed = self._seal(batch, tx, draw)
             tx.apply()
-            self._write(batch, None, write_of(tx, sealed))
+            self._write(batch, None, self._leaves(tx, sealed))
 
     def _rules_for(self, area_code: str, now_ms: int) -> Rules:
         day = (now_ms + 8 * 3_600_000) // DAY_MS
@@ -714,6 +824,16 @@ class Engine:
     def _seal(self, batch: _Batch, tx: WorkingDraft, draw: Draw) -> list[Entry]:
         digest = self._rules_for(tx.area_code, batch.now_ms).digest
         return entries_of(tx, draw, now_ms=batch.now_ms, policy_digest=digest)
+
+    def _leaves(
+        self,
+        tx: WorkingDraft,
+        sealed: Sequence[Entry],
+        outcome: Accepted | None = None,
+        replies: tuple[Reply, ...] = (),
+    ) -> Write:
+        reads = Reads(*tx.rests_on()) if self._others is not None else None
+        return write_of(tx, sealed, outcome=outcome, replies=replies, reads=reads)
 
     def _write(self, batch: _Batch, job: _Job | None, write: Write) -> None:
         batch.fed |= fed_by(write)

@@ -69,6 +69,10 @@ class AreaPlacement:
         kind, _, name = caller.partition("/")
         return _found(_CALLERS.get(kind), name)
 
+    def of_number(self, digits: str) -> str:
+        """The area of a prescription by its number; "" for a stream of no area."""
+        return _found(_AREA, digits)
+
     def _begins(self, entry: Entry) -> str | bytes:
         kind = entry.header.stream_kind
         if kind in {"prescription", "encounter", "access"}:

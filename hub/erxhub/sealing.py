@@ -16,7 +16,7 @@ from erxhub.core.model import Accepted, Target
 from erxhub.crypto.receipt import receipt_message
 from erxhub.crypto.suites import SigningKey
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH, SALT_BYTES, Entry, EntryKind, Header, seal
-from erxhub.ledger.store import Blob, Listing, NewName, NewState, Reply, Write
+from erxhub.ledger.store import Blob, Listing, NewName, NewState, Reads, Reply, Write
 from erxhub.ports import Draw
 from erxhub.v1 import common_pb2
 
@@ -58,8 +58,9 @@ def write_of(
     *,
     outcome: Accepted | None = None,
     replies: tuple[Reply, ...] = (),
+    reads: Reads | None = None,
 ) -> Write:
-    """All that a draft leaves."""
+    """All that a draft leaves; `reads` where other hubs write too."""
     states = []
     listings = [Listing(space, key, stream, version) for (space, key), stream, version in tx.listings]
     first_versions: dict[bytes, int] = {}
@@ -89,6 +90,8 @@ def write_of(
         blobs=tuple(Blob(*blob) for blob in outcome.blobs) if outcome else (),
         catalog_rows=outcome.catalog_rows if outcome else (),
         replies=replies,
+        reads=reads,
+        denies=any(space in index.DENYING for (space, _), _ in tx.names),
     )
 
 

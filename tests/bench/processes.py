@@ -6,6 +6,8 @@ import select
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -36,8 +38,11 @@ class ServerProcess:
         self.port = int(line)
 
     def cpu_ns(self) -> int:
-        """CPU time that the process has used: user and system time of all its threads, also of those that ended."""
-        return process_cpu_ns(self._process.pid)
+        """CPU time that the server has used: user and system time of all its threads, also of those that ended.
+
+        Processes that it has started count with it while they run.
+        """
+        return sum(process_cpu_ns(pid) for pid in _family(self._process.pid))
 
     def stop(self) -> None:
         """Ends the server in good order; raises when it does not end, or ends badly."""
@@ -62,6 +67,35 @@ class ServerProcess:
         else:
             self._process.kill()
             self._process.wait()
+
+
+def _family(pid: int) -> list[int]:
+    """A process and those that it has started, and so on."""
+    children: dict[int, list[int]] = {}
+    for child, parent in _parents():
+        children.setdefault(parent, []).append(child)
+    family = [pid]
+    for member in family:
+        family += children.get(member, [])
+    return family
+
+
+def _parents() -> Iterator[tuple[int, int]]:
+    """Every process and its parent."""
+    if sys.platform != "linux":
+        shown = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+        for line in shown.splitlines():
+            child, parent = line.split()
+            yield int(child), int(parent)
+        return
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):  # it has ended meanwhile
+                # The name, in brackets, may hold anything; the state and the parent follow it.
+                yield (
+                    int(folder.name),
+                    int((folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[1]),
+                )
 
 
 def process_cpu_ns(pid: int) -> int:

@@ -20,7 +20,8 @@ UPLOADS: Mapping[str, str] = {"p256": "ES256", "sm2": "SM2-SM3"}
 """Suite by the name that the goals use."""
 
 RATIO_GOAL = 3.5
-SM2_GOAL = 1.5
+SM2_GOAL = 0.6
+"""With tables of keys; without them 1.5 is what can be had."""
 JUDGED_AT = 64
 """The number in flight at which the ratio is judged: a hub under load, and neither idle nor at its limit."""
 

@@ -64,6 +64,8 @@ class _Handlers(grpc.GenericRpcHandler):
             "request_deserializer": GetMessageClass(method.input_type).FromString,
             "response_serializer": GetMessageClass(method.output_type).SerializeToString,
         }
+        if method.server_streaming and method.client_streaming:
+            return grpc.stream_stream_rpc_method_handler(self._stream(method), **codec)  # type: ignore[arg-type]
         if method.server_streaming:
             return grpc.unary_stream_rpc_method_handler(self._stream(method), **codec)  # type: ignore[arg-type]
         if method.client_streaming:
@@ -101,7 +103,7 @@ class _Handlers(grpc.GenericRpcHandler):
 
     def _stream(self, method: MethodDescriptor) -> Any:
         async def stream(request: Any, context: Any) -> AsyncIterator[Message]:
-            self._record(method, [request], context)
+            self._record(method, [] if method.client_streaming else [request], context)
             handler = self._hub.on.get(method.name)
             if handler is not None:
                 async for message in handler(request, context):

@@ -32,7 +32,14 @@ OF_METHOD: dict[str, dict[str, Any]] = {
     "review": {"prescription": common_pb2.Signed(payload=b"x")},
     "revoke_certificate": {"key_id": "0" * 32},
     "find": {"rx_no": "1" * 27},
+    "prove_absence": {"rx_no": "1" * 27},
 }
+
+
+async def none() -> AsyncIterator[Any]:
+    """A source without items."""
+    for item in ():
+        yield item
 
 
 def argument(name: str, annotation: str) -> Any:
@@ -40,6 +47,8 @@ def argument(name: str, annotation: str) -> Any:
         return SPECIAL[name]
     if "SigningKey" in annotation:
         return KEY
+    if "AsyncIterable" in annotation:
+        return none()
     if "Iterable" in annotation:
         return []
     for kind, value in (("bool", True), ("int", 1), ("bytes", b"\x01" * 32), ("str", "text")):

@@ -7,6 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from erxhub.cli.main import main
+from erxhub.crypto.suites import SigningKey
 from tests.conform.ground import driver_command
 from tests.conform.test_runner import PHARMACY
 
@@ -46,6 +47,34 @@ def test_a_run_writes_a_bundle_that_verifies(tmp_path: Path) -> None:
     verified = erxhub("verify", str(out))
     assert verified.exit_code == 1
     assert "badge.svg: BUNDLE_ALTERED" in verified.stdout
+
+
+def test_a_bundle_proves_its_maker_by_a_key_that_outlives_the_run(tmp_path: Path) -> None:
+    key, out = tmp_path / "maker.pem", tmp_path / "out"
+    words = ("run", "--role", "pharmacy", "--driver", PHARMACY, "--run", "CLM-001", "--sign-with", str(key))
+    signers = []
+    for _ in range(2):
+        run = erxhub(*words, "-o", str(out))
+        assert run.exit_code == 0, run.output
+        signers += [line.removeprefix("signed by ") for line in run.stderr.splitlines() if line.startswith("signed by")]
+    assert signers[0] == signers[1]
+    assert key.stat().st_mode & 0o777 == 0o600
+    unpinned = erxhub("verify", str(out))
+    assert f"signed by {signers[0]}; whose key that is, only --key can tell" in unpinned.stdout
+    assert "the key that was demanded" in erxhub("verify", str(out), "--key", signers[0]).stdout
+    other = erxhub("verify", str(out), "--key", "00" * 32)
+    assert (other.exit_code, "BUNDLE_KEY" in other.stdout) == (1, True)
+
+
+def test_a_key_that_is_none_is_a_harness_error_before_the_run(tmp_path: Path) -> None:
+    words = ("run", "--role", "pharmacy", "--driver", "/no/such/driver")
+    (tmp_path / "text.pem").write_text("no key", encoding="utf-8")
+    (tmp_path / "sm2.pem").write_bytes(SigningKey.generate("SM2-SM3").to_pem())
+    for name in ("text.pem", "sm2.pem", "no/folder.pem"):
+        run = erxhub(*words, "-o", str(tmp_path / "out"), "--sign-with", str(tmp_path / name))
+        assert run.exit_code == 2, run.output
+        assert "--sign-with" in run.stderr
+    assert erxhub(*words, "--sign-with", str(tmp_path / "new.pem")).exit_code == 2, "there is nothing to sign"
 
 
 def test_a_failure_shows_its_reasons_and_the_line_that_repeats_it(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from erxhub.conform.checks import CaseEnded, Checks, Unsupported
 from erxhub.conform.hub import target
 from erxhub.conform.hub.ledger_copy import verify
 from erxhub.conform.hub.raw import Answer
+from erxhub.conform.hub.run import HubRun
 from erxhub.conform.hub_cases.events import follow, once, tells
 from erxhub.conform.model import Case, Text
 from erxhub.conform.plan import Planned
@@ -111,7 +112,7 @@ async def test_a_case_that_needs_a_sandbox_is_not_played_on_a_hub_without_one(ow
 
 
 async def test_a_lost_reply_on_the_line_leaves_one_effect(own: Own) -> None:
-    async def case(run: target.HubRun) -> None:
+    async def case(run: HubRun) -> None:
         journey = await run.journey().to("settled")
         await run.place.set_faults("Dispensing/Dispense nth=1 do=lose_ack")
         request = await journey.dispense_request()
@@ -130,7 +131,7 @@ async def test_a_lost_reply_on_the_line_leaves_one_effect(own: Own) -> None:
 async def test_a_watch_over_a_bad_line_still_tells_every_step(own: Own, rule: str) -> None:
     doubles: list[bool] = []
 
-    async def case(run: target.HubRun) -> None:
+    async def case(run: HubRun) -> None:
         await run.place.set_faults(f"Prescribing/WatchPrescriptions do={rule}")
         # The second hospital has little history on this hub that would have to be followed first.
         journey = await run.journey(hospital=run.hospital_b).to("dispensed")
@@ -147,7 +148,7 @@ async def test_a_watch_over_a_bad_line_still_tells_every_step(own: Own, rule: st
 
 
 async def test_a_watch_that_is_cut_leaves_nothing_open_at_the_hub(own: Own) -> None:
-    async def case(run: target.HubRun) -> None:
+    async def case(run: HubRun) -> None:
         await run.journey(hospital=run.hospital_b).to("effective")
         await run.place.set_faults("Prescribing/WatchPrescriptions do=truncate_stream after_messages=1")
         # More than a caller may have open at once.
@@ -170,7 +171,7 @@ async def test_a_watch_that_is_cut_leaves_nothing_open_at_the_hub(own: Own) -> N
 
 
 async def test_a_preparation_that_is_refused_is_a_failed_check_and_no_error_of_the_harness(own: Own) -> None:
-    async def case(run: target.HubRun) -> None:
+    async def case(run: HubRun) -> None:
         await run.hospital.client.get(rx_no="no such number")
 
     async with with_sandbox(own) as hub:
@@ -180,7 +181,7 @@ async def test_a_preparation_that_is_refused_is_a_failed_check_and_no_error_of_t
 
 
 async def test_every_kind_of_check_can_fail(own: Own) -> None:
-    async def case(run: target.HubRun) -> None:
+    async def case(run: HubRun) -> None:
         journey = await run.journey().to("effective")
         good = await run.hospital.ask(await run.hospital.drafts.get(rx_no=journey.rx_no))
         bad = await run.hospital.ask(await run.hospital.drafts.get(rx_no="1" * 27))
@@ -203,7 +204,7 @@ async def test_every_kind_of_check_can_fail(own: Own) -> None:
 async def test_a_refusal_must_have_both_sentences_and_its_field(own: Own) -> None:
     found: list[bool] = []
 
-    async def case(run: target.HubRun) -> None:
+    async def case(run: HubRun) -> None:
         answer = await run.hospital.ask(await run.hospital.drafts.get(rx_no=""))
         assert answer.refusal is not None
         found.append(run.refused(answer, "INPUT_MALFORMED", field="rx_no"))
@@ -221,7 +222,7 @@ async def test_a_refusal_must_have_both_sentences_and_its_field(own: Own) -> Non
 async def test_a_copy_that_was_altered_in_any_entry_is_found_there(own: Own) -> None:
     faults: list[tuple[int, list[int]]] = []
 
-    async def case(run: target.HubRun) -> None:
+    async def case(run: HubRun) -> None:
         await run.journey().to("effective")
         entries = await run.copy()
         run.checks.equal(verify(entries), [], en="whole", zh="完整")

@@ -22,6 +22,7 @@ from erxhub.conform.model import Verdict
 from erxhub.conform.runner import run_suite
 from erxhub.conform.settings import Settings
 from erxhub.testing import running_sandbox
+from tests.conform.ending import ends_with_its_input
 from tests.conform.node import left_out, node_or_skip
 
 # What a skeleton has to do beyond the first case: say a refusal with its code, and "unknown" without an answer.
@@ -99,11 +100,11 @@ async def test_a_skeleton_gets_to_its_first_green_case(role: str, language: str,
     assert suite.problems == ()
     work = tmp_path / "work"
     work.mkdir()
-    settings = Settings(
-        role=role, folder=work, driver=_built(folder, language, cache), patterns=("CONN-001", "INIT-001"), workers=1
-    )
+    driver = _built(folder, language, cache)
+    settings = Settings(role=role, folder=work, driver=driver, patterns=("CONN-001", "INIT-001"), workers=1)
     result = await run_suite(suite, settings)
     assert {one.key: one.verdict for one in result.results} == dict.fromkeys(("CONN-001", "INIT-001"), Verdict.PASS)
+    ends_with_its_input(driver, role, tmp_path / "ending")
 
 
 @pytest.mark.parametrize("language", LANGUAGES)

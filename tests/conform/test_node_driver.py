@@ -15,6 +15,7 @@ from erxhub.conform.load import load_suite
 from erxhub.conform.model import Verdict
 from erxhub.conform.runner import run_suite
 from erxhub.conform.settings import Settings
+from tests.conform.ending import ends_with_its_input
 from tests.conform.node import PHARMACY_DRIVER, PROTOS, installed
 
 WHAT = "the pharmacy driver on Node"
@@ -81,6 +82,10 @@ def test_bad_lines_and_unknown_operations_are_answered_and_it_goes_on(main_js: P
     assert answers[6]["result"]["role"] == "pharmacy"
     assert answers[7] == {"id": 6, "result": {"outcome": "ok"}}
     assert len(answers) == 8, "after shutdown it answers nothing"
+
+
+def test_it_ends_when_its_input_does(main_js: Path, tmp_path: Path) -> None:
+    ends_with_its_input(f"node {main_js}", "pharmacy", tmp_path / "ending", ERXHUB_PROTOS=str(PROTOS))
 
 
 @pytest.mark.parametrize("place", ["package-lock.json", "package.json", ".npmrc"])

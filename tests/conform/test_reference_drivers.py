@@ -20,6 +20,7 @@ from erxhub.conform.load import load_suite
 from erxhub.conform.runner import run_suite
 from erxhub.conform.settings import Settings
 from erxhub.v1 import audit_pb2, common_pb2, prescribing_pb2
+from tests.conform.ending import ends_with_its_input
 from tests.conform.reference import Inside, Outside, Valve, arguments
 from tests.live import CHANNEL, HOSPITAL, PERSON, PHARMACY, Live, live_hub
 
@@ -193,6 +194,11 @@ async def test_a_driver_answers_bad_lines_and_unknown_operations_and_goes_on(tmp
         assert (await driver.answer())["error"]["code"] == "bad_request", "it is not configured"
         assert (await driver("describe"))["role"] == "hospital"
         await driver.kill()
+
+
+@pytest.mark.parametrize("role", ["hospital", "pharmacy"])
+def test_a_driver_ends_when_its_input_does(tmp_path: Path, role: str) -> None:
+    ends_with_its_input(f"{sys.executable} -m erxhub.conform.drivers.{role}", role, tmp_path / "ending")
 
 
 async def test_reset_forgets_acts_and_news_but_gives_no_request_id_twice(tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ async def _asked(verifier: Verifier, gate: _Gate, *messages: bytes) -> list[asyn
 
 
 async def test_a_check_that_fails_to_run_fails_its_own_caller_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    verifier, gate = Verifier(), _Gate(monkeypatch)
+    verifier, gate = Verifier(process_from_callers=None), _Gate(monkeypatch)
     callers = await _asked(verifier, gate, b"good", b"good", b"fails", b"bad")
     gate.open.set()
     answers = await asyncio.gather(*callers, return_exceptions=True)
@@ -277,7 +277,7 @@ async def test_a_check_that_fails_to_run_fails_its_own_caller_alone(monkeypatch:
 
 
 async def test_a_caller_who_has_gone_costs_no_verification(monkeypatch: pytest.MonkeyPatch) -> None:
-    verifier, gate = Verifier(), _Gate(monkeypatch)
+    verifier, gate = Verifier(process_from_callers=None), _Gate(monkeypatch)
     callers = await _asked(verifier, gate, b"good", *[b"waits"] * CALLERS_AT_ONCE, b"gone", b"bad")
     callers[-2].cancel()
     await asyncio.wait(callers[-2:-1])
@@ -288,7 +288,7 @@ async def test_a_caller_who_has_gone_costs_no_verification(monkeypatch: pytest.M
 
 
 async def test_closing_finishes_what_has_begun_and_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    verifier, gate = Verifier(), _Gate(monkeypatch)
+    verifier, gate = Verifier(process_from_callers=None), _Gate(monkeypatch)
     callers = await _asked(verifier, gate, b"good", *[b"waits"] * CALLERS_AT_ONCE, b"never")
     threading.Timer(0.05, gate.open.set).start()
     verifier.close()

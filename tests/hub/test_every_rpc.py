@@ -5,12 +5,14 @@ The methods are read from the descriptors, so a new RPC without a case fails her
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from erxhub.client.signing import signed_upload
 from erxhub.core.events import BY_NUMBER
 from erxhub.crypto.receipt import receipt_message
 from erxhub.crypto.suites import SUITES, SigningKey
@@ -25,6 +27,7 @@ from erxhub.v1 import (
     dispensing_pb2,
     encounter_pb2,
     events_pb2,
+    prescribing_pb2,
     registry_pb2,
 )
 from tests.chain import CONSULT, DOCTOR, DOWNLOAD, PICK_UP, PURCHASE, Chain
@@ -394,6 +397,34 @@ async def upload_prescription(live: Live) -> Case:
     )
 
 
+async def upload_prescriptions(live: Live) -> Case:
+    """Two items of one message; their entries and receipts are those of two calls in one commit."""
+    hospital = await live.hospital()
+    uploads = [
+        signed_upload(
+            request_id=f"bulk-upload-{number}",
+            hospital_code=HOSPITAL,
+            signed_at_ms=live.clock.now_ms(),
+            media_type="application/pdf",
+            opinion="审核通过",
+            **(await Chain(live).prechecked()).upload_arguments(),
+        )
+        for number in range(2)
+    ]
+    call = hospital.connection.channel.stream_stream(
+        "/erxhub.v1.PrescribingService/UploadPrescriptions",
+        prescribing_pb2.UploadPrescriptionsRequest.SerializeToString,
+        prescribing_pb2.UploadPrescriptionsResponse.FromString,
+    )
+
+    async def uploaded() -> Any:
+        (reply,) = [reply async for reply in call(iter([prescribing_pb2.UploadPrescriptionsRequest(items=uploads)]))]
+        return reply
+
+    each = "prescription.hospital_reviewed prescription.signed prescription.uploaded prescription.effective"
+    return left(uploaded, prescription=f"{each} {each}")
+
+
 async def revoke_prescription(live: Live) -> Case:
     hospital, chain = await live.hospital(), await Chain(live).uploaded()
     return left(
@@ -684,6 +715,7 @@ CASES: dict[str, Callable[[Live], Awaitable[Case]]] = {
     "EncounterService/CancelEncounter": cancel_encounter,
     "PrescribingService/PrecheckPrescription": precheck_prescription,
     "PrescribingService/UploadPrescription": upload_prescription,
+    "PrescribingService/UploadPrescriptions": upload_prescriptions,
     "PrescribingService/RevokePrescription": revoke_prescription,
     "PrescribingService/GetPrescription": get_prescription,
     "PrescribingService/ListPrescriptions": list_prescriptions,
@@ -739,12 +771,20 @@ async def test_the_call_leaves_exactly_these_entries(name: str) -> None:
         assert bool(events) == (method.effect == COMMAND)
         _check_headers(live, entries, method.callers)
         if method.effect == COMMAND:
-            await _check_receipt(live, reply.receipt, events)
+            receipts = [one.accepted.receipt for one in getattr(reply, "results", ())] or [reply.receipt]
+            for receipt, own in zip(receipts, _by_request(events), strict=True):
+                await _check_receipt(live, receipt, own)
 
         accesses = [entry for entry in entries if _header(entry).kind != EntryKind.EVENT]
         await _check_access(live, name, case.shows, accesses)
         for key in {entry.stream_key for entry in entries}:
             assert verify_entries(await live.hub.store.entries(key, 0, 1000)).findings == []
+
+
+def _by_request(events: list[StoredEntry]) -> list[list[StoredEntry]]:
+    """The events of each command; one that left events leaves them together."""
+    grouped = itertools.groupby(events, key=lambda entry: _header(entry).request_id)
+    return [list(own) for _, own in grouped]
 
 
 def _header(entry: StoredEntry) -> Header:

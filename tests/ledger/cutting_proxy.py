@@ -14,8 +14,10 @@ class Cut(Enum):
 
     BEFORE = "before"
     """It never reaches the server."""
+    DURING = "during"
+    """It is sent and the connection cut at once: the server may be anywhere in it."""
     AFTER = "after"
-    """It does, and the answer never comes back."""
+    """It is done, and the answer never comes back."""
 
 
 class CuttingProxy:
@@ -57,8 +59,10 @@ class CuttingProxy:
             self._armed, self.cuts = None, self.cuts + 1
             answers.cancel()
             await asyncio.gather(answers, return_exceptions=True)
-            if cut is Cut.AFTER:
+            if cut is not Cut.BEFORE:
                 to_server.write(data)
+                await to_server.drain()
+            if cut is Cut.AFTER:
                 await from_server.read(1)  # the server has answered, so the commit is over
             break
         for side in (writer, to_server):

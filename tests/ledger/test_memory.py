@@ -7,9 +7,10 @@ import pytest
 from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.store import Store
 from tests.ledger.contract import StoreContract
+from tests.ledger.log_contract import LogContract
 
 
-class TestMemoryStore(StoreContract):
+class TestMemoryStore(StoreContract, LogContract):
     @pytest.fixture
     def store(self) -> Store:
         return MemoryStore()

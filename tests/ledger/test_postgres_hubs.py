@@ -9,9 +9,10 @@ from contextlib import AsyncExitStack
 import asyncpg
 import pytest
 
+from erxhub.ledger import postgres_append, postgres_session
 from erxhub.ledger.entry import Entry
 from erxhub.ledger.postgres import PostgresStore, open_postgres
-from erxhub.ledger.store import CatalogRow, Listing, NewName, Store, Wanted, Write
+from erxhub.ledger.store import AppendResult, CatalogRow, Listing, NewName, Reads, Store, Wanted, Write
 from erxhub.ledger.verify import verify_ledger
 from tests.ledger.contract import append_all, key_of, next_entry, reply_to, state_at
 from tests.postgres import PostgresServer
@@ -120,6 +121,140 @@ async def test_log_of_all_hubs_is_gap_free_and_in_order_of_causes(hubs: list[Pos
         cause = causes.get(stored.leaf_hash)
         assert cause is None or placed.issuperset(cause.header.causes)
         placed.add(stored.leaf_hash)
+
+
+# --- what a decision read -------------------------------------------------------------------------
+
+
+def reading(entry: Entry, *read: Entry) -> Write:
+    """A Write that extends a stream and rests on where others stand."""
+    streams = tuple((other.header.stream_key, other.header.version) for other in read)
+    return Write(entries=(entry,), states=(state_at(entry),), reads=Reads(streams))
+
+
+async def test_write_whose_read_stream_moved_conflicts(hubs: list[PostgresStore]) -> None:
+    first, second = next_entry("read"), next_entry("read", next_entry("read"))
+    await append_all(hubs[0], [Write(entries=(first,))])
+    assert await written(hubs[1], reading(next_entry("a"), first))
+    await append_all(hubs[0], [Write(entries=(second,))])
+    result = await hubs[1].append([reading(next_entry("b"), first), reading(next_entry("c"), second)])
+    assert (result.conflicts, result.busy) == ({0}, frozenset())
+
+
+async def test_of_two_writes_that_read_what_the_other_extends_one_is_written(hubs: list[PostgresStore]) -> None:
+    for number in range(12):
+        firsts = [next_entry(f"{number} {side}") for side in "ab"]
+        await append_all(hubs[2], [Write(entries=(first,), states=(state_at(first),)) for first in firsts])
+        seconds = [next_entry(f"{number} {side}", first) for side, first in zip("ab", firsts, strict=True)]
+        skew = (reading(seconds[0], firsts[1]), reading(seconds[1], firsts[0]))
+        assert sum(await asyncio.gather(*(written(hubs[hub], write) for hub, write in enumerate(skew)))) == 1
+
+
+async def test_reads_within_a_batch_see_what_comes_before_them(hubs: list[PostgresStore]) -> None:
+    first = next_entry("a")
+    second = next_entry("a", first)
+    batch = [Write(entries=(first,)), reading(next_entry("b"), first), Write(entries=(second,))]
+    batch += [reading(next_entry("c"), first), reading(next_entry("d"), second)]
+    assert await hubs[0].append(batch) == AppendResult(frozenset({3}), 4)
+
+
+async def test_reader_and_writer_of_a_stream_are_busy_for_one_another(url: str, hubs: list[PostgresStore]) -> None:
+    first, second = next_entry("a"), next_entry("a", next_entry("a"))
+    await append_all(hubs[0], [Write(entries=(first,))])
+    other = await asyncpg.connect(url)
+    for lock, reads_too in (("UPDATE", False), ("SHARE", True)):
+        async with other.transaction():
+            await other.execute(f"SELECT FROM erxhub.state FOR {lock}")
+            assert (await hubs[0].append([Write(entries=(second,))])).busy == {0}
+            assert (await hubs[0].append([reading(next_entry(lock), first)])).busy == (set() if reads_too else {0})
+    await other.close()
+    assert await written(hubs[0], Write(entries=(second,)))
+
+
+async def test_write_that_waits_is_written_when_the_stream_is_let_go(url: str, hubs: list[PostgresStore]) -> None:
+    first, second = next_entry("a"), next_entry("a", next_entry("a"))
+    await append_all(hubs[0], [Write(entries=(first,))])
+    other = await asyncpg.connect(url)
+    transaction = other.transaction()
+    await transaction.start()
+    await other.execute("SELECT FROM erxhub.state FOR UPDATE")
+    appending = asyncio.ensure_future(hubs[0].append([Write(entries=(second,), waits=True)]))
+    await until_waiting(other)
+    await transaction.rollback()
+    assert await appending == AppendResult(frozenset(), 2)
+    await other.close()
+
+
+async def test_write_that_waited_too_long_is_busy_and_the_hub_goes_on(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(postgres_session._SETTINGS, "lock_timeout", "50ms")
+    store = await open_postgres(url, readers=1)
+    first, second = next_entry("a"), next_entry("a", next_entry("a"))
+    await append_all(store, [Write(entries=(first,))])
+    other = await asyncpg.connect(url)
+    async with other.transaction():
+        await other.execute("SELECT FROM erxhub.state FOR UPDATE")
+        result = await store.append([Write(entries=(second,), waits=True)])
+        assert (result.busy, result.conflicts, result.last_position) == ({0}, frozenset(), 1)
+    assert await written(store, Write(entries=(second,)))
+    await other.close()
+    await store.close()
+
+
+async def test_name_that_denies_waits_for_those_who_know_it_absent(url: str, hubs: list[PostgresStore]) -> None:
+    first = next_entry("ledger")
+    name = ("revoked_key", b"k")
+    known = Write(entries=(next_entry("a"),), reads=Reads(absent=(name,)))
+    denying = Write(entries=(first,), names=(NewName(*name, first.header.stream_key),), denies=True)
+    sharing = await asyncpg.connect(url)
+    transaction = sharing.transaction()
+    await transaction.start()
+    await sharing.execute(postgres_append.SHARE_DENIALS)
+    appending = asyncio.ensure_future(hubs[0].append([denying]))
+    await until_waiting(sharing)
+    beside = asyncio.ensure_future(hubs[1].append([known]))  # comes after the one that waits, and learns of it
+    await transaction.rollback()
+    assert (await appending).conflicts == frozenset()
+    assert (await beside).conflicts == {0}
+    await sharing.close()
+
+
+async def until_waiting(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Until some session of this database waits for a lock."""
+    async with asyncio.timeout(10):
+        while not await connection.fetchval(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        ):
+            await connection.execute("SELECT pg_sleep(0.002)")
+
+
+async def test_list_that_grew_since_it_was_read_is_a_conflict(hubs: list[PostgresStore]) -> None:
+    first, second = next_entry("a"), next_entry("a", next_entry("a"))
+    listing = Listing("of visit", b"v", first.header.stream_key, 1)
+    empty = Reads(lists=(("of visit", b"v", 0),))
+    assert await written(hubs[0], Write(entries=(next_entry("b"),), reads=empty))
+    await append_all(hubs[1], [Write(entries=(first,), listings=(listing,))])
+    (row,) = await hubs[0].listing("of visit", b"v", 0, 10)
+    write = Write(entries=(second,), reads=empty)
+    assert not await written(hubs[0], write)
+    assert await written(hubs[0], write._replace(reads=Reads(lists=(("of visit", b"v", row.position),))))
+
+
+# --- the other hubs' side -------------------------------------------------------------------------
+
+
+async def test_store_tells_what_another_one_wrote(hubs: list[PostgresStore]) -> None:
+    start = await hubs[1].last_position()
+    waiting = asyncio.ensure_future(hubs[1].changed(start))
+    entry = next_entry("a")
+    listings = tuple(Listing("feed", key, entry.header.stream_key, 1) for key in (b"x", b"y"))
+    last = await append_all(hubs[0], [Write(entries=(entry,), listings=listings)])
+    async with asyncio.timeout(10):
+        assert await waiting == last
+    assert await hubs[1].grown("feed", [b"x", b"z"], start) == {b"x"}
+    assert await hubs[1].grown("feed", [b"x", b"z"], last) == frozenset()
+    assert await hubs[1].changed(last - 1) == last
 
 
 # --- the sequencer --------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ REFERENCE = {"catalog_row", "schema_version"}
 
 MODULES = (postgres_append, postgres_homes, postgres_read, postgres_sequencer, postgres_session, postgres_writer)
 _SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
-_PARTS = range(5)
+_PARTS = range(6)
 
 
 @pytest.fixture(scope="module")

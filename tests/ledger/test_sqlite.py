@@ -28,6 +28,7 @@ from erxhub.ledger.store import (
 )
 from erxhub.ledger.verify import verify_ledger
 from tests.ledger.contract import StoreContract, append_all, key_of, next_entry, reply_to, state_at, stream_of
+from tests.ledger.log_contract import LogContract
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ async def store(path: Path) -> AsyncIterator[SqliteStore]:
     await store.close()
 
 
-class TestSqliteStore(StoreContract):
+class TestSqliteStore(StoreContract, LogContract):
     pass
 
 

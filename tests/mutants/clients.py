@@ -5,18 +5,19 @@ Owns: the table CLIENTS. Must never: break the driver's own speech; a mutant is 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, Final
 
-from erxhub.client import CallFailed, Connection, PharmacyClient, Refusal
+from erxhub.client import CallFailed, ClientFailure, Connection, PharmacyClient, Refusal
 from erxhub.conform.drivers import hospital, hospital_product, pharmacy, pharmacy_product, product
 from erxhub.conform.drivers.hospital_product import Hospital
 from erxhub.conform.drivers.journal import Journal
 from erxhub.conform.drivers.pharmacy_product import Pharmacy
 from erxhub.conform.drivers.product import Product, Rejected, ToldClock
-from erxhub.v1 import signed_pb2
+from erxhub.v1 import dispensing_pb2, prescribing_pb2, signed_pb2
 from tests.mutants.patching import Mutant, Patches, Table
 
 _table = Table()
@@ -252,6 +253,43 @@ def unknown_status_taken_as_good(p: Patches) -> None:
     p.everywhere("has_unknown_enum", lambda message: False, product, pharmacy_product)
 
 
+@client("hospital", "CONN-010")
+def unknown_status_taken_as_over(p: Patches) -> None:
+    """A status that the product was not built with counts as withdrawn."""
+    is_unknown, before = product.has_unknown_enum, Hospital.__dict__["_shown_prescription"]
+
+    def shown(self: Any, reply: Any) -> dict[str, Any]:
+        told: dict[str, Any] = before(self, reply)
+        return told | {"status": "UNDONE"} if is_unknown(reply) else told
+
+    p.set(Hospital, "_shown_prescription", shown)
+
+
+def _verifies_twice(p: Patches, owner: type[Product]) -> None:
+    before = owner.__dict__["_shown"]
+
+    async def shown(self: Any, act: Any, given: Any, kind: str) -> Any:
+        found = await before(self, act, given, kind)
+        code = given if isinstance(given, str) else given["voucher_code"]
+        with contextlib.suppress(ClientFailure):
+            await self.client.verify_voucher(voucher_code=code, business_type=kind, request_id=self.new_request_id())
+        return found
+
+    p.set(owner, "_shown", shown)
+
+
+@client("pharmacy", "CONN-001")
+def pharmacy_verifies_each_code_twice(p: Patches) -> None:
+    """A code that was verified is sent once more, as another request."""
+    _verifies_twice(p, Pharmacy)
+
+
+@client("hospital", "CONN-001")
+def hospital_verifies_each_code_twice(p: Patches) -> None:
+    """A code that was verified is sent once more, as another request."""
+    _verifies_twice(p, Hospital)
+
+
 # ---- news ----
 
 
@@ -277,6 +315,27 @@ def pharmacy_counts_events_twice(p: Patches) -> None:
 def hospital_counts_events_twice(p: Patches) -> None:
     """A message that comes again is taken in again."""
     _counts_twice(p)
+
+
+def _believes_the_last_message(p: Patches, product: type[Product]) -> None:
+    before = product.__dict__["_take_in"]
+
+    def take_in(self: Any, message: Any, known: dict[str, Any], *, newest: bool) -> None:
+        before(self, message, known, newest=True)
+
+    p.set(product, "_take_in", take_in)
+
+
+@client("pharmacy", "EVT-002")
+def pharmacy_ignores_event_order(p: Patches) -> None:
+    """What came last is taken for the newest."""
+    _believes_the_last_message(p, Pharmacy)
+
+
+@client("hospital", "EVT-002")
+def hospital_ignores_event_order(p: Patches) -> None:
+    """What came last is taken for the newest."""
+    _believes_the_last_message(p, Hospital)
 
 
 @client("pharmacy", "EVT-003")
@@ -321,7 +380,7 @@ def downloads_whatever_is_listed(p: Patches) -> None:
     p.set(Pharmacy, "_list", listed)
 
 
-@client("pharmacy", "CLM-005")
+@client("pharmacy", "CLM-005", "CLM-009")
 def counts_the_hold_from_each_download(p: Patches) -> None:
     """The end of the hold is reckoned by the product, two hours from each download."""
     before = Pharmacy.__dict__["_download"]
@@ -330,6 +389,34 @@ def counts_the_hold_from_each_download(p: Patches) -> None:
         return {**await before(self, act, arguments), "hold_until_ms": self.clock.now_ms() + _HOLD_MS}
 
     p.set(Pharmacy, "_download", download)
+
+
+@client("pharmacy", "CLM-002")
+def takes_a_hold_to_last_a_day(p: Patches) -> None:
+    """The end of the hold that the hub names is not read: a hold is taken to last a day."""
+    before = Pharmacy.__dict__["_download"]
+
+    async def download(self: Any, act: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {**await before(self, act, arguments), "hold_until_ms": self.clock.now_ms() + 12 * _HOLD_MS}
+
+    p.set(Pharmacy, "_download", download)
+
+
+@client("pharmacy", "DSP-010")
+def settles_anew_after_a_timeout(p: Patches) -> None:
+    """A settlement that nothing was heard of is begun anew, under a request id of its own."""
+    before = Connection.__dict__["unary"]
+    sent: set[str] = set()
+    numbers = itertools.count()
+
+    async def unary(self: Any, method: Any, request: Any, timeout_s: float | None = None) -> Any:
+        if isinstance(request, dispensing_pb2.SettleRequest):
+            if request.request_id in sent:
+                request = _renamed(request, next(numbers))
+            sent.add(request.request_id)
+        return await before(self, method, request, timeout_s)
+
+    p.set(Connection, "unary", unary)
 
 
 @client("pharmacy", "DSP-001")
@@ -381,9 +468,7 @@ def insists_on_a_withdrawal(p: Patches) -> None:
     p.set(Product, "perform", perform)
 
 
-@client("hospital", "RX-010", "VOU-002")
-def takes_a_refusal_for_success(p: Patches) -> None:
-    """What the hub refused is told as done."""
+def _takes_a_refusal_for_success(p: Patches) -> None:
     before = Product.__dict__["_attempt"]
 
     async def attempt(self: Any, act: Any) -> dict[str, Any]:
@@ -391,6 +476,44 @@ def takes_a_refusal_for_success(p: Patches) -> None:
         return {**result, "outcome": "ok"} if result["outcome"] == "rejected" else result
 
     p.set(Product, "_attempt", attempt)
+
+
+@client("hospital", "RX-010", "VOU-001", "VOU-002")
+def hospital_takes_a_refusal_for_success(p: Patches) -> None:
+    """What the hub refused is told as done."""
+    _takes_a_refusal_for_success(p)
+
+
+@client("pharmacy", "CLM-006")
+def pharmacy_takes_a_refusal_for_success(p: Patches) -> None:
+    """What the hub refused is told as done."""
+    _takes_a_refusal_for_success(p)
+
+
+@client("hospital", "RX-001")
+def uploads_twice(p: Patches) -> None:
+    """An upload that was accepted is sent once more, as another request."""
+    before = Connection.__dict__["unary"]
+    numbers = itertools.count()
+
+    async def unary(self: Any, method: Any, request: Any, timeout_s: float | None = None) -> Any:
+        reply = await before(self, method, request, timeout_s)
+        if isinstance(request, prescribing_pb2.UploadPrescriptionRequest):
+            with contextlib.suppress(ClientFailure):
+                await before(self, method, _renamed(request, next(numbers)), timeout_s)
+        return reply
+
+    p.set(Connection, "unary", unary)
+
+
+@client("hospital", "RX-008")
+def withdraws_on_paper_only(p: Patches) -> None:
+    """A withdrawal is noted here, and the hub is not told."""
+
+    async def revoke(self: Any, act: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+        return {"status": "UNDONE", "use": "UNUSED"}
+
+    p.set(Hospital, "_revoke", revoke)
 
 
 def _writes(p: Patches, change: Any) -> None:

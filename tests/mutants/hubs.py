@@ -10,16 +10,22 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any, Final
 
-from erxhub import engine
+from google.rpc import error_details_pb2, status_pb2
+
+from erxhub import engine, sealing
 from erxhub.accesses import AccessLog
 from erxhub.admission import FieldRules
+from erxhub.audit.chain import Chain
 from erxhub.core import goods, guards, hold, settlement, voucher
+from erxhub.core.model import Refused
 from erxhub.crypto.suites import Verifier
 from erxhub.policy.rules import Rules
+from erxhub.queries import audit
 from erxhub.rpc import dispatch
 from erxhub.rpc.dispatch import Dispatcher
 from erxhub.rpc.errors import wire_status
 from erxhub.sealing import StoredReply
+from erxhub.v1 import audit_pb2
 from tests.mutants.patching import Mutant, Patches, Table
 
 _table = Table()
@@ -79,7 +85,14 @@ def believes_every_signature(p: Patches) -> None:
 @hub("hub", "SIG-002")
 def any_registered_key_signs(p: Patches) -> None:
     """Whose signature it is does not matter, as long as it verifies."""
-    p.set(guards, "signed", lambda tx, command, *rest, **named: None)
+
+    def signed(tx: Any, command: Any, field: str, message_type: Any, *whose: str) -> Any:
+        fact = next(iter(command.evidence.signatures.get(field, ())), None)
+        if fact is None or not fact.valid:
+            return Refused("SIG_INVALID", field=f"{field}.signatures[0]")
+        return guards.claimed(command, field, message_type)
+
+    p.set(guards, "signed", signed)
 
 
 # ---- vouchers ----
@@ -101,6 +114,18 @@ def codes_are_good_twice(p: Patches) -> None:
 def codes_are_good_for_anybody(p: Patches) -> None:
     """A code is taken for whoever the caller says that the patient is."""
     p.set(voucher, "_decode_fault", lambda tx, request, found: None)
+
+
+@hub("hub", "VOU-005")
+def codes_are_good_for_any_step(p: Patches) -> None:
+    """A code that was shown for one step is taken for another."""
+    before = voucher._decode_fault
+
+    def fault(tx: Any, request: Any, found: Any) -> Any:
+        refused = before(tx, request, found)
+        return None if refused is not None and refused.code == "VCH_WRONG_BUSINESS" else refused
+
+    p.set(voucher, "_decode_fault", fault)
 
 
 # ---- prescriptions and goods ----
@@ -199,6 +224,64 @@ def refusals_leave_no_entry(p: Patches) -> None:
 def refusals_have_no_code(p: Patches) -> None:
     """A refusal comes with a status and a sentence, and nothing that a program can read."""
     p.set(dispatch, "wire_status", lambda *given: wire_status(*given)._replace(details=b""))
+
+
+@hub("hub", "VOU-006")
+def refusals_name_no_wait(p: Patches) -> None:
+    """What can be tried again comes without the time after which to try."""
+
+    def status(*given: Any) -> Any:
+        told = wire_status(*given)
+        packed = status_pb2.Status.FromString(told.details)
+        kept = [one for one in packed.details if not one.Is(error_details_pb2.RetryInfo.DESCRIPTOR)]
+        del packed.details[:]
+        packed.details.extend(kept)
+        return told._replace(details=packed.SerializeToString())
+
+    p.set(dispatch, "wire_status", status)
+
+
+@hub("hub", "CONN-002")
+def accesses_are_noted_twice(p: Patches) -> None:
+    """Each access leaves two entries."""
+    before = Dispatcher.__dict__["_note"]
+
+    async def note(self: Any, *given: Any) -> None:
+        await before(self, *given)
+        await before(self, *given)
+
+    p.set(Dispatcher, "_note", note)
+
+
+@hub("hub", "AUD-001")
+def deliveries_are_not_traced(p: Patches) -> None:
+    """A trace ends where the courier begins."""
+    before = Chain.__dict__["entries"]
+
+    def entries(self: Any) -> Any:
+        return [one for one in before(self) if not one.record.name.startswith("delivery.")]
+
+    p.set(Chain, "entries", entries)
+
+
+@hub("hub", "AUD-001")
+def effects_name_no_causes(p: Patches) -> None:
+    """Entries do not say which others they rest on."""
+    p.set(sealing, "_resolve", lambda event, leaves: ())
+
+
+@hub("hub", "AUD-002")
+def copies_lack_their_salts(p: Patches) -> None:
+    """A mirror gets contents without what binds them to their entries."""
+    before = audit._streamed
+
+    async def streamed(*given: Any, **named: Any) -> Any:
+        async for message in before(*given, **named):
+            if isinstance(message, audit_pb2.StreamEntriesResponse):
+                message.ClearField("salt")
+            yield message
+
+    p.set(audit, "_streamed", streamed)
 
 
 HUBS: Final[Mapping[str, Mutant]] = _table.mutants

@@ -159,6 +159,46 @@ async def test_more_than_the_limit_is_refused(bench: Bench, change: Change, expe
     await _precheck_refused(bench, change, expected)
 
 
+# ---- characters that hide ----
+
+HIDING = ("\x00", "\x07", "\x0b", "\r", "\x1b[2J", "\x7f", "\x9b", "\u200f", "\u202e", "\u2066", "\u2028", "\ufeff")
+
+
+@pytest.mark.parametrize("text", HIDING, ids=ascii)
+async def test_text_with_a_character_that_hides_is_refused_by_its_name(bench: Bench, text: str) -> None:
+    expected = Expected("INPUT_MALFORMED", f"{LINE}.usage_note")
+    await _precheck_refused(bench, _line(usage_note=f"饭后{text}服用"), expected)
+
+
+@pytest.mark.parametrize("text", ["一日\n两次", "一日\t两次"], ids=ascii)
+async def test_prose_may_have_lines_and_a_number_may_not(bench: Bench, text: str) -> None:
+    rx = await bench.rx().diagnosed()
+    rx.prescription.lines[0].usage_note = f"{text}　𠮷·é"
+    hospital = await bench.live.hospital()
+    await hospital.precheck(prescription=rx.prescription)
+    await _precheck_refused(bench, _line(dose_unit=text), Expected("INPUT_MALFORMED", f"{LINE}.dose_unit"))
+
+
+async def test_signed_text_with_a_character_that_hides_is_refused(bench: Bench) -> None:
+    rx = await bench.rx().held()
+    pharmacy = await bench.live.pharmacy()
+    call = rx.review(opinion="同意\u202e")
+    await refused(bench, Attempt(pharmacy, call), Expected("INPUT_MALFORMED", "statement.payload.opinion"))
+
+
+@pytest.mark.parametrize("place", ["lots[0].trace_codes[0]", "lots[0].lot_no"])
+async def test_text_deep_in_a_signed_content_is_named_with_its_place(bench: Bench, place: str) -> None:
+    rx = await bench.rx().settled()
+    lots = rx.lots()
+    if place.endswith("lot_no"):
+        lots[0].lot_no = "L\x00"
+    else:
+        lots[0].trace_codes[0] += "\u2067"
+    pharmacy = await bench.live.pharmacy()
+    call = pharmacy.dispense(**rx.dispense_arguments() | {"lots": lots})
+    await refused(bench, Attempt(pharmacy, call), Expected("INPUT_MALFORMED", f"statement.payload.{place}"))
+
+
 # ---- malformed against unknown ----
 
 

@@ -191,9 +191,14 @@ class Ground(Live):
                 self._calls.discard(task)
 
         async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            async for message in behind().unary_stream(request, context):
+            handler = behind()
+            async for message in (handler.stream_stream if method.streams_in else handler.unary_stream)(
+                request, context
+            ):
                 yield message
 
+        if method.streams_in and method.streams_out:
+            return grpc.stream_stream_rpc_method_handler(stream)
         if method.streams_in:
             return grpc.stream_unary_rpc_method_handler(unary)
         if method.streams_out:

@@ -447,6 +447,26 @@ async def test_a_shuffled_watch_tells_everything_and_every_cursor_is_safe_to_res
         assert tuple(step.rx_no for step in steps) not in seen_orders or len(seen_orders) > 2
 
 
+async def test_in_any_order_the_newest_step_of_a_prescription_is_never_the_last_and_cursors_stay_safe() -> None:
+    async with ground() as live:
+        chain = await Chain(live).settled()
+        steps = await _watched(live, 6)
+        assert {step.rx_no for step in steps} == {chain.rx_no}
+        orders = set()
+        for seed in range(4):
+            live.faults._seed = seed
+            live.faults.clear()
+            rule = {"method": "Prescribing/WatchPrescriptions", "action": A.FAULT_ACTION_REORDER}
+            live.rule(rule_id="w", **rule, arguments=arguments(window=6, any_order=True))
+            shuffled = await _watched(live, 6)
+            versions = [message.version for message in shuffled]
+            orders.add(tuple(versions))
+            assert sorted(versions) == [step.version for step in steps]
+            assert versions[-1] != max(versions)
+            assert [message.cursor for message in shuffled] == [steps[0].cursor] * 5 + [steps[-1].cursor]
+        assert len(orders) > 1
+
+
 async def test_error_on_a_watch_ends_it_before_it_stands() -> None:
     async with ground() as live:
         live.rule(method="Prescribing/*", action=A.FAULT_ACTION_ERROR, arguments=arguments(code="OVERLOADED"))

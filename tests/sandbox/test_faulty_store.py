@@ -13,6 +13,7 @@ from erxhub.sandbox.faulty_store import FaultyStore
 from erxhub.sandbox.recorder import Recorder
 from erxhub.v1 import sandbox_pb2
 from tests.ledger.contract import StoreContract, next_entry
+from tests.ledger.log_contract import LogContract
 
 
 def behind(faults: Faults) -> FaultyStore:
@@ -20,7 +21,7 @@ def behind(faults: Faults) -> FaultyStore:
     return FaultyStore(MemoryStore(), control=nobody, faults=faults, recorder=Recorder(nobody))
 
 
-class TestFaultyStore(StoreContract):
+class TestFaultyStore(StoreContract, LogContract):
     @pytest.fixture
     def store(self) -> Store:
         return behind(Faults(1))

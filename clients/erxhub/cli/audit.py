@@ -1,4 +1,4 @@
-"""`erxhub audit`: verify the whole ledger, and find the chains of a case (审计).
+"""`erxhub audit`: verify the ledger or a bundle, find the chains of a case, and take proofs away (审计).
 
 Owns the words of these verbs. It must never call without a reason of its own or the context's; the hub refuses it.
 """
@@ -6,18 +6,20 @@ Owns the words of these verbs. It must never call without a reason of its own or
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from erxhub.cli.audit_proofs import trust_options
 from erxhub.cli.commands import group
 from erxhub.cli.exits import NEGATIVE, OK
+from erxhub.cli.output import Output, output_option
 from erxhub.cli.replies import limit_option, rows_of, show_rows
-from erxhub.cli.session import with_client
+from erxhub.cli.session import context_option, run, with_client
 
 if TYPE_CHECKING:
     from erxhub.cli.context import Context
-    from erxhub.cli.output import Output
     from erxhub.client import AuditorClient
 
 LIST_COLUMNS: Final = ("rx_no", "hospital_code", "prescribed_at")
@@ -26,14 +28,46 @@ REASON_HELP: Final = "审计事由; by default the context's."
 
 @group("audit", example="erxhub audit verify --reason 'case 2026-17'")
 def audit() -> None:
-    """Verify the ledger and find chains, as an auditor (审计). One chain: `erxhub trace`."""
+    """Verify the ledger and bundles, find chains, take proofs away (审计). One chain on the screen: `erxhub trace`."""
 
 
-@audit.command("verify", example="erxhub audit verify --reason 'case 2026-17'")
+@audit.command(
+    "verify",
+    example="""\
+erxhub audit verify --reason 'case 2026-17'
+erxhub audit verify FILE --log-key KEY --ca ca.pem""",
+)
+@click.argument("file", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@trust_options
 @click.option("--reason", help=REASON_HELP)
-@with_client("auditor")
-async def verify(client: AuditorClient, ctx: Context, out: Output, reason: str | None) -> int:
-    """Verify the hub's whole ledger, also what lies beside entries; exit code 1 when anything is broken (账本校验)."""
+@context_option
+@output_option
+def verify(
+    out: Output,
+    context_name: str | None,
+    reason: str | None,
+    file: Path | None,
+    log_keys: tuple[str, ...],
+    policy: Path | None,
+    ca: Path | None,
+) -> None:
+    """Verify a bundle FILE offline, or without one the hub's whole ledger (账本校验); exit code 1 if anything is broken.
+
+    A bundle is checked with nothing but the file, the log's key or a policy, and if given the trust domain's root.
+    """
+    if file is None:
+        if log_keys or policy or ca:
+            raise click.UsageError("--log-key, --policy and --ca go with a FILE")
+        run(context_name, "auditor", functools.partial(_verify_ledger, reason=reason), out)
+        return
+    from erxhub.cli.audit_proofs import read_file, verify_file
+
+    code = verify_file(read_file(file), out, log_keys, policy, ca)
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+async def _verify_ledger(client: AuditorClient, ctx: Context, out: Output, *, reason: str | None) -> int:
     from erxhub.cli.records import finding_record
 
     reply = await client.verify_ledger(case_reason=reason)
@@ -48,6 +82,107 @@ async def verify(client: AuditorClient, ctx: Context, out: Output, reason: str |
         }
     )
     return OK if reply.verified and not findings else NEGATIVE
+
+
+@audit.command("export", example="erxhub audit export RX_NO -o rx.bundle --reason 'case 2026-17'")
+@click.argument("rx_no")
+@click.option(
+    "-o", "--output", "path", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file."
+)
+@click.option("--reason", help=REASON_HELP)
+@context_option
+def export(rx_no: str, path: Path, reason: str | None, context_name: str | None) -> None:
+    """Take away everything that proves one prescription, for `erxhub audit verify FILE` (导出证据包).
+
+    It holds the prescription's and the visit's content: keep it as you keep the case. The export is recorded.
+    """
+
+    async def call(client: AuditorClient, ctx: Context, out: Output) -> None:
+        from erxhub.cli.audit_proofs import write_file
+
+        reply = await client.export_bundle(rx_no=rx_no, case_reason=reason)
+        write_file(path, reply.bundle)
+        out.say(f"{path}: {len(reply.bundle.encode())} bytes")
+
+    run(context_name, "auditor", call, Output())
+
+
+@audit.command(
+    "absent",
+    example="""\
+erxhub audit absent TRACE_CODE -o code.absent --log-key KEY --reason 'case 2026-17'
+erxhub audit absent TRACE_CODE --from code.absent --log-key KEY""",
+)
+@click.argument("subject", metavar="RX_NO|TRACE_CODE|STREAM")
+@click.option(
+    "--kind",
+    type=click.Choice(["prescription", "trace_code", "stream"]),
+    help="What the subject is; by default told by its form (27 digits, 64 hexadecimal digits, else a code).",
+)
+@click.option("-o", "--output", "path", type=click.Path(path_type=Path, dir_okay=False), help="Keep the proof here.")
+@click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Check this proof, kept before, without a hub.",
+)
+@trust_options
+@click.option("--reason", help=REASON_HELP)
+@context_option
+def absent(
+    subject: str,
+    kind: str | None,
+    path: Path | None,
+    source: Path | None,
+    log_keys: tuple[str, ...],
+    policy: Path | None,
+    ca: Path | None,
+    reason: str | None,
+    context_name: str | None,
+) -> None:
+    """Prove that nothing was ever dispensed on a number or a code (不存在证明); exit code 1 if it cannot be proven.
+
+    Either there is no such stream, or these are all its entries and none is a dispensing. The key that is looked up is
+    computed here from what you ask, never taken from the hub.
+    """
+    from erxhub.cli.audit_proofs import read_file, subject_of, verify_file, write_file
+
+    asked = subject_of(subject, kind)
+    check = functools.partial(verify_file, log_keys=log_keys, policy=policy, ca=ca, asked=asked)
+    if source is not None:
+        if path is not None:
+            raise click.UsageError("--from reads a proof, -o keeps one: name one of them")
+        code = check(read_file(source), Output())
+        if code:
+            raise click.exceptions.Exit(code)
+        return
+
+    async def call(client: AuditorClient, ctx: Context, out: Output) -> int:
+        named = {
+            "prescription": {"rx_no": asked.name},
+            "trace_code": {"trace_code": asked.name},
+            "stream": {"stream_key": asked.key},
+        }[asked.kind]
+        reply = await client.prove_absence(case_reason=reason, **named)  # type: ignore[arg-type]
+        if path is not None:
+            write_file(path, reply.bundle)
+        return check(reply.bundle.encode(), out)
+
+    run(context_name, "auditor", call, Output())
+
+
+@audit.command("checkpoint", example="erxhub audit checkpoint")
+@click.option(
+    "--size", type=click.IntRange(1), default=None, help="The checkpoint of this size; by default the newest."
+)
+@with_client("auditor")
+async def checkpoint(client: AuditorClient, ctx: Context, out: Output, size: int | None) -> None:
+    """Print a signed checkpoint of the log (检查点): the note itself, for other tools too, or an object with -o json."""
+    reply = await client.checkpoint(size=size or 0)
+    if out.format == "table":
+        click.echo(reply.note, nl=False)
+    else:
+        out.reply(reply)
 
 
 @audit.command("find", example="erxhub audit find --institution P33010099101 --reason 'case 2026-17'")

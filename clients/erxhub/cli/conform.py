@@ -18,10 +18,13 @@ from erxhub.cli.commands import LazyGroup, command
 from erxhub.cli.output import Output, output_option
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from erxhub.conform.load import Suite
     from erxhub.conform.model import Text
     from erxhub.conform.result import CaseResult, RunResult
     from erxhub.conform.settings import Settings
+    from erxhub.crypto.suites import SigningKey
 
 HARNESS_ERROR: Final = 2
 FAILURES: Final = 1
@@ -50,21 +53,34 @@ def conform() -> None:
     """
 
 
-@command("list", example="erxhub conform list --role pharmacy\nerxhub conform list --cases core -o json")
+@command(
+    "list",
+    example="erxhub conform list --role pharmacy\nerxhub conform list --cases core -o json\n"
+    "erxhub conform list --requirements",
+)
 @click.option("--role", type=click.Choice(ROLES), help="Of what is under test.")
 @click.option("--cases", type=click.Choice(["all", "stable", "core"]), default="all", show_default=True)
+@click.option("--requirements", is_flag=True, help="What is demanded, with the cases that verify it (需求追溯).")
 @output_option
-def list_(role: str | None, cases: str, out: Output) -> None:
+def list_(role: str | None, cases: str, requirements: bool, out: Output) -> None:
     """The cases; what is wrong with bad ones goes to stderr, and the exit code is 2 then."""
     suite = _suite()
-    rows = [
-        {**case.record(), "title_zh": case.title.zh, "title_en": case.title.en}
+    chosen = [
+        case
         for case in suite.cases
         if (role is None or role in case.roles)
         and (cases == "all" or case.status == "stable")
         and (cases != "core" or case.core)
     ]
-    out.rows(rows, ("id", "level", "status", "roles", "title_zh", "title_en"))
+    if requirements:
+        verified = [
+            {**one.row, "cases": list(dict.fromkeys(case.id for case in chosen if one.id in case.verifies))}
+            for one in suite.requirements.values()
+        ]
+        out.rows(verified, ("id", "conformance", "cases", "not_tested"))
+    else:
+        rows = [{**case.record(), "title_zh": case.title.zh, "title_en": case.title.en} for case in chosen]
+        out.rows(rows, ("id", "level", "status", "roles", "title_zh", "title_en"))
     _end_with_problems(suite, out)
 
 
@@ -117,6 +133,12 @@ def show(case_id: str, out: Output) -> None:
     help="Ids of cases that are known to fail, one a line, a reason after #. One that does not fail is XPASS.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Write the bundle here.")
+@click.option(
+    "--sign-with",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Sign the bundle with this Ed25519 key (PEM), made here if there is none; without it, with one for this run.",
+)
 @click.option("--repeat-failed", type=click.IntRange(0, 5), default=0, show_default=True, help="To find flaky ones.")
 @click.option("--workers", type=click.IntRange(1, 8), default=2, show_default=True, help="Cases at the same time.")
 @click.option("--operation-timeout", type=click.IntRange(1), default=10, show_default=True, metavar="SECONDS")
@@ -127,6 +149,7 @@ def run(
     attach: bool,
     target: str | None,
     output: Path | None,
+    sign_with: Path | None,
     known_failing: Path | None,
     **options: Any,
 ) -> None:
@@ -134,6 +157,9 @@ def run(
     import tempfile
 
     _check_way(role, driver, attach, target or options["sandbox"] or options["identities"])
+    if sign_with is not None and output is None:
+        raise click.UsageError("--sign-with signs a bundle: name its folder with -o")
+    key = _maker_key(sign_with)
     # gRPC says on stderr what every fault of a case does to its connections.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     suite = _suite()
@@ -145,10 +171,12 @@ def run(
         from erxhub.conform.bundle import write_bundle
 
         try:
-            write_bundle(result, output)
+            write_bundle(result, output, key)
         except OSError as error:
             raise _harness_error(f"the bundle cannot be written: {error}") from None
         click.echo(f"bundle: {output}", err=True)
+        if key is not None:
+            click.echo(f"signed by {key.public_key.hex()}", err=True)
     raise click.exceptions.Exit(int(result.exit_code()))
 
 
@@ -156,8 +184,11 @@ def run(
 @click.argument("bundle", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--key", metavar="HEX", help="The Ed25519 key that must have signed; by default the manifest's own.")
 def verify(bundle: Path, key: str | None) -> None:
-    """Check every file of a bundle against its manifest, and the manifest's signature; needs no network (校验)."""
-    from erxhub.conform.bundle import verify_bundle
+    """Check every file of a bundle against its manifest, and the manifest's signature; needs no network (校验).
+
+    Without --key this shows that nothing was altered since; with the key that its maker handed over, also who made it.
+    """
+    from erxhub.conform.bundle import named_key, verify_bundle
 
     if not bundle.is_dir():
         raise _harness_error(f"there is no folder {bundle}")
@@ -171,6 +202,23 @@ def verify(bundle: Path, key: str | None) -> None:
     if problems:
         raise click.exceptions.Exit(FAILURES)
     click.echo("ok: every file is as it was signed 文件与签名一致")
+    if pinned is None:
+        click.echo(
+            f"signed by {named_key(bundle)}; whose key that is, only --key can tell 签名方未核实，请用 --key 指定公钥"
+        )
+    else:
+        click.echo("signed by the key that was demanded 签名密钥与指定公钥一致")
+
+
+def _maker_key(path: Path | None) -> SigningKey | None:
+    """Before the run, so that a key that is none costs no run."""
+    from erxhub.conform.bundle import maker_key
+    from erxhub.crypto.suites import KeyFormatError
+
+    try:
+        return None if path is None else maker_key(path)
+    except (OSError, KeyFormatError) as error:
+        raise _harness_error(f"--sign-with {path}: {error}") from None
 
 
 def _check_way(role: str, driver: str | None, attach: bool, hub: object) -> None:
@@ -305,9 +353,13 @@ def _summary(result: RunResult) -> None:
 class _Terminal:
     """The operator, at this terminal."""
 
-    async def do(self, card: Text) -> bool:
+    async def do(self, card: Text, details: Sequence[str]) -> bool:
         """Shows a card; Enter when it is done, s and Enter when it cannot be done."""
         click.echo(f"\n── {card.zh}\n   {card.en}")
-        click.echo("   [Enter: 完成 done; s: 无法执行 cannot]", nl=False)
+        for detail in details:
+            click.echo(f"     {detail}")
+        click.echo("   [Enter: 完成 done; s: 无法执行 cannot] ", nl=False)
         answer = await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
+        if not sys.stdin.isatty():
+            click.echo()
         return bool(answer) and answer.strip().lower() != "s"

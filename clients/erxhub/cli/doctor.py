@@ -18,6 +18,7 @@ from erxhub.cli.session import context_option
 if TYPE_CHECKING:
     from erxhub.cli.context import Context, Contexts
     from erxhub.client import Environment
+    from erxhub.ledger.postgres_inspection import PostgresFacts
 
 OK: Final = "ok"
 WARN: Final = "warn"
@@ -25,6 +26,11 @@ FAIL: Final = "FAIL"
 EXPIRY_WARNING_MS: Final = 7 * 86_400_000
 HEALTH_TIMEOUT_S: Final = 5.0
 _UNREACHED: Final = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+REACHABLE: Final = "database: reachable"
+SKEW_WARNING_MS: Final = 1_000
+"""Hubs that are a second apart put entries of one moment into one another's past; streams hide it, reports do not."""
+SKEW_FAILURE_MS: Final = 60_000
+"""The time within which a receipt promises an entry in the log."""
 FREE_BYTES_MIN: Final = 256 * 1024 * 1024
 PROJECT_BEGAN_MS: Final = 1_767_225_600_000
 """2026-01-01: a clock that shows an earlier time is wrong."""
@@ -42,16 +48,18 @@ class Check(NamedTuple):
     detail: str
 
 
-@command("doctor", example="erxhub doctor\nerxhub doctor --context pharmacy --db hub.db")
-@context_option
-@click.option(
-    "--db",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Look at this ledger file too; it is only read.",
+@command(
+    "doctor",
+    example="erxhub doctor\nerxhub doctor --context pharmacy --db hub.db\nerxhub doctor --db postgresql://hub@localhost/erxhub",
 )
+@context_option
+@click.option("--db", metavar="FILE|URL", help="Look at this ledger too, a SQLite file or postgresql://…; only read.")
 @output_option
-def doctor(context_name: str | None, db: Path | None, out: Output) -> None:
+def doctor(context_name: str | None, db: str | None, out: Output) -> None:
     """Check Python, cryptography, contexts, certificates, the clock, the connection, and a database.
+
+    Of a database: whether it can be reached, its schema, what its role may do, whether an acknowledged commit survives
+    a crash, and how far its clock is from this machine's.
 
     Exit code 1 when something has failed, 6 when it is nothing but an unreachable hub.
     """
@@ -59,6 +67,7 @@ def doctor(context_name: str | None, db: Path | None, out: Output) -> None:
 
     from erxhub.cli.context import Contexts
     from erxhub.cli.exits import NEGATIVE, UNAVAILABLE, Failed
+    from erxhub.cli.stores import is_postgres
 
     checks = [*_machine()]
     unreachable: list[Check] = []
@@ -77,7 +86,9 @@ def doctor(context_name: str | None, db: Path | None, out: Output) -> None:
                 checks.append(reached)
                 unreachable += [reached] if any(word in reached.detail for word in _UNREACHED) else []
     if db is not None:
-        checks += _database(db)
+        found = asyncio.run(_postgres(db)) if is_postgres(db) else [*_database(Path(db))]
+        checks += found
+        unreachable += [check for check in found if check.check == REACHABLE and check.result == FAIL]
     out.rows([check._asdict() for check in checks], Check._fields)
     failed = [check for check in checks if check.result == FAIL]
     if failed:
@@ -218,6 +229,7 @@ def _database(path: Path) -> Iterator[Check]:
     if len(header) < 100 or not header.startswith(_SQLITE_MAGIC):
         yield Check("database", FAIL, f"{path} is no SQLite file")
         return
+    yield from _file_schema(path)
     wal = header[18] == header[19] == _WRITE_AHEAD_LOG
     advice = "write-ahead log; the hub writes with synchronous=FULL" if wal else "no write-ahead log; start a hub on it"
     yield Check("database: journal", OK if wal else FAIL, advice)
@@ -226,6 +238,98 @@ def _database(path: Path) -> Iterator[Check]:
     free = shutil.disk_usage(path.resolve().parent).free
     enough = free >= FREE_BYTES_MIN
     yield Check("database: disk", OK if enough else WARN, f"{free // (1024 * 1024)} MiB free")
+
+
+def _file_schema(path: Path) -> Iterator[Check]:
+    from erxhub.ledger.inspection import schema_of_file
+    from erxhub.ledger.migrations import check_version
+    from erxhub.ledger.store import StoreFormatError, StoreUnavailable
+
+    try:
+        version = schema_of_file(path)
+        check_version("sqlite", version, str(path))
+    except (StoreFormatError, StoreUnavailable, OSError) as error:
+        yield Check("database: schema", FAIL, f"{path}: {error}")
+    else:
+        yield Check("database: schema", OK, f"{version}, the one of this release")
+
+
+async def _postgres(url: str) -> list[Check]:
+    """What a PostgreSQL database says of itself, each finding with the next step."""
+    from erxhub.cli.exits import Failed
+    from erxhub.cli.stores import failures_of, shown
+    from erxhub.ports import SystemClock
+
+    name = shown(url)
+    try:
+        with failures_of(url):
+            from erxhub.ledger.postgres_inspection import look_at_postgres
+
+            facts = await look_at_postgres(url, SystemClock())
+    except Failed as error:
+        step = "start the server, or check address, database, role and password"
+        return [Check(REACHABLE, FAIL, f"{error.message}; {step}")]
+    reached = f"{name}: PostgreSQL {facts.server} as {facts.role}"
+    return [
+        Check(REACHABLE, FAIL if facts.is_standby else OK, reached + (", a read-only standby" * facts.is_standby)),
+        *_schema(url, facts),
+        *_durability(facts),
+        _clock(facts),
+        _connections(facts),
+    ]
+
+
+def _schema(url: str, facts: PostgresFacts) -> Iterator[Check]:
+    from erxhub.cli.stores import shown
+    from erxhub.ledger.migrations import check_version
+    from erxhub.ledger.store import StoreFormatError
+
+    try:
+        # With a role that may not read it nothing is known of the schema.
+        if facts.schema or not facts.privileges:
+            check_version("postgres", facts.schema, shown(url))
+            yield Check("database: schema", OK, f"{facts.schema}, the one of this release")
+    except StoreFormatError as error:
+        yield Check("database: schema", FAIL, str(error))
+    if facts.privileges:
+        yield Check("database: privileges", FAIL, facts.privileges)
+    elif facts.schema:
+        yield Check("database: privileges", OK, f"{facts.role} may insert and read entries, and not change them")
+
+
+def _durability(facts: PostgresFacts) -> Iterator[Check]:
+    from erxhub.ledger.postgres_session import DURABLE
+
+    for setting, accepted in DURABLE.items():
+        value = facts.settings[setting]
+        if value in accepted:
+            yield Check(f"database: {setting}", OK, value)
+            continue
+        step = f"ALTER SYSTEM SET {setting} = {accepted[0]}; SELECT pg_reload_conf();"
+        where = "or where ALTER DATABASE or ALTER ROLE changed it"
+        lost = "a crash may lose what was acknowledged, and no hub starts on it"
+        yield Check(f"database: {setting}", FAIL, f"{value}: {lost}. {step} {where}")
+
+
+def _clock(facts: PostgresFacts) -> Check:
+    """Hubs record by their own clocks, so they and the database have to agree."""
+    apart_ms = abs(facts.skew_ms)
+    # What the network took could explain the rest.
+    surely_ms = max(0, apart_ms - facts.skew_uncertain_ms)
+    side = "ahead of" if facts.skew_ms > 0 else "behind"
+    said = f"{apart_ms} ms {side} this machine's, known to {facts.skew_uncertain_ms} ms"
+    if surely_ms < SKEW_WARNING_MS:
+        return Check("database: clock", OK, said)
+    step = "synchronise both machines (chrony or systemd-timesyncd) before more hubs are started"
+    return Check("database: clock", FAIL if surely_ms >= SKEW_FAILURE_MS else WARN, f"{said}; {step}")
+
+
+def _connections(facts: PostgresFacts) -> Check:
+    from erxhub.ledger.postgres import CONNECTIONS_MAX
+
+    enough = facts.connections_free >= CONNECTIONS_MAX
+    said = f"{facts.connections_free} are free, a hub takes up to {CONNECTIONS_MAX}"
+    return Check("database: connections", OK if enough else WARN, said if enough else f"{said}; raise max_connections")
 
 
 def _time(at_ms: int) -> str:

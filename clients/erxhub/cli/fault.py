@@ -26,7 +26,8 @@ def fault() -> None:
 
     A rule is what it is on, a method (Dispensing/Settle, Dispensing/*, *) or an event (settlement.committed), and
     KEY=VALUE each: do, id, actor, rx, nth, prob, max_consecutive, max_total, and for the action delay, code,
-    retry_after, window, lag, after_messages, skew, after_commit, hang, page_size. Durations have a unit: delay=2s.
+    retry_after, window, lag, after_messages, skew, after_commit, hang, page_size, any_order. Durations have a unit:
+    delay=2s.
     """
 
 

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,7 @@ from erxhub.config import Config
 from erxhub.crypto.certs import iso_time
 from erxhub.keys import HubKeys
 from erxhub.ledger.store import Store, StoreUnavailable
-from erxhub.rpc.server import IdentitySource
+from erxhub.rpc.server import IdentitySource, Layer
 
 _TRUE: Final = frozenset({"true", "yes", "on", "1"})
 _FALSE: Final = frozenset({"false", "no", "off", "0"})
@@ -111,10 +111,17 @@ def write_ready(path: Path | None, **facts: object) -> None:
     unfinished.replace(path)
 
 
-async def started(store: Store, identity: IdentitySource, keys: HubKeys, address: str, config: Config) -> Hub:
+async def started(
+    store: Store,
+    identity: IdentitySource,
+    keys: HubKeys,
+    address: str,
+    config: Config,
+    layers: Sequence[Layer] = (),
+) -> Hub:
     """The hub, listening. Otherwise the store is closed and Failed says why."""
     try:
-        hub = await start_hub(store, identity, keys, address=address, config=config)
+        hub = await start_hub(store, identity, keys, address=address, config=config, layers=layers)
     except LedgerRefused as error:
         raise Failed(str(error), NEGATIVE) from None
     except StoreUnavailable as error:

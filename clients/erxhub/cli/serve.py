@@ -5,6 +5,7 @@ Must never: make a key, a certificate or anybody's registration; `erxhub ca`, `k
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,10 @@ from erxhub.cli.commands import command
 from erxhub.cli.stores import database_option
 
 if TYPE_CHECKING:
+    from erxhub.app import Hub
     from erxhub.config import Config
     from erxhub.keys import HubKeys
+    from erxhub.rpc.meter import RpcMeter
     from erxhub.rpc.server import IdentityFiles
 
 _File = click.Path(path_type=Path, dir_okay=False, exists=True)
@@ -41,6 +44,11 @@ _File = click.Path(path_type=Path, dir_okay=False, exists=True)
 @click.option("--trust-domain", required=True, metavar="NAME", help="Callers are spiffe://NAME/<role>/<id>.")
 @click.option("--hub-id", default="hub-1", show_default=True, metavar="ID", help="This process among the hubs.")
 @click.option("--origin", metavar="NAME", help="The ledger's name in receipts; by default <trust domain>/ledger.")
+@click.option(
+    "--metrics",
+    metavar="HOST:PORT",
+    help="Prometheus metrics and `erxhub status`, over HTTP on a loopback address; off by default.",
+)
 @click.option("--config", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the hub; repeatable.")
 @click.option(
     "--log-level",
@@ -51,7 +59,7 @@ _File = click.Path(path_type=Path, dir_okay=False, exists=True)
 @click.option(
     "--ready-file",
     type=click.Path(path_type=Path, dir_okay=False),
-    help='Written when the hub takes calls: {"target": …, "pid": …}.',
+    help='Written when the hub takes calls: {"target": …, "pid": …}, with --metrics also where that listens.',
 )
 def serve(
     db: str,
@@ -63,6 +71,7 @@ def serve(
     trust_domain: str,
     hub_id: str,
     origin: str | None,
+    metrics: str | None,
     settings: tuple[str, ...],
     log_level: str,
     ready_file: Path | None,
@@ -89,18 +98,59 @@ def serve(
     except (OSError, ValueError) as error:
         raise Failed(f"the server's certificate: {error}", USAGE) from None
     config = Config(trust_domain=trust_domain, hub_id=hub_id, origin=origin or f"{trust_domain}/ledger")
-    asyncio.run(_serve(db, keys, identity, address, configured(config, settings), ready_file))
+    if metrics is not None:
+        _check_loopback(metrics)
+    asyncio.run(_serve(db, keys, identity, address, configured(config, settings), metrics, ready_file))
 
 
 async def _serve(
-    db: str, keys: HubKeys, identity: IdentityFiles, address: str, config: Config, ready_file: Path | None
+    db: str,
+    keys: HubKeys,
+    identity: IdentityFiles,
+    address: str,
+    config: Config,
+    metrics: str | None,
+    ready_file: Path | None,
 ) -> None:
     import os
 
     from erxhub.cli.hosting import started, stop_signal, until_stopped, write_ready
     from erxhub.cli.stores import open_store
+    from erxhub.rpc.meter import RpcMeter
+    from erxhub.rpc.methods import METHODS
 
     stopping = stop_signal()
-    hub = await started(await open_store(db), identity, keys, address, config)
-    write_ready(ready_file, target=f"{address.rpartition(':')[0]}:{hub.port}", pid=os.getpid())
-    await until_stopped(hub, stopping)
+    meter = RpcMeter(METHODS) if metrics is not None else None
+    layers = [meter.metered] if meter is not None else []
+    hub = await started(await open_store(db), identity, keys, address, config, layers)
+    facts: dict[str, object] = {"target": f"{address.rpartition(':')[0]}:{hub.port}", "pid": os.getpid()}
+    async with AsyncExitStack() as stack:
+        if metrics is not None and meter is not None:
+            facts["metrics"] = await _operated(hub, meter, config, metrics, stack)
+        write_ready(ready_file, **facts)
+        await until_stopped(hub, stopping)
+
+
+def _check_loopback(address: str) -> None:
+    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.operating import loopback
+
+    try:
+        loopback(address)
+    except ValueError as error:
+        raise Failed(f"--metrics {address}: {error}", USAGE) from None
+
+
+async def _operated(hub: Hub, meter: RpcMeter, config: Config, address: str, stack: AsyncExitStack) -> str:
+    """Open the operator's port until the stack is closed; where it listens."""
+    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.operating import Operations, OperatorPort
+
+    port = OperatorPort(Operations(hub, meter, hub_id=config.hub_id))
+    try:
+        bound = await port.start(address)
+    except OSError as error:
+        await hub.stop()
+        raise Failed(f"--metrics {address}: {error}", USAGE) from None
+    stack.push_async_callback(port.stop)
+    return f"{address.rpartition(':')[0]}:{bound}"

@@ -1,4 +1,4 @@
-"""An auditor with a case: tracing, finding and verifying (审计).
+"""An auditor with a case: tracing, finding, verifying, and taking proofs away (审计).
 
 Owns: the calls that an auditor's certificate may make. Must never: call without the caller's reason; each access is
 recorded with it, and shown to the patient.
@@ -105,6 +105,56 @@ class AuditorClient(CatalogReader, Client):
         """Verifies every entry of the ledger (账本校验) and names each that is broken."""
         request = audit_pb2.VerifyLedgerRequest(case_reason=self._reason(case_reason))
         return await self.connection.unary(self._audit.VerifyLedger, request, timeout_s)
+
+    async def checkpoint(self, *, size: int = 0, timeout_s: float | None = None) -> audit_pb2.GetCheckpointResponse:
+        """A signed checkpoint of the log (检查点): the newest, or that of a size."""
+        return await self.connection.unary(
+            self._audit.GetCheckpoint, audit_pb2.GetCheckpointRequest(size=size), timeout_s
+        )
+
+    async def prove_inclusion(
+        self, *, stream_key: bytes, version: int, case_reason: str | None = None, timeout_s: float | None = None
+    ) -> audit_pb2.ProveInclusionResponse:
+        """That an entry is in the log (包含证明). Verify it with `erxhub.proof.merkle`."""
+        request = audit_pb2.ProveInclusionRequest(
+            stream_key=stream_key, version=version, case_reason=self._reason(case_reason)
+        )
+        return await self.connection.unary(self._audit.ProveInclusion, request, timeout_s)
+
+    async def prove_consistency(
+        self, *, size1: int, size2: int, timeout_s: float | None = None
+    ) -> audit_pb2.ProveConsistencyResponse:
+        """That the log of one size begins that of another (一致性证明)."""
+        request = audit_pb2.ProveConsistencyRequest(size1=size1, size2=size2)
+        return await self.connection.unary(self._audit.ProveConsistency, request, timeout_s)
+
+    async def export_bundle(
+        self, *, rx_no: str, case_reason: str | None = None, timeout_s: float | None = None
+    ) -> audit_pb2.ExportBundleResponse:
+        """Everything that proves one prescription (导出证据包), to be verified offline."""
+        request = audit_pb2.ExportBundleRequest(rx_no=rx_no, case_reason=self._reason(case_reason))
+        return await self.connection.unary(self._audit.ExportBundle, request, timeout_s)
+
+    async def prove_absence(
+        self,
+        *,
+        rx_no: str | None = None,
+        trace_code: str | None = None,
+        stream_key: bytes | None = None,
+        case_reason: str | None = None,
+        timeout_s: float | None = None,
+    ) -> audit_pb2.ProveAbsenceResponse:
+        """That nothing ever happened under a number, or every entry that there is, without content (不存在证明).
+
+        Raises ValueError unless exactly one subject is given.
+        """
+        subjects = {"rx_no": rx_no, "trace_code": trace_code, "stream_key": stream_key}
+        given = [(name, value) for name, value in subjects.items() if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"name exactly one of {', '.join(subjects)}")
+        request = audit_pb2.ProveAbsenceRequest(case_reason=self._reason(case_reason))
+        setattr(request, *given[0])
+        return await self.connection.unary(self._audit.ProveAbsence, request, timeout_s)
 
     def _reason(self, case_reason: str | None) -> str:
         return self.case_reason if case_reason is None else case_reason

@@ -247,7 +247,7 @@ class Connection:
             reply = await method(request, timeout=self._timeout(timeout_s))
         except grpc.aio.AioRpcError as error:
             raise self._failure(error, request) from error
-        self._check_reply(reply, request)
+        self.check_reply(reply, request)
         return reply
 
     async def client_stream(
@@ -275,7 +275,7 @@ class Connection:
             reply = await call
         except grpc.aio.AioRpcError as error:
             raise self._failure(error, None) from error
-        self._check_reply(reply, None)
+        self.check_reply(reply, None)
         return reply
 
     async def resuming_stream(
@@ -300,18 +300,23 @@ class Connection:
                     yield message
                 return
             except grpc.aio.AioRpcError as error:
-                failure = self._failure(error, request)
-                # A certificate that fails the handshake once fails it every time.
-                hopeless = isinstance(failure, HubUnreachable) and failure.code.startswith("TLS_")
                 failed += 1
-                if error.code() is not grpc.StatusCode.UNAVAILABLE or hopeless:
-                    raise failure from error
-                if failed > self.retry.stream_resumes:
-                    raise failure from error
-                named_ms = failure.retry_after_ms if isinstance(failure, Refusal) else 0
+                await self.before_resuming(error, failed, request)
             finally:
                 call.cancel()
-            await self.environment.sleep_ms(max(named_ms, self._backoff_ms(failed)))
+
+    async def before_resuming(self, error: grpc.aio.AioRpcError, failed: int, request: Message | None = None) -> None:
+        """Waits before a lost stream is opened again; `failed` counts the times without an answer in between, from 1.
+
+        Raises the failure when opening it again is no use: it was refused, or lost too often.
+        """
+        failure = self._failure(error, request)
+        # A certificate that fails the handshake once fails it every time.
+        hopeless = isinstance(failure, HubUnreachable) and failure.code.startswith("TLS_")
+        if error.code() is not grpc.StatusCode.UNAVAILABLE or hopeless or failed > self.retry.stream_resumes:
+            raise failure from error
+        named_ms = failure.retry_after_ms if isinstance(failure, Refusal) else 0
+        await self.environment.sleep_ms(max(named_ms, self._backoff_ms(failed)))
 
     def _timeout(self, timeout_s: float | None) -> float:
         return self.timeout_s if timeout_s is None else timeout_s
@@ -321,7 +326,8 @@ class Connection:
         longest = min(self.retry.backoff_max_ms, self.retry.backoff_ms << (failed - 1))
         return longest // 2 + self.environment.below(longest // 2 + 1)
 
-    def _check_reply(self, reply: Message, request: Message | None) -> None:
+    def check_reply(self, reply: Message, request: Message | None) -> None:
+        """Raises ReceiptInvalid for a reply without the receipt that it should have."""
         if not self._verify_receipts or "receipt" not in reply.DESCRIPTOR.fields_by_name:
             return
         try:

@@ -88,6 +88,7 @@ _ARGUMENTS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "after_commit": ("after_commit", _truth),
     "hang": ("hang", _truth),
     "page_size": ("page_size", _whole),
+    "any_order": ("any_order", _truth),
 }
 _COUNTS: Final = ("matched", "fired")
 """Output of the sandbox: read past, so that what a list prints can be set again."""

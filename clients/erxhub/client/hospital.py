@@ -6,9 +6,10 @@ Must never: keep state of a visit or a prescription; the hub does.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 
 from erxhub.client.base import Client, page_of
+from erxhub.client.bulk import BulkUpload, Outcome
 from erxhub.client.connection import Connection
 from erxhub.client.request_ids import RequestIds
 from erxhub.client.shared_calls import CatalogReader, VoucherVerifier
@@ -234,6 +235,18 @@ class HospitalClient(CatalogReader, VoucherVerifier, Client):
             signed_at_ms=self._now_unless(signed_at_ms),
         )
         return await self.connection.unary(self._prescribing.UploadPrescription, request, timeout_s)
+
+    def upload_many(
+        self, requests: AsyncIterable[prescribing_pb2.UploadPrescriptionRequest]
+    ) -> AsyncIterator[tuple[prescribing_pb2.UploadPrescriptionRequest, Outcome]]:
+        """Uploads many prescriptions over one stream; `signing.signed_upload` makes the requests.
+
+        Gives each request with its outcome, in order: the reply, or the Refusal (CallFailed for a failure inside the
+        hub) that `upload` would have raised, which ends nothing. A lost stream goes on by itself: what was not answered
+        is sent again with the same request ids. Raises Refusal when the stream itself is refused, HubUnreachable when
+        it cannot be opened again, ReceiptInvalid, and what `requests` raises.
+        """
+        return BulkUpload(self.connection, requests).outcomes()
 
     async def revoke(
         self,

@@ -7,8 +7,9 @@ review.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from erxhub.conform.checks import Skipped
@@ -40,6 +41,38 @@ CARDS: Final[Mapping[str, Text]] = {
     "resume": Text("Let the product finish what was left unfinished.", "让产品完成未决操作。"),
     "reset": Text("Clear the product's local data.", "清空产品本地数据。"),
 }
+LABELS: Final[Mapping[str, Text]] = {
+    "voucher_code": Text("e-voucher code, good for a minute", "凭证码，一分钟内有效"),
+    "rx_qr": Text("prescription QR value", "处方二维码"),
+    "rx_no": Text("prescription number", "医保处方编号"),
+    "person_no": Text("insured person", "参保人编号"),
+    "business_type": Text("business type of the code", "凭证业务类型"),
+    "decision": Text(
+        "decision: pass, reject or return to the doctor", "审方结论：pass 通过、reject 不通过、return 退回医师"
+    ),
+    "opinion": Text("opinion", "审方意见"),
+    "pay": Text("who pays: insured or self", "支付方式：insured 医保、self 自费"),
+    "use_account": Text("from the personal account too", "使用个人账户"),
+    "reason": Text("reason", "原因"),
+    "sign_code": Text("code that the patient tells the courier", "患者告知的签收码"),
+    "step": Text("step of the delivery", "配送步骤"),
+    "doctor_code": Text("doctor", "医师编号"),
+    "encounter_id": Text("visit", "就诊编号"),
+    "hospital_rx_no": Text("the hospital's own number", "医院处方编号"),
+    "valid_days": Text("days of validity", "有效天数"),
+    "diagnoses": Text("diagnoses", "诊断"),
+    "lines": Text("drugs: how many, or which", "药品：数量或明细"),
+    "lots": Text("packs", "药品批次"),
+    "prescription": Text("fields that differ from the usual", "与常规不同的处方字段"),
+}
+"""What a card calls the arguments of operations, in the order in which it shows them."""
+_RESET: Final = Text(
+    "A case begins: clear the product's local data (not its configuration).", "用例开始：清空产品本地数据（保留配置）。"
+)
+_CONFIGURE: Final = Text(
+    "Configure the product with the following. The folder is there until the run ends; all of it is in the first file.",
+    "请按下列内容配置产品。文件夹保留至本次运行结束，首个文件含全部内容。",
+)
 _END: Final = Text("End the product's process at once (as a power cut would).", "立即强制结束产品进程（模拟断电）。")
 _AGAIN: Final = Text("End the product in order and start it again.", "正常退出产品并重新启动。")
 
@@ -47,8 +80,8 @@ _AGAIN: Final = Text("End the product in order and start it again.", "正常退�
 class Operator(Protocol):
     """The person at the product, as the harness reaches him."""
 
-    async def do(self, card: Text) -> bool:
-        """Shows a card and waits; False when the operator cannot do it."""
+    async def do(self, card: Text, details: Sequence[str]) -> bool:
+        """Shows a card, with what it is about line by line, and waits; False when the operator cannot do it."""
 
 
 class AttachedSut:
@@ -67,26 +100,19 @@ class AttachedSut:
         if not self._arguments:
             identity = await world.identity(world.sut_role, INSTITUTIONS[world.sut_role])
             self._arguments = write_files(world, identity, folder / "files")
-            lines = "\n".join(
-                f"  {name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-                for name, value in self._arguments.items()
-                if name != "trusted_signers"
-            )
-            signers = folder / "files" / "trusted_signers.json"
-            signers.write_text(json.dumps(self._arguments["trusted_signers"], ensure_ascii=False, indent=1))
-            lines += f"\n  trusted_signers: {signers}"
-            await self._ask(Text(f"Configure the product:\n{lines}", f"请配置产品：\n{lines}"))
-        await self._ask(CARDS["reset"])
+            everything = folder / "files" / "configuration.json"
+            everything.write_text(json.dumps(self._arguments, ensure_ascii=False, indent=1), encoding="utf-8")
+            shown = {name: value for name, value in self._arguments.items() if name != "trusted_signers"}
+            await self._ask(_CONFIGURE, {"configuration": str(everything), **shown})
+        await self._ask(_RESET)
         await self._changed(changes)
 
     async def operate(
         self, op: str, args: Mapping[str, Any], at_ms: int, *, deadline_ms: int, card: Text | None
     ) -> Any:
         """Shows what to do. Raises Skipped when the operator cannot."""
-        shown = card or CARDS[op]
-        with_what = "; ".join(f"{name} = {value}" for name, value in args.items())
-        more = f" [{with_what}]" if with_what else ""
-        await self._ask(Text(shown.en + more, shown.zh + more))
+        known = {name: args[name] for name in LABELS if name in args}
+        await self._ask(card or CARDS[op], {**known, **args})
         return {}
 
     async def observed(self, result: Mapping[str, Any], during: list[sandbox_pb2.Exchange]) -> Mapping[str, Any]:
@@ -111,12 +137,18 @@ class AttachedSut:
 
     async def _changed(self, changes: Mapping[str, Any]) -> None:
         if changes:
-            what = ", ".join(f"{name} = {value}" for name, value in changes.items())
-            await self._ask(Text(f"Change the product's configuration: {what}.", f"更改产品配置：{what}。"))
+            await self._ask(Text("Change the product's configuration.", "更改产品配置。"), changes)
 
-    async def _ask(self, card: Text) -> None:
-        if not await self._operator.do(card):
+    async def _ask(self, card: Text, details: Mapping[str, Any] = MappingProxyType({})) -> None:
+        if not await self._operator.do(card, [_detail(name, value) for name, value in details.items()]):
             raise Skipped(Text("The operator could not do a step.", "操作员无法完成某一步骤。"))
+
+
+def _detail(name: str, value: Any) -> str:
+    """One line: what it is in both languages, its name in driver-protocol.md, and the value."""
+    told = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    label = LABELS.get(name)
+    return f"{name}: {told}" if label is None else f"{label.zh} / {label.en} ({name}): {told}"
 
 
 def _snake(name: str) -> str:

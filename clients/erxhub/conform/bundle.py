@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -20,7 +21,7 @@ from erxhub.conform.junit import junit_xml
 from erxhub.conform.model import Text
 from erxhub.conform.report_html import report_html
 from erxhub.conform.result import RunResult
-from erxhub.crypto.suites import SUITES, SigningKey
+from erxhub.crypto.suites import SUITES, KeyFormatError, SigningKey
 
 FORMAT: Final = 1
 SUITE: Final = "EdDSA"
@@ -42,6 +43,27 @@ class BundleProblem(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file}: {self.code}: {self.text.en} {self.text.zh}"
+
+
+def maker_key(path: Path) -> SigningKey:
+    """The key of whoever makes bundles: the one in the file (Ed25519, PEM), or a new one that is put there for its
+    owner alone. Raises OSError, KeyFormatError.
+    """
+    if path.exists():
+        kept = SigningKey.from_pem(path.read_bytes())
+        if kept.suite.name != SUITE:
+            raise KeyFormatError(f"a bundle is signed with {SUITE}, and this key is {kept.suite.name}")
+        return kept
+    key = SigningKey.generate(SUITE)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(key.to_pem())
+    return key
+
+
+def named_key(folder: Path) -> str:
+    """The public key that a bundle names as its maker's, hexadecimal; read it once `verify_bundle` found nothing."""
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    return str(manifest["public_key"]["key"])
 
 
 def write_bundle(run: RunResult, folder: Path, key: SigningKey | None = None) -> None:

@@ -16,7 +16,8 @@ from typing import Any, Final
 from erxhub.client import ClientFailure
 from erxhub.client.environment import Environment, SystemEnvironment
 from erxhub.conform.checks import CaseEnded, Checks, NeedsReview, Skipped, Unsupported
-from erxhub.conform.hub.target import HubRun, HubTarget, Unusable
+from erxhub.conform.hub.run import HubRun
+from erxhub.conform.hub.target import HubTarget, Unusable
 from erxhub.conform.load import Suite
 from erxhub.conform.model import SUITES, Text, Verdict
 from erxhub.conform.plan import Described, Planned, make_plan

@@ -13,7 +13,7 @@ Must never: run one.
         ...
         run.checks.refused(reply, "REVIEW_REQUIRED")
 
-What `run` offers is in `erxhub.conform.hub.target.HubRun`; `run.checks` is an `erxhub.conform.checks.Checks`.
+What `run` offers is in `erxhub.conform.hub.run.HubRun`; `run.checks` is an `erxhub.conform.checks.Checks`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from google.protobuf import json_format
+
 from erxhub.client import Refusal
 from erxhub.client.environment import Environment
 from erxhub.conform.checks import CaseEnded, Checks, shown
@@ -18,7 +20,7 @@ from erxhub.conform.judge import Judge, honesty
 from erxhub.conform.model import Text
 from erxhub.conform.robots import Robots
 from erxhub.conform.sut import Sut
-from erxhub.conform.values import Named, matches, plain, resolved
+from erxhub.conform.values import Named, matches, plain, references, resolved
 from erxhub.conform.vocabulary import method_matches
 from erxhub.conform.world import OUTAGE_RULE, World
 from erxhub.harness.v1 import case_pb2
@@ -53,6 +55,7 @@ class Play:
     names: dict[str, Any] = field(default_factory=dict)
     log: list[dict[str, Any]] = field(default_factory=list)
     _running: dict[str, _Running] = field(default_factory=dict)
+    _to_show: dict[str, case_pb2.Voucher] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.judge = Judge(self.world, self.robots, self.sut.wait_scale)
@@ -81,7 +84,11 @@ class Play:
                 await self.robots.prepare(one.state or "effective", made.value, one.by or other)
                 self.names[f"{one.name}{number}" if one.copies else one.name] = made
         for voucher in given.vouchers:
-            await self._voucher(voucher, "given")
+            if self.sut.tells or voucher.magic:
+                await self._voucher(voucher, "given")
+            else:
+                # A code lives a minute, and an operator takes his time: the patient shows it when it is asked for.
+                self._to_show[voucher.name] = voucher
 
     async def play(self) -> None:
         """Every step. Raises CaseEnded, DriverFault, OperationUnsupported, ClientFailure, UnknownName."""
@@ -110,6 +117,9 @@ class Play:
         do: Callable[[Any, str], Awaitable[Any]] = getattr(self, f"_{verb}")
         entry = {"where": where, "verb": verb, "did": "", "came": ""}
         self.log.append(entry)
+        for name in references(json_format.MessageToDict(step)) if self._to_show else ():
+            if name in self._to_show:
+                await self._voucher(self._to_show.pop(name), where)
         came = await do(getattr(step, verb), where)
         entry["did"] = _summary(verb, getattr(step, verb))
         entry["came"] = "" if came is None else shown(_told(came))

@@ -98,6 +98,8 @@ class Workspace:
     replies: dict[tuple[str, str], Any] = field(default_factory=dict)
     catalog: dict[tuple[str, str, str], bytes | None] = field(default_factory=dict)
     listings: dict[tuple[str, bytes, int], list[bytes]] = field(default_factory=dict)
+    newest_listed: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    """Position of the newest row of a list that was loaded; 0 for an empty one."""
     secrets: dict[tuple[str, str], tuple[tuple[str, bytes], ...]] = field(default_factory=dict)
     """The names under which secrets of this batch are looked for: each is asked for many times."""
     added: dict[tuple[str, bytes], list[bytes]] = field(default_factory=dict)
@@ -142,6 +144,12 @@ class WorkingDraft:
         self.ledger_key = ledger_key
         self.pending: list[Pending] = []
         self.changed: dict[bytes, Working] = {}
+        self.read: set[bytes] = set()
+        """Streams that the decision looked at: on a database with several hubs they must still be so at its commit."""
+        self.absent: set[tuple[str, bytes]] = set()
+        """Names that would have denied it, and lead nowhere."""
+        self.lists: set[tuple[str, bytes]] = set()
+        """Lists by whose end it decided."""
         self.names: list[tuple[tuple[str, bytes], bytes]] = []
         """(name, stream key) of every name that the events give; known from `apply` on."""
         self.listings: list[tuple[tuple[str, bytes], bytes, int]] = []
@@ -184,6 +192,8 @@ class WorkingDraft:
 
     def find(self, space: str, key: bytes) -> bytes | None:
         name = (space, key)
+        if space in index.DENYING:
+            self.absent.add(name)
         try:
             return self._workspace.names[name]
         except KeyError:
@@ -213,6 +223,8 @@ class WorkingDraft:
         except KeyError:
             self._wanted.listings.add((space, key, limit))
             raise Missing from None
+        if space in index.DECIDING_LISTS:
+            self.lists.add((space, key))
         added = self._workspace.added.get((space, key), [])
         return list(dict.fromkeys([*reversed(added), *stored]))[:limit]
 
@@ -228,6 +240,7 @@ class WorkingDraft:
         return AcceptedBefore(found.method, found.stream_key or b"", found.version or 0)
 
     def _working(self, stream_key: bytes) -> Working | None:
+        self.read.add(stream_key)
         try:
             return self.changed.get(stream_key) or self._workspace.streams[stream_key]
         except KeyError:
@@ -250,6 +263,7 @@ class WorkingDraft:
         if stream_key not in self._workspace.streams:
             self._wanted.streams.add(stream_key)
             raise Missing
+        self.read.add(stream_key)
         working = self._workspace.streams[stream_key]
         assert working is not None, "a cause is a stream that exists"
         return working.leaf_hash
@@ -318,6 +332,27 @@ class WorkingDraft:
     def in_commit_order(self) -> list[Pending]:
         """The events as they are sealed: by kind of stream, in the order of emission within a kind."""
         return sorted(self.pending, key=lambda event: _RANK[event.stream_kind])
+
+    def rests_on(
+        self,
+    ) -> tuple[
+        tuple[tuple[bytes, int], ...],
+        tuple[tuple[str, bytes], ...],
+        tuple[tuple[str, bytes, int], ...],
+    ]:
+        """What the decision rests on beside what it extends; before `apply`.
+
+        That is (stream key, version) of streams that it read, names that are absent, and (space, key, newest position)
+        of lists. The ledger's own stream is left out: what is published there binds from the next look-up on, and what
+        must bind at once (a revocation) has a name whose absence counts.
+        """
+        space = self._workspace
+        streams = ((key, space.streams.get(key)) for key in self.read - self.changed.keys())
+        return (
+            tuple((key, stream.version) for key, stream in streams if stream is not None and stream.kind != "ledger"),
+            tuple(name for name in self.absent if space.names.get(name) is None),
+            tuple((*place, space.newest_listed[place]) for place in self.lists),
+        )
 
     def apply(self) -> None:
         """Make the draft's changes visible to the later commands of the batch; nothing is emitted any more."""

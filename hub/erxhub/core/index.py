@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from erxhub.core.keys import PlacedKey
 from erxhub.v1 import state_pb2
 
 Name = tuple[str, bytes]
@@ -24,6 +25,16 @@ ACCESS: Final = "access"
 
 PERSON_ACCESS: Final = "person_access"
 """The same under the person whose prescription it was."""
+
+REVOKED_CERTIFICATE: Final = "revoked_certificate"
+REVOKED_KEY: Final = "revoked_key"
+
+DENYING: Final = frozenset({REVOKED_CERTIFICATE, REVOKED_KEY})
+"""Spaces of names by whose absence decisions are made that do not give them. Any other name is given by whoever
+decides by its absence, or its absence ends in a refusal; so that it is unique is enough there."""
+
+DECIDING_LISTS: Final = frozenset({"encounter_rx"})
+"""Lists by whose end something is decided: that a visit has no further prescription."""
 
 
 def hospital_rx_name(hospital_code: str, hospital_rx_no: str) -> Name:
@@ -49,13 +60,16 @@ def watchers(state: state_pb2.PrescriptionState) -> Iterator[str]:
     yield from {order.pharmacy_code for order in state.orders}
 
 
-def related(stream_kind: str, state: Any) -> tuple[bytes, ...]:
+def related(stream_kind: str, key: bytes, state: Any) -> tuple[bytes, ...]:
     """The streams that a step of this one is likely to read as well: none of them has a deadline."""
     if stream_kind == "voucher":
-        return (state.person_key,)
+        return (PlacedKey.made(state.person_key, beside=key),)
     if stream_kind == "prescription":
+        person_key = PlacedKey.made(state.person_key, beside=key, surely=False)  # most are treated where they live
         # The visit is over for whoever comes after the upload.
-        return (state.person_key,) if state.uploaded_version else (state.person_key, state.encounter_key)
+        if state.uploaded_version:
+            return (person_key,)
+        return person_key, PlacedKey.made(state.encounter_key, beside=key)
     return ()
 
 
@@ -98,9 +112,9 @@ def _authorization(payload: Any, mac: Mac) -> Iterator[Name]:
 
 def _revoked(payload: Any, mac: Mac) -> Iterator[Name]:
     if payload.key_id:
-        yield "revoked_key", payload.key_id.encode()
+        yield REVOKED_KEY, payload.key_id.encode()
     else:
-        yield "revoked_certificate", payload.certificate_sha256
+        yield REVOKED_CERTIFICATE, payload.certificate_sha256
 
 
 def _edition(payload: Any, mac: Mac) -> Iterator[Name]:

@@ -14,11 +14,32 @@ def stream_key(kind: str, stream_id: bytes) -> bytes:
     return hashlib.sha256(_PREFIX + len(name).to_bytes(4, "big") + name + stream_id).digest()
 
 
+class PlacedKey(bytes):
+    """A stream's key that also tells in which area the stream lives, for a ledger that is spread by area.
+
+    In all else it is its bytes: whoever drops what it tells has it looked for everywhere.
+    """
+
+    area: str
+    """Six digits, or "" for a stream of no area."""
+    beside: bytes
+    """A stream that was loaded and lives in the same area, where the digits are not known; otherwise b""."""
+    surely: bool
+    """False: it lives there as a rule."""
+
+    @classmethod
+    def made(cls, key: bytes, area: str = "", beside: bytes = b"", *, surely: bool = True) -> PlacedKey:
+        """The key with what is known of its place."""
+        placed = cls(key)
+        placed.area, placed.beside, placed.surely = area, beside, surely
+        return placed
+
+
 def prescription_key(rx_no: str) -> bytes:
     """The stream of a prescription; anybody who knows the number can compute it."""
-    return stream_key("prescription", rx_no.encode())
+    return PlacedKey.made(stream_key("prescription", rx_no.encode()), rx_no[:6])
 
 
 def trace_code_key(trace_code: str) -> bytes:
     """The stream of a drug trace code; anybody who knows the code can compute it."""
-    return stream_key("trace_code", trace_code.encode())
+    return PlacedKey.made(stream_key("trace_code", trace_code.encode()))

@@ -15,14 +15,20 @@ import ctypes
 import functools
 import importlib.util
 import sys
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from ctypes import POINTER, byref, c_char_p, c_int, c_long, c_size_t, c_ulong, c_void_p
 from typing import Any
 
 from erxhub.crypto import sm2_encoding as encoding
 from erxhub.crypto import sm2_pure
+from erxhub.crypto.sm2_tables import Curve, KeyTable, OpenSslError
 
 PUBLIC_KEYS_KEPT = 4096  # parsed keys, some 2 KiB each; a miss costs about 80 µs, a third of a verification
+TABLES_KEPT = 512  # of the keys used last, 86 KB each: 44 MB in all
+USES_BEFORE_TABLE = 4  # a table takes as long to make as it saves in some four verifications
 
 _MINIMUM_VERSION = 0x30000000
 _DER_SIGNATURE_SIZE_MAX = 72
@@ -41,8 +47,10 @@ _KNOWN_SIGNATURE = bytes.fromhex(
 )
 
 
-class OpenSslError(Exception):
-    """OpenSSL refused something that only a library without SM2, or exhausted memory, explains."""
+def _bind(library: ctypes.CDLL, name: str, restype: Any, *argtypes: Any) -> Callable[..., Any]:
+    function = library[name]
+    function.restype, function.argtypes = restype, argtypes
+    return function
 
 
 class _Key:
@@ -65,14 +73,8 @@ class _Library:
     """
 
     def __init__(self, path: str) -> None:
-        keeping, releasing = ctypes.PyDLL(path), ctypes.CDLL(path)
-
-        def bind(library: ctypes.CDLL, name: str, restype: Any, *argtypes: Any) -> Callable[..., Any]:
-            function = library[name]
-            function.restype, function.argtypes = restype, argtypes
-            return function
-
-        short = functools.partial(bind, keeping)
+        self.short = short = functools.partial(_bind, ctypes.PyDLL(path))
+        self.long = long = functools.partial(_bind, ctypes.CDLL(path))
         if short("OpenSSL_version_num", c_ulong)() < _MINIMUM_VERSION:
             raise OSError(f"{path} is older than OpenSSL 3")
         version: bytes = short("OpenSSL_version", c_char_p, c_int)(0)
@@ -91,8 +93,8 @@ class _Library:
         self.sign_init = short("EVP_DigestSignInit", c_int, *init_types)
         self.verify_init = short("EVP_DigestVerifyInit", c_int, *init_types)
         self.set_user_id = short("EVP_PKEY_CTX_set1_id", c_int, c_void_p, c_char_p, c_int)
-        self.sign = bind(releasing, "EVP_DigestSign", c_int, c_void_p, c_char_p, POINTER(c_size_t), c_char_p, c_size_t)
-        self.verify = bind(releasing, "EVP_DigestVerify", c_int, c_void_p, c_char_p, c_size_t, c_char_p, c_size_t)
+        self.sign = long("EVP_DigestSign", c_int, c_void_p, c_char_p, POINTER(c_size_t), c_char_p, c_size_t)
+        self.verify = long("EVP_DigestVerify", c_int, c_void_p, c_char_p, c_size_t, c_char_p, c_size_t)
         # Fetched once and never freed: an implicit fetch in every operation would cost several microseconds.
         self.sm3 = c_void_p(self.md_fetch(None, b"SM3", None))
         if not self.sm3:
@@ -147,13 +149,67 @@ class OpenSslSigner:
         return encoding.signature_from_der(buffer.raw[: size.value])
 
 
-class OpenSslBackend:
-    """SM2 by OpenSSL, safe to use from several threads at once. Made by `load()`."""
+class _PublicKey:
+    """A public key on the curve: for EVP, and with a table when it is used often."""
 
-    def __init__(self, library: _Library) -> None:
+    __slots__ = ("_identity", "evp", "point", "table", "uses")
+
+    def __init__(self, point: sm2_pure.Point, evp: _Key) -> None:
+        self.point = point
+        self.evp = evp
+        self.uses = 0
+        self.table: KeyTable | None = None
+        self._identity = (b"", sm2_pure.identity_digest(b"", point))
+
+    def message_digest(self, user_id: bytes, message: bytes) -> int:
+        """e = SM3(ZA ‖ message); ZA is kept for the user id that came last, which is nearly always the same."""
+        if self._identity[0] != user_id:
+            self._identity = (user_id, sm2_pure.identity_digest(user_id, self.point))
+        return int.from_bytes(sm2_pure.sm3(self._identity[1] + message), "big")
+
+
+class _Tables:
+    """Which keys have a table: those that were used more than `uses_before` times, and then of late."""
+
+    def __init__(self, curve: Curve, uses_before: int) -> None:
+        self.curve = curve
+        self._uses_before = uses_before
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[_PublicKey, None] = OrderedDict()
+
+    def of(self, key: _PublicKey, public_key: bytes) -> KeyTable | None:
+        """The table for this use of the key, or None when it has none yet."""
+        if key.table is None:
+            key.uses += 1  # two threads may count one use: the table comes a verification later
+            if key.uses <= self._uses_before:
+                return None
+            key.table = self.curve.table(public_key)
+        table = key.table
+        with self._lock:
+            self._kept[key] = None
+            self._kept.move_to_end(key)
+            if len(self._kept) > TABLES_KEPT:
+                dropped, _ = self._kept.popitem(last=False)
+                dropped.table, dropped.uses = None, 0
+        return table
+
+
+class OpenSslBackend:
+    """SM2 by OpenSSL, safe to use from several threads at once. Made by `load()`.
+
+    A key gets a table after `uses_before_table` verifications; None for never.
+    """
+
+    def __init__(self, library: _Library, uses_before_table: int | None = USES_BEFORE_TABLE) -> None:
         self.name = library.version
         self._library = library
         self._public_key = functools.lru_cache(maxsize=PUBLIC_KEYS_KEPT)(self._parse_public_key)
+        self._tables: _Tables | None = None
+        if uses_before_table is not None:
+            with suppress(OpenSslError, AttributeError):
+                curve = Curve(library.short, library.long)
+                if _tables_prove_themselves(curve):
+                    self._tables = _Tables(curve, uses_before_table)
 
     def public_key(self, scalar: bytes) -> bytes:
         """The uncompressed public point of a 32-byte private scalar in range."""
@@ -178,6 +234,14 @@ class OpenSslBackend:
             key = self._public_key(public_key)
         except ValueError:
             return False
+        if self._tables is not None:
+            table = self._tables.of(key, public_key)
+            if table is not None:
+                r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
+                return self._tables.curve.verify(table, key.message_digest(user_id, message), r, s)
+        return self._verify_once(key.evp, message, signature, user_id)
+
+    def _verify_once(self, key: _Key, message: bytes, signature: bytes, user_id: bytes) -> bool:
         library = self._library
         der = encoding.signature_to_der(signature)
         context = library.context(library.verify_init, key, user_id)
@@ -191,10 +255,11 @@ class OpenSslBackend:
             library.err_clear_error()
         return verdict == 1
 
-    def _parse_public_key(self, public_key: bytes) -> _Key:
-        if sm2_pure.parse_point(public_key) is None:
+    def _parse_public_key(self, public_key: bytes) -> _PublicKey:
+        point = sm2_pure.parse_point(public_key)
+        if point is None:
             raise ValueError("not an uncompressed point on the SM2 curve")
-        return self._library.key(self._library.d2i_public, encoding.public_key_der(public_key))
+        return _PublicKey(point, self._library.key(self._library.d2i_public, encoding.public_key_der(public_key)))
 
 
 def _candidates() -> Iterator[str]:
@@ -229,6 +294,20 @@ def _proves_itself(backend: OpenSslBackend) -> bool:
         )
     except (OpenSslError, ValueError):
         return False
+
+
+def _tables_prove_themselves(curve: Curve) -> bool:
+    """The deprecated functions show once that they are there, and that they do what they are meant to do."""
+    point = sm2_pure.parse_point(_KNOWN_PUBLIC_KEY)
+    assert point is not None
+    table = curve.table(_KNOWN_PUBLIC_KEY)
+    digest = sm2_pure.message_digest(_KNOWN_USER_ID, point, _KNOWN_MESSAGE)
+    r, s = int.from_bytes(_KNOWN_SIGNATURE[:32], "big"), int.from_bytes(_KNOWN_SIGNATURE[32:], "big")
+    return (
+        curve.verify(table, digest, r, s)
+        and not curve.verify(table, digest + 1, r, s)
+        and not curve.verify(table, digest, s, r)
+    )
 
 
 def load() -> OpenSslBackend | None:

@@ -19,7 +19,7 @@ import functools
 import hashlib
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from types import MappingProxyType
@@ -32,11 +32,13 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from erxhub.crypto import sm2
 from erxhub.crypto.sm2_encoding import is_sm2_private_key_pem
+from erxhub.crypto.verify_process import Asked, Checks, VerifyProcess
 
 DEFAULT_SUITE: Final = "ES256"
 SIGNATURE_SIZE: Final = 64
 PUBLIC_KEYS_KEPT: Final = 4096  # parsed keys per suite; parsing is a fifth of a P-256 verification
-CALLERS_AT_ONCE: Final = 16  # that the verifying thread answers together: some 12 ms for three SM2 signatures each
+CALLERS_AT_ONCE: Final = 16  # that the verifying thread answers together: some 5 ms for three SM2 signatures each
+PROCESS_FROM_CALLERS: Final = 8  # waiting at once: below that a process of its own is not worth its 40 MB
 
 _PEM_START = b"-----BEGIN"
 _P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -313,24 +315,14 @@ class Check(NamedTuple):
     signature: bytes
 
 
-_Checks = Sequence[tuple[str, bytes, bytes, bytes]]
-
-
-def _verify_each(checks: _Checks) -> list[bool]:
+def _verify_each(checks: Checks) -> list[bool]:
     return [SUITES[suite].verify(public_key, message, signature) for suite, public_key, message, signature in checks]
-
-
-class _Asked(NamedTuple):
-    """The checks of one caller, and where it waits for the verdicts."""
-
-    checks: _Checks
-    answer: asyncio.Future[list[bool]]
 
 
 _Answered = tuple[asyncio.Future[list[bool]], list[bool] | Exception]
 
 
-def _answered(asked: _Asked) -> _Answered:
+def _answered(asked: Asked) -> _Answered:
     try:
         return asked.answer, _verify_each(asked.checks)
     except Exception as error:  # noqa: BLE001 raised again where the caller waits, and takes nobody else with it
@@ -351,18 +343,23 @@ class Verifier:
     """Verifies signatures without holding up the event loop. It belongs to one loop.
 
     A P-256 or Ed25519 verification is cheaper than a hop to a thread and runs where it is asked for. SM2
-    takes a quarter of a millisecond and goes to a thread of its own, with the interpreter lock free. Under
-    load the thread takes what many callers ask in one go and wakes the loop once for all of them. A second
-    thread would have to hand the interpreter lock over more often, which costs more than it gains. The
-    queue is bounded by the callers, each of whom waits for its answer.
+    takes a tenth of a millisecond and more, and goes to a thread of its own, with the interpreter lock free.
+    Under load the thread takes what many callers ask in one go, wakes the loop once for all of them, and
+    starts a process; from then on the loop asks that, and the thread is for when it has gone. The queues are
+    bounded by the callers, each of whom waits for its answer.
     """
 
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[_Asked | None] = SimpleQueue()
+    def __init__(self, process_from_callers: int | None = PROCESS_FROM_CALLERS) -> None:
+        """The process starts when so many callers wait at once; None for never."""
+        self._process_from_callers = process_from_callers
+        self._queue: SimpleQueue[Asked | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._process: VerifyProcess | None = None
+        self._process_wanted = process_from_callers is not None
+        self._connecting: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def verify_all(self, checks: _Checks) -> list[bool]:
+    async def verify_all(self, checks: Checks) -> list[bool]:
         """One verdict per (suite, public key, message, signature), in order.
 
         Raises KeyError for an unknown suite, and RuntimeError for a verifier that is closed.
@@ -378,26 +375,36 @@ class Verifier:
         verdicts.update(zip(off_loop, await pending, strict=True))
         return [verdicts[index] for index in range(len(checks))]
 
-    def _ask(self, checks: _Checks) -> asyncio.Future[list[bool]]:
+    def _ask(self, checks: Checks) -> asyncio.Future[list[bool]]:
         if self._closed:
             raise RuntimeError("the verifier is closed")
+        asked = Asked(checks, asyncio.get_running_loop().create_future())
+        if self._process is not None and self._process.ready:
+            self._process.ask(asked)
+        else:
+            self._ask_thread(asked)
+        return asked.answer
+
+    # ---- the thread ----
+
+    def _ask_thread(self, asked: Asked) -> None:
         if self._thread is None:
             # A daemon: a process that ends without `close` does not wait for it.
             self._thread = threading.Thread(target=self._work, name="erxhub-verify", daemon=True)
             self._thread.start()
-        asked = _Asked(checks, asyncio.get_running_loop().create_future())
         self._queue.put(asked)
-        return asked.answer
 
     def _work(self) -> None:
         while not self._closed:
             asked = self._next()
             if asked:
-                answers = [_answered(one) for one in asked]
+                loop = asked[0].answer.get_loop()
                 with suppress(RuntimeError):  # the loop is closed, and nobody waits any more
-                    asked[0].answer.get_loop().call_soon_threadsafe(_hand_out, answers)
+                    if self._process_wanted and len(asked) >= (self._process_from_callers or 0):
+                        self._start_process(loop)
+                    loop.call_soon_threadsafe(_hand_out, [_answered(one) for one in asked])
 
-    def _next(self) -> list[_Asked]:
+    def _next(self) -> list[Asked]:
         """What to verify in one go: whatever waits, or else the next to come. Callers who have gone are left out."""
         taken = [self._queue.get()]
         with suppress(Empty):
@@ -405,8 +412,30 @@ class Verifier:
                 taken.append(self._queue.get_nowait())
         return [asked for asked in taken if asked is not None and not asked.answer.done()]
 
+    # ---- the process ----
+
+    def _start_process(self, loop: asyncio.AbstractEventLoop) -> None:
+        """On the thread, where starting it holds nobody up. Where it cannot be started the thread does all."""
+        self._process_wanted = False
+        process = VerifyProcess(self._process_gone)
+        with suppress(OSError):
+            process.start()
+            self._process = process
+            loop.call_soon_threadsafe(self._connect, process)
+
+    def _connect(self, process: VerifyProcess) -> None:
+        if not self._closed:
+            self._connecting = asyncio.create_task(process.connect())
+
+    def _process_gone(self, left: Iterable[Asked]) -> None:
+        # One that never answered would not do so the next time either.
+        self._process_wanted = self._process is not None and self._process.answered
+        self._process = None
+        for asked in left:
+            self._ask_thread(asked)
+
     def close(self) -> None:
-        """Waits for what is being computed (some milliseconds); callers whose turn has not come are cancelled.
+        """Waits for what the thread computes (some milliseconds); callers whose turn has not come are cancelled.
 
         To be called on the loop.
         """
@@ -417,3 +446,8 @@ class Verifier:
         self._queue.put(None)  # wakes the thread, which sees that it is over
         if self._thread is not None:
             self._thread.join()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._process is not None:
+            self._process.close()
+            self._process = None

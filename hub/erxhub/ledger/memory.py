@@ -6,9 +6,11 @@ Owns the same contract as the others, with dictionaries. It must never be more l
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH
+from erxhub.ledger.log import Checkpoint, Cosignature, Proofs, ProofsWanted
+from erxhub.ledger.memory_log import MemoryLog
 from erxhub.ledger.store import (
     AppendResult,
     Head,
@@ -25,6 +27,7 @@ from erxhub.ledger.store import (
     check_limit,
     check_write,
 )
+from erxhub.proof.tiles import TilePlace
 
 
 class MemoryStore:
@@ -39,6 +42,7 @@ class MemoryStore:
         self._replies: dict[tuple[str, str], Reply] = {}
         self._blobs: dict[tuple[bytes, bytes], bytes] = {}
         self._catalog: dict[tuple[str, str], dict[str, bytes]] = {}
+        self._tree = MemoryLog(self._log, self._streams)
         self._closed = False
 
     def copy(self) -> MemoryStore:
@@ -52,7 +56,12 @@ class MemoryStore:
         twin._replies = self._replies.copy()
         twin._blobs = self._blobs.copy()
         twin._catalog = {edition: rows.copy() for edition, rows in self._catalog.items()}
+        twin._tree = self._tree.copy(twin._log, twin._streams)
         return twin
+
+    @property
+    def others(self) -> None:
+        return None
 
     async def load(self, wanted: Wanted) -> Loaded:
         self._check_open()
@@ -152,6 +161,55 @@ class MemoryStore:
     async def last_position(self) -> int:
         self._check_open()
         return len(self._log)
+
+    @property
+    def integrates(self) -> bool:
+        return True
+
+    async def integrate(self, now_ms: int, leaves_max: int) -> Checkpoint | None:
+        self._check_open()
+        return self._tree.integrate(now_ms, leaves_max)
+
+    async def checkpoint(self, no: int | None = None, size: int | None = None) -> Checkpoint | None:
+        self._check_open()
+        return self._tree.checkpoint(no, size)
+
+    async def checkpoints(self, after_no: int, limit: int) -> list[Checkpoint]:
+        self._check_open()
+        check_limit(limit)
+        return self._tree.checkpoints(after_no, limit)
+
+    async def sign(self, no: int, note: str) -> None:
+        self._check_open()
+        self._tree.sign(no, note)
+
+    async def cosign(self, no: int, lines: Sequence[Cosignature]) -> None:
+        self._check_open()
+        self._tree.cosign(no, lines)
+
+    async def witness_sizes(self) -> dict[str, int]:
+        self._check_open()
+        return self._tree.witness_sizes()
+
+    async def prove(self, wanted: ProofsWanted) -> Proofs:
+        self._check_open()
+        return self._tree.prove(wanted)
+
+    async def inclusion(self, index: int, size: int) -> list[bytes]:
+        self._check_open()
+        return self._tree.inclusion(index, size)
+
+    async def consistency(self, size1: int, size2: int) -> list[bytes]:
+        self._check_open()
+        return self._tree.consistency(size1, size2)
+
+    async def tiles(self, places: Collection[TilePlace]) -> dict[TilePlace, bytes]:
+        self._check_open()
+        return self._tree.tiles(places)
+
+    async def pages(self, paths: Collection[bytes]) -> dict[bytes, bytes]:
+        self._check_open()
+        return self._tree.pages(paths)
 
     async def close(self) -> None:
         self._closed = True

@@ -33,6 +33,9 @@ class Placement(Protocol):
     def of_caller(self, caller: str) -> str:
         """The area of a caller's stored replies."""
 
+    def of_number(self, digits: str) -> str:
+        """The area of a stream whose number begins with these six digits."""
+
 
 class NoAreas:
     """Everything is spread by its own hash: for a ledger that stays on one node, and for tests of stores."""
@@ -50,6 +53,10 @@ class NoAreas:
         return ""
 
     def of_caller(self, caller: str) -> str:
+        """None."""
+        return ""
+
+    def of_number(self, digits: str) -> str:
         """None."""
         return ""
 

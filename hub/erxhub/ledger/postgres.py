@@ -1,6 +1,6 @@
 """The ledger on PostgreSQL, for any number of hubs over one database.
 
-Owns this hub's connections, at most sixteen: one writes, one is the sequencer's, the others read. It must never
+Owns this hub's connections, at most sixteen: one writes, one is the sequencer's, one the log's, the others read. It must never
 write outside `append`, never acknowledge what is not durable (synchronous_commit, checked at the start), and never
 return from an append before readers of every hub find it in lists and log, as long as some hub gives positions.
 """
@@ -8,22 +8,26 @@ return from an append before readers of every hub find it in lists and log, as l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Final, TypeVar, cast
 
 import asyncpg
 
+from erxhub.ledger import postgres_log
+from erxhub.ledger.log import Checkpoint, Cosignature, Proofs, ProofsWanted
 from erxhub.ledger.migrations import check_version, postgres_version
 from erxhub.ledger.placement import NoAreas, Placement, keyed_shard
 from erxhub.ledger.postgres_append import Appender
 from erxhub.ledger.postgres_homes import Homes
+from erxhub.ledger.postgres_log import LogWriter
 from erxhub.ledger.postgres_plan import Home
 from erxhub.ledger.postgres_read import (
     BLOB,
     CATALOG_PAGE,
     DUE,
     ENTRIES,
+    GROWN,
     LISTING_DOWN,
     LISTING_UP,
     LISTINGS,
@@ -58,11 +62,12 @@ from erxhub.ledger.store import (
     check_limit,
     check_write,
 )
+from erxhub.proof.tiles import TilePlace
 
 _T = TypeVar("_T")
 
 CONNECTIONS_MAX: Final = 16
-_READERS: Final = CONNECTIONS_MAX - 2
+_READERS: Final = CONNECTIONS_MAX - 3
 _READER_WAIT_S: Final = 5.0
 
 
@@ -92,11 +97,11 @@ async def open_postgres(
         sequencer = Sequencer(url, may_lead=gives_positions)
         undo.push_async_callback(sequencer.close)
         await sequencer.start()
-        homes = Homes()
         placement = placement or NoAreas()
+        homes = Homes(placement)
         writer = Writer(url, connection, Appender(homes, placement), sequencer)
         undo.pop_all()
-    return PostgresStore(writer, pool, sequencer, homes, placement)
+    return PostgresStore(writer, pool, sequencer, homes, placement, LogWriter(url))
 
 
 class PostgresStore:
@@ -109,18 +114,38 @@ class PostgresStore:
         sequencer: Sequencer,
         homes: Homes,
         placement: Placement,
+        log_writer: LogWriter,
     ) -> None:
         self._writer = writer
         self._pool = pool
         self._sequencer = sequencer
         self._homes = homes
         self._placement = placement
+        self._log_writer = log_writer
         self._closed = False
 
     @property
     def gives_positions(self) -> bool:
         """Whether this hub is the sequencer now."""
         return self._sequencer.holds_lease
+
+    @property
+    def others(self) -> PostgresStore:
+        return self
+
+    async def changed(self, after_position: int) -> int:
+        """See `Others`."""
+        return await self._sequencer.until_beyond(after_position)
+
+    async def grown(self, space: str, keys: Collection[bytes], after_position: int) -> frozenset[bytes]:
+        """See `Others`. After a failure `changed` waits until the database was asked again."""
+        shards = [keyed_shard(self._placement.of_list(space, key), space, key) for key in keys]
+        try:
+            rows = await self._fetch(GROWN, shards, list(keys), space, _bounded(after_position))
+        except BaseException:
+            self._sequencer.doubt()
+            raise
+        return frozenset(row[0] for row in rows)
 
     async def load(self, wanted: Wanted) -> Loaded:
         self._check_open()
@@ -163,7 +188,8 @@ class PostgresStore:
         else:
             statement, bound = LISTING_UP, after_position
         rows = await self._fetch(statement, shard, space, key, _bounded(bound), _bounded(limit))
-        return [ListingRow(*row) for row in rows]
+        self._homes.remember({row[1]: Home(row[4], row[5]) for row in rows})
+        return [ListingRow(*row[:4]) for row in rows]
 
     async def names(self, after: tuple[str, bytes] | None, limit: int) -> list[NameRow]:
         check_limit(limit)
@@ -199,16 +225,64 @@ class PostgresStore:
         position: int = rows[0][0]
         return position
 
+    @property
+    def integrates(self) -> bool:
+        return self._sequencer.holds_lease
+
+    async def integrate(self, now_ms: int, leaves_max: int) -> Checkpoint | None:
+        check_limit(leaves_max)
+        return await self._logging(lambda connection: postgres_log.integrate(connection, now_ms, leaves_max))
+
+    async def checkpoint(self, no: int | None = None, size: int | None = None) -> Checkpoint | None:
+        return await self._reading(lambda connection: postgres_log.checkpoint(connection, no, size))
+
+    async def checkpoints(self, after_no: int, limit: int) -> list[Checkpoint]:
+        check_limit(limit)
+        return await self._reading(lambda connection: postgres_log.checkpoints(connection, after_no, limit))
+
+    async def sign(self, no: int, note: str) -> None:
+        await self._logging(lambda connection: postgres_log.sign(connection, no, note))
+
+    async def cosign(self, no: int, lines: Sequence[Cosignature]) -> None:
+        await self._logging(lambda connection: postgres_log.cosign(connection, no, lines))
+
+    async def witness_sizes(self) -> dict[str, int]:
+        return await self._reading(postgres_log.witness_sizes)
+
+    async def prove(self, wanted: ProofsWanted) -> Proofs:
+        async def from_one_snapshot(connection: Connection) -> Proofs:
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                return await postgres_log.prove(connection, self._homes, wanted)
+
+        return await self._reading(from_one_snapshot)
+
+    async def inclusion(self, index: int, size: int) -> list[bytes]:
+        return await self._reading(lambda connection: postgres_log.inclusion(connection, index, size))
+
+    async def consistency(self, size1: int, size2: int) -> list[bytes]:
+        return await self._reading(lambda connection: postgres_log.consistency(connection, size1, size2))
+
+    async def tiles(self, places: Collection[TilePlace]) -> dict[TilePlace, bytes]:
+        return await self._reading(lambda connection: postgres_log.tiles(connection, places))
+
+    async def pages(self, paths: Collection[bytes]) -> dict[bytes, bytes]:
+        return await self._reading(lambda connection: postgres_log.pages(connection, paths))
+
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
+        await self._log_writer.close()
         await self._writer.close()
         await self._sequencer.close()
         try:
             await asyncio.wait_for(self._pool.close(), _READER_WAIT_S)
         except (TimeoutError, asyncpg.InterfaceError, OSError):
             self._pool.terminate()
+
+    async def _logging(self, job: Callable[[Connection], Awaitable[_T]]) -> _T:
+        self._check_open()
+        return await self._log_writer.run(job)
 
     async def _home(self, connection: Connection, stream_key: bytes) -> Home | None:
         return (await self._homes.find(connection, (stream_key,))).get(stream_key)

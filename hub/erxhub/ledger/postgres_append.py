@@ -21,17 +21,42 @@ from erxhub.ledger.store import Write
 
 _CATALOG_ROWS_AT_ONCE: Final = 20_000  # some 6 MB of an import in one statement
 
-# `w` names what is wanted. The version of a locked row is read from the lock: it is newer than the snapshot when
-# another hub let go of it in between.
-LOCK_STREAMS: Final = """
-SELECT w.key, t.shard, t.stream, coalesce(l.version, t.version), coalesce(l.leaf_hash, t.leaf_hash),
-       w.locks AND l.stream IS NULL
-FROM unnest($1::integer[], $2::bigint[], $3::bytea[], $4::boolean[]) AS w(shard, stream, key, locks)
+_LOOKS_UP, _SHARES, _LOCKS = range(3)
+
+# `w` names what is wanted, and how. The version of a locked or shared row is read from the lock: it is newer than the
+# snapshot when another hub let go of it in between.
+LOCK_STREAMS: Final = f"""
+SELECT w.key, t.shard, t.stream, coalesce(l.version, r.version, t.version), coalesce(l.leaf_hash, t.leaf_hash),
+       w.how > {_LOOKS_UP} AND l.stream IS NULL AND r.stream IS NULL
+FROM unnest($1::integer[], $2::bigint[], $3::bytea[], $4::integer[]) AS w(shard, stream, key, how)
 JOIN state t ON t.shard = w.shard AND t.stream = w.stream
 LEFT JOIN LATERAL (
     SELECT x.stream, x.version, x.leaf_hash FROM state x
-    WHERE x.shard = w.shard AND x.stream = w.stream AND w.locks FOR UPDATE SKIP LOCKED
+    WHERE x.shard = w.shard AND x.stream = w.stream AND w.how = {_LOCKS} FOR UPDATE SKIP LOCKED
 ) l ON true
+LEFT JOIN LATERAL (
+    SELECT x.stream, x.version FROM state x
+    WHERE x.shard = w.shard AND x.stream = w.stream AND w.how = {_SHARES} FOR SHARE SKIP LOCKED
+) r ON true
+"""
+WAIT_FOR_STREAMS: Final = LOCK_STREAMS.replace(" SKIP LOCKED", "")
+# A lock of the node with the log, in its memory. Whoever knows that a denying name is absent holds a share of it until
+# the commit, and whoever gives one holds it alone. It is taken before the names are looked at and before any row.
+_DENIALS: Final = 0x6572786875620001
+SHARE_DENIALS: Final = f"SELECT pg_advisory_xact_lock_shared({_DENIALS})"
+WAIT_FOR_DENIALS: Final = f"SELECT pg_advisory_xact_lock({_DENIALS})"
+FIND_NAMES: Final = """
+SELECT n.space, n.key FROM unnest($1::integer[], $2::text[], $3::bytea[]) AS w(shard, space, key)
+JOIN name n ON n.shard = w.shard AND n.space = w.space AND n.key = w.key
+"""
+# Rows that wait for their position lie in the shards of their streams, whichever these are.
+FIND_GROWN: Final = """
+SELECT w.space, w.key, w.position
+FROM unnest($1::integer[], $2::text[], $3::bytea[], $4::bigint[]) AS w(shard, space, key, position)
+WHERE EXISTS (
+    SELECT FROM listing l
+    WHERE l.shard = w.shard AND l.space = w.space AND l.key = w.key AND l.position > w.position
+) OR EXISTS (SELECT FROM unlisted u WHERE u.space = w.space AND u.key = w.key)
 """
 FIND_LISTED: Final = """
 SELECT w.space, w.key, w.stream_key, w.version
@@ -80,10 +105,10 @@ INSERT INTO content (shard, stream, version, salt, payload)
 SELECT * FROM unnest($1::integer[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bytea[])
 """
 WRITE_STATES: Final = """
-INSERT INTO state AS t (shard, stream, version, leaf_hash, body, due_at_ms)
-SELECT * FROM unnest($1::integer[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bytea[], $6::bigint[])
+INSERT INTO state AS t (shard, stream, version, leaf_hash, body, due_at_ms, recorded_at_ms)
+SELECT * FROM unnest($1::integer[], $2::bigint[], $3::bigint[], $4::bytea[], $5::bytea[], $6::bigint[], $7::bigint[])
 ON CONFLICT (shard, stream) DO UPDATE SET version = excluded.version, leaf_hash = excluded.leaf_hash,
-    body = coalesce(excluded.body, t.body),
+    body = coalesce(excluded.body, t.body), recorded_at_ms = excluded.recorded_at_ms,
     due_at_ms = CASE WHEN excluded.body IS NULL THEN t.due_at_ms ELSE excluded.due_at_ms END
 """
 INSERT_BLOBS: Final = """
@@ -129,20 +154,44 @@ class Appender:
         """Lock what the batch extends and say what fits; inside the caller's transaction. Raises StreamMissing."""
         areas = [self.placement.begun(write) for write in batch]
         wanted = asked(batch, areas, facts)
-        standing = await self._standing(connection, wanted)
+        await self._look_for_denials(connection, batch, facts)
+        standing = await self._standing(connection, wanted, waits=any(write.waits for write in batch))
+        await self._look_at_lists(connection, batch, facts)
         listed = await self._listed(connection, batch, standing)
         return Plan(batch, areas, standing, listed, wanted.begun, facts).make()
 
-    async def _standing(self, connection: Connection, wanted: Asked) -> dict[bytes, Standing]:
-        keys = wanted.lock | wanted.look_up
+    async def _look_for_denials(self, connection: Connection, batch: Sequence[Write], facts: Facts) -> None:
+        """Learn which names are there by whose absence something was decided; none is given before the commit."""
+        absent = {name for write in batch if write.reads is not None for name in write.reads.absent}
+        if any(write.denies for write in batch):
+            await connection.execute(WAIT_FOR_DENIALS)
+        elif absent:
+            await connection.execute(SHARE_DENIALS)
+        if absent:
+            rows = ((self._name_shard(*name), *name) for name in absent)
+            facts.names.update(map(tuple, await connection.fetch(FIND_NAMES, *_columns(rows, 3))))
+
+    async def _look_at_lists(self, connection: Connection, batch: Sequence[Write], facts: Facts) -> None:
+        """Learn which lists grew by whose end something was decided; under the locks of what is extended."""
+        rows = [
+            (self._list_shard(space, key), space, key, position)
+            for write in batch
+            if write.reads is not None
+            for space, key, position in write.reads.lists
+        ]
+        if rows:
+            facts.grown.update(map(tuple, await connection.fetch(FIND_GROWN, *_columns(rows, 4))))
+
+    async def _standing(self, connection: Connection, wanted: Asked, *, waits: bool) -> dict[bytes, Standing]:
+        keys = wanted.lock | wanted.share | wanted.look_up
         if not keys:
             return {}
         homes = await self.homes.find(connection, keys)
         # Sorted, so that the locks of two hubs are taken in one order.
-        places = sorted((home.shard, home.no, key, key in wanted.lock) for key, home in homes.items())
+        places = sorted((home.shard, home.no, key, _how(wanted, key)) for key, home in homes.items())
         if not places:
             return {}
-        rows = await connection.fetch(LOCK_STREAMS, *_columns(places, 4))
+        rows = await connection.fetch(WAIT_FOR_STREAMS if waits else LOCK_STREAMS, *_columns(places, 4))
         return {
             key: Standing(Home(shard, no), version, leaf_hash, taken)
             for key, shard, no, version, leaf_hash, taken in rows
@@ -184,10 +233,14 @@ class Appender:
             rows = ((*place, entry.salt, entry.payload) for place, entry in zip(placed, entries, strict=True))
             await connection.execute(INSERT_CONTENTS, *_columns(rows, 5))
             rows = (
-                (*homes[key], version, leaf_hash, *((None, None) if state is None else (state.body, state.due_at_ms)))
-                for key, (version, leaf_hash, state) in plan.states.items()
+                (
+                    *(*homes[key], version, leaf_hash),
+                    *((None, None) if state is None else (state.body, state.due_at_ms)),
+                    recorded_at_ms,
+                )
+                for key, (version, leaf_hash, state, recorded_at_ms) in plan.states.items()
             )
-            await connection.execute(WRITE_STATES, *_columns(rows, 6))
+            await connection.execute(WRITE_STATES, *_columns(rows, 7))
         blobs = {(*homes[b.stream_key], b.digest): b.data for write in plan.fitting for b in write.blobs}
         if blobs:
             await connection.execute(INSERT_BLOBS, *_columns(((*at, data) for at, data in blobs.items()), 4))
@@ -259,6 +312,12 @@ class Appender:
 
     def _list_shard(self, space: str, key: bytes) -> int:
         return keyed_shard(self.placement.of_list(space, key), space, key)
+
+
+def _how(wanted: Asked, key: bytes) -> int:
+    if key in wanted.lock:
+        return _LOCKS
+    return _SHARES if key in wanted.share else _LOOKS_UP
 
 
 async def _insert_catalog(connection: Connection, plan: Plan, facts: Facts) -> None:

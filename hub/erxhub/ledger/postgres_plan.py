@@ -44,6 +44,8 @@ class Facts:
     """Requests that have their reply."""
     catalog: set[tuple[str, str, str, bytes]] = field(default_factory=set)
     """Catalogue rows as the batch gives them that are there with another body."""
+    grown: set[tuple[str, bytes, int]] = field(default_factory=set)
+    """Lists (space, key, position) that have rows after a position."""
 
 
 class StreamMissing(Exception):
@@ -66,13 +68,17 @@ class Asked:
 
     begun: frozenset[bytes]
     lock: frozenset[bytes]
+    share: frozenset[bytes]
     look_up: frozenset[bytes]
 
 
 def asked(batch: Sequence[Write], areas: Iterable[Mapping[bytes, str | bytes]], facts: Facts) -> Asked:
-    """What to look up. Streams that grow are locked, and so are those whose older entries are put into lists."""
+    """What to look up. Streams that grow are locked, and so are those whose older entries are put into lists; those by
+    which something was decided are shared, so that they do not grow before the commit.
+    """
     begun: set[bytes] = set()
     lock: set[bytes] = set()
+    share: set[bytes] = set()
     look_up: set[bytes] = set()
     for write in batch:
         for entry in write.entries:
@@ -87,9 +93,12 @@ def asked(batch: Sequence[Write], areas: Iterable[Mapping[bytes, str | bytes]], 
         look_up.update(name.stream_key for name in write.names)
         look_up.update(blob.stream_key for blob in write.blobs)
         look_up.update(reply.stream_key for reply in write.replies if reply.stream_key is not None)
+        if write.reads is not None:
+            share.update(key for key, _ in write.reads.streams)
     for begins in areas:
         look_up.update(area for area in begins.values() if isinstance(area, bytes))
-    return Asked(frozenset(begun), frozenset(lock), frozenset(look_up - lock - begun))
+    share -= lock | begun
+    return Asked(frozenset(begun), frozenset(lock), frozenset(share), frozenset(look_up - lock - share - begun))
 
 
 @dataclass(slots=True)
@@ -108,8 +117,8 @@ class Plan:
     busy: set[int] = field(default_factory=set)
     begun: dict[bytes, tuple[int, str]] = field(default_factory=dict)
     """New streams: shard and kind."""
-    states: dict[bytes, tuple[int, bytes, NewState | None]] = field(default_factory=dict)
-    """Streams that grow: version, leaf hash, and the newest state that a Write brings."""
+    states: dict[bytes, tuple[int, bytes, NewState | None, int]] = field(default_factory=dict)
+    """Streams that grow: version, leaf hash, the newest state that a Write brings, and when it was recorded (ms)."""
     catalog: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
     _names: set[tuple[str, bytes]] = field(default_factory=set)
     _replies: set[tuple[str, str]] = field(default_factory=set)
@@ -146,6 +155,8 @@ class Plan:
             return Verdict.CONFLICT
         if self._is_busy(write, causes):
             return Verdict.BUSY
+        if not self._still_so(write):
+            return Verdict.CONFLICT
         heads: dict[bytes, tuple[int, bytes]] = {}
         for entry in write.entries:
             key = entry.header.stream_key
@@ -161,7 +172,19 @@ class Plan:
             return True
         keys = {entry.header.stream_key for entry in write.entries}
         keys.update(listing.stream_key for listing in write.listings)
+        if write.reads is not None:
+            keys.update(key for key, _ in write.reads.streams)
         return any(key in self._busy_streams or self._is_taken(key) for key in keys)
+
+    def _still_so(self, write: Write) -> bool:
+        """Whether all that was read is as it was; nobody can change it before the commit."""
+        reads = write.reads
+        return reads is None or (
+            all(self._head(key)[0] == version for key, version in reads.streams)
+            and self._names.isdisjoint(reads.absent)
+            and self.facts.names.isdisjoint(reads.absent)
+            and self.facts.grown.isdisjoint(reads.lists)
+        )
 
     def _is_taken(self, key: bytes) -> bool:
         standing = self.standing.get(key)
@@ -226,7 +249,8 @@ class Plan:
             if version == 1:
                 self.begun[key] = (self._new_shard(key, areas.get(key, "")), entry.header.stream_kind)
             before = self.states.get(key)
-            self.states[key] = (version, entry.leaf_hash, brought.get(key) or (before[2] if before else None))
+            state = brought.get(key) or (before[2] if before else None)
+            self.states[key] = (version, entry.leaf_hash, state, entry.header.recorded_at_ms)
         self._names.update((name.space, name.key) for name in write.names)
         self._replies.update((reply.caller, reply.request_id) for reply in write.replies)
         self._late.update((row.space, row.key, row.stream_key, row.version) for row in write.listings)

@@ -7,10 +7,12 @@ not. It must never write.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
 from erxhub.ledger.placement import Placement, caller_shard, keyed_shard
+from erxhub.ledger.postgres_append import FIND_GROWN
 from erxhub.ledger.postgres_homes import FIND_EVERYWHERE, Homes
 from erxhub.ledger.postgres_plan import Home
 from erxhub.ledger.postgres_sequencer import LOOK, PLACE_ENTRIES, PLACE_LISTINGS
@@ -21,7 +23,10 @@ UNPLACED: Final = 2**63 - 1
 """The position of an entry that is committed and has none yet: after all that have one."""
 
 # The parts of one look-up. Each row begins with what it is and with the number of what was asked for.
-_HEAD: Final = "s.kind, s.key, t.version, t.leaf_hash, coalesce(t.body, ''::bytea), t.due_at_ms, t.shard, t.stream"
+_HEAD: Final = (
+    "s.kind, s.key, t.version, t.leaf_hash, coalesce(t.body, ''::bytea), t.due_at_ms, t.shard, t.stream,"
+    " coalesce(t.recorded_at_ms, 0)"
+)
 _JOIN_HEAD: Final = "JOIN state t ON t.shard = {0} AND t.stream = {1} JOIN stream s ON s.shard = {0} AND s.no = {1}"
 _NAMES: Final = (
     f"SELECT 1 AS what, w.i, {_HEAD} FROM unnest({{0}}::integer[], {{1}}::text[], {{2}}::bytea[]) WITH ORDINALITY AS"
@@ -36,18 +41,23 @@ _UNKNOWN_STREAMS: Final = (
     f"SELECT 2, w.i, {_HEAD} FROM unnest({{0}}::bytea[]) WITH ORDINALITY AS w(key, i) JOIN stream s ON s.key = w.key"
     " JOIN state t ON t.shard = s.shard AND t.stream = s.no"
 )
+_PLACED_STREAMS: Final = (
+    f"SELECT 2, w.i, {_HEAD} FROM unnest({{0}}::integer[], {{1}}::bytea[]) WITH ORDINALITY AS w(shard, key, i)"
+    " JOIN stream s ON s.shard = w.shard AND s.key = w.key JOIN state t ON t.shard = s.shard AND t.stream = s.no"
+)
 _REPLIES: Final = (
-    "SELECT 3, w.i, r.method, s.key, r.version, r.content_mac, r.body, NULL::bigint, r.shard, NULL::bigint"
+    "SELECT 3, w.i, r.method, s.key, r.version, r.content_mac, r.body, NULL::bigint, r.home, r.stream, NULL::bigint"
     " FROM unnest({0}::integer[], {1}::text[], {2}::text[]) WITH ORDINALITY AS w(shard, caller, request_id, i)"
     " JOIN reply r ON r.shard = w.shard AND r.caller = w.caller AND r.request_id = w.request_id"
     " LEFT JOIN stream s ON s.shard = r.home AND s.no = r.stream"
 )
 _CATALOG: Final = (
     "SELECT 4, w.i, NULL::text, NULL::bytea, NULL::bigint, NULL::bytea, c.body, NULL::bigint, NULL::integer,"
-    " NULL::bigint FROM unnest({0}::text[], {1}::text[], {2}::text[]) WITH ORDINALITY AS w(dataset, edition, code, i)"
+    " NULL::bigint, NULL::bigint FROM unnest({0}::text[], {1}::text[], {2}::text[])"
+    " WITH ORDINALITY AS w(dataset, edition, code, i)"
     " JOIN catalog_row c ON c.dataset = w.dataset AND c.edition = w.edition AND c.code = w.code"
 )
-_PARTS: Final = ((_NAMES, 3), (_STREAMS, 2), (_UNKNOWN_STREAMS, 1), (_REPLIES, 3), (_CATALOG, 3))
+_PARTS: Final = ((_NAMES, 3), (_STREAMS, 2), (_UNKNOWN_STREAMS, 1), (_REPLIES, 3), (_CATALOG, 3), (_PLACED_STREAMS, 2))
 
 _ENTRY: Final = (
     f"SELECT coalesce(i.idx, {UNPLACED}), s.kind, s.key, e.header, e.commitment, e.leaf_hash, c.salt, c.payload,"
@@ -66,7 +76,7 @@ JOIN stream s ON s.shard = e.shard AND s.no = e.stream {_CONTENT}
 WHERE i.idx > $1 ORDER BY i.idx LIMIT $2
 """
 _LISTING: Final = (
-    "SELECT l.position, s.key, l.version, l.value FROM listing l JOIN stream s ON s.shard = l.home AND s.no = l.stream"
+    "SELECT l.position, s.key, l.version, l.value, l.home, l.stream FROM listing l JOIN stream s ON s.shard = l.home AND s.no = l.stream"
     " WHERE l.shard = $1 AND l.space = $2 AND l.key = $3"
 )
 LISTING_UP: Final = f"{_LISTING} AND l.position > $4 ORDER BY l.position LIMIT $5"
@@ -81,6 +91,10 @@ _ALL_NAMES: Final = (
 )
 NAMES_FROM_START: Final = f"{_ALL_NAMES} ORDER BY n.space, n.key LIMIT $1"
 NAMES_AFTER: Final = f"{_ALL_NAMES} WHERE (n.space, n.key) > ($2, $3) ORDER BY n.space, n.key LIMIT $1"
+GROWN: Final = (
+    "SELECT w.key FROM unnest($1::integer[], $2::bytea[]) AS w(shard, key) WHERE EXISTS (SELECT FROM listing l"
+    " WHERE l.shard = w.shard AND l.space = $3 AND l.key = w.key AND l.position > $4)"
+)
 LISTINGS: Final = (
     "SELECT position, space, key, value FROM listing WHERE position > $1 AND position <= $2"
     " ORDER BY position, space, key"
@@ -89,6 +103,9 @@ DUE: Final = (
     "SELECT s.key, t.shard, t.stream FROM state t JOIN stream s ON s.shard = t.shard AND s.no = t.stream"
     " WHERE t.due_at_ms <= $1 ORDER BY t.due_at_ms, t.stream LIMIT $2"
 )
+
+_UNKNOWN: Final = 2
+"""The part that names no shard."""
 
 
 @cache
@@ -104,9 +121,10 @@ def load_statement(parts: tuple[int, ...]) -> str:
 
 OVER_ALL_SHARDS: Final[Mapping[str, str]] = {
     FIND_EVERYWHERE: "a stream whose home this hub has not met yet; it is remembered then",
-    load_statement((2,)): "the same, within the look-ups of one round trip",
+    load_statement((_UNKNOWN,)): "the same, within the look-ups of one round trip",
     NAMES_FROM_START: "verification reads every name there is",
     NAMES_AFTER: "verification reads every name there is",
+    FIND_GROWN: "only a visit's cancellation decides by a list, and what waits for a position is little and soon gone",
     LISTINGS: "verification reads the lists beside the log",
     DUE: "the sweep of deadlines, which one hub does at a time",
     LOOK: "the log is one, so its sequencer takes from every shard",
@@ -121,20 +139,35 @@ async def load(connection: Connection, wanted: Wanted, homes: Homes, placement: 
     names = [(keyed_shard(placement.of_name(*name), *name), *name) for name in wanted.names]
     known: list[Home] = []
     unknown: list[tuple[bytes]] = []
+    placed: list[tuple[int, bytes]] = []
+    elsewhere: list[tuple[bytes]] = []
     for key in wanted.streams:
         home = homes.get(key)
-        if home is None:
-            unknown.append((key,))
-        else:
+        if home is not None:
             known.append(home)
+            continue
+        told = homes.told(key)
+        if told is None:
+            unknown.append((key,))
+            continue
+        placed.append((told[0], key))
+        if not told[1]:
+            elsewhere.append((key,))
     replies = [(caller_shard(placement.of_caller(caller), caller), caller, id_) for caller, id_ in wanted.replies]
     catalog = list(wanted.catalog)
-    asked: Sequence[Sequence[Sequence[Any]]] = (names, known, unknown, replies, catalog)
+    asked: Sequence[Sequence[Sequence[Any]]] = (names, known, unknown, replies, catalog, placed)
     parts = tuple(number for number, rows in enumerate(asked) if rows)
     if not parts:
         return Loaded()
     arguments = [column for part in parts for column in zip(*asked[part], strict=True)]
-    return _loaded(await connection.fetch(load_statement(parts), *arguments), names, replies, catalog, homes)
+    rows = await connection.fetch(load_statement(parts), *arguments)
+    loaded = _loaded(rows, names, replies, catalog, homes)
+    elsewhere = [row for row in elsewhere if row[0] not in loaded.heads]
+    if not elsewhere:
+        return loaded
+    # Not where it lives as a rule. One snapshot is not needed: what was read is looked at again when it is written.
+    rows = await connection.fetch(load_statement((_UNKNOWN,)), *zip(*elsewhere, strict=True))
+    return replace(loaded, heads={**loaded.heads, **_loaded(rows, (), (), (), homes).heads})
 
 
 def _loaded(
@@ -149,14 +182,16 @@ def _loaded(
     found_replies: dict[tuple[str, str], Reply] = {}
     found_catalog: dict[tuple[str, str, str], bytes] = {}
     met: dict[bytes, Home] = {}
-    for what, number, text, key, version, hashed, body, due_at_ms, shard, stream in rows:
+    for what, number, text, key, version, hashed, body, due_at_ms, shard, stream, recorded_at_ms in rows:
         if what == 4:
             found_catalog[catalog[number - 1]] = body
         elif what == 3:
             _, caller, request_id = replies[number - 1]
             found_replies[caller, request_id] = Reply(caller, request_id, text, hashed, body, key, version)
+            if key is not None:
+                met[key] = Home(shard, stream)
         else:
-            heads[key] = Head(text, key, version, hashed, body, due_at_ms)
+            heads[key] = Head(text, key, version, hashed, body, due_at_ms, recorded_at_ms)
             met[key] = Home(shard, stream)
             if what == 1:
                 found_names[names[number - 1][1:]] = key

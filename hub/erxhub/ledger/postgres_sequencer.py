@@ -97,6 +97,8 @@ class Sequencer:
         self._epoch: int | None = None
         self._held: int | None = None  # the newest epoch of its own, to go on with after the connection was lost
         self._moved = asyncio.Event()
+        self._last_heard: int | None = None  # None: perhaps not everything was heard of
+        self._heard_more = asyncio.Event()
         self._wanted = asyncio.Event()
         self._announced: int | None = None
         self._closing = False
@@ -164,6 +166,19 @@ class Sequencer:
         _log.warning("a batch is committed and has no position yet: no hub gives any")
         return last
 
+    # ---- for whoever wants to know what the other hubs do ----
+
+    async def until_beyond(self, position: int) -> int:
+        """Wait until the log is known to have grown beyond a position; the last position then."""
+        while self._last_heard is None or self._last_heard <= position:
+            self._heard_more.clear()
+            await self._heard_more.wait()
+        return self._last_heard
+
+    def doubt(self) -> None:
+        """Have the log's end asked for once more, though nothing may have been heard since."""
+        self._last_heard = None
+
     # ---- in the background ----
 
     async def _run(self) -> None:
@@ -173,6 +188,8 @@ class Sequencer:
             try:
                 connection = await self._connected()
                 await self._tell(connection)
+                if self._last_heard is None:
+                    self._know(await connection.fetchval(LAST_INDEX))
                 if self._epoch is None:
                     await self._try_to_lead()
                 if self._epoch is not None:
@@ -228,6 +245,7 @@ class Sequencer:
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(self._url)
             await self._connection.add_listener(CHANNEL, self._heard)
+            self.doubt()  # what was told while nobody listened is not told again
         return self._connection
 
     async def _drop_connection(self) -> None:
@@ -235,8 +253,17 @@ class Sequencer:
         if connection is not None:
             await _close(connection)
 
-    def _heard(self, *_: Any) -> None:
+    def _heard(self, _connection: Any, _pid: int, _channel: str, last_position: object) -> None:
         self._moved.set()
+        if self._last_heard is None:
+            self._wanted.set()  # the log's end is asked for: what is told now may be older than what was missed
+        else:
+            self._know(int(str(last_position)))
+
+    def _know(self, last_position: int) -> None:
+        # Two hubs may tell in another order than they placed.
+        self._last_heard = max(self._last_heard or 0, last_position)
+        self._heard_more.set()
 
 
 async def _place(connection: Connection, epoch: int, last: int) -> int:

@@ -40,7 +40,7 @@ _SETTINGS: Final = {
 }
 
 # What a session must find; the value is what is accepted.
-_DURABLE: Final[Mapping[str, tuple[str, ...]]] = {
+DURABLE: Final[Mapping[str, tuple[str, ...]]] = {
     "synchronous_commit": ("on", "remote_apply"),
     "fsync": ("on",),
     "full_page_writes": ("on",),
@@ -100,7 +100,7 @@ async def _nothing_to_reset(connection: Any) -> None:
 
 async def check_durable(connection: Connection) -> None:
     """Raises StoreFormatError naming the first setting under which a crash could lose an acknowledged commit."""
-    for name, accepted in _DURABLE.items():
+    for name, accepted in DURABLE.items():
         value = await connection.fetchval("SELECT current_setting($1)", name)
         if value not in accepted:
             raise StoreFormatError(

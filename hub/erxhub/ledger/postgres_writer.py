@@ -44,6 +44,10 @@ class _Done(NamedTuple):
     last_position: int | None
 
 
+class _StillTaken(Exception):
+    """A batch waited for the streams of others as long as one may wait; nothing was written."""
+
+
 class _OutcomeUnknown(Exception):
     """The connection was lost while a commit was on its way."""
 
@@ -134,6 +138,8 @@ class Writer:
             return AppendResult(frozenset(), await connection.fetchval(LAST_INDEX))
         try:
             plan, gathered, last_position = await self._commit(connection, batch)
+        except _StillTaken:
+            return AppendResult(frozenset(), await connection.fetchval(LAST_INDEX), busy=frozenset(range(len(batch))))
         except _OutcomeUnknown as unknown:
             plan, gathered, last_position = await self._resolve(unknown)
         self._appender.homes.remember(gathered.homes)
@@ -145,8 +151,9 @@ class Writer:
         return AppendResult(frozenset(plan.conflicts), last_position, frozenset(plan.busy))
 
     async def _commit(self, connection: Connection, batch: Sequence[Write]) -> _Done:
-        """Tries until the batch is committed. Raises _OutcomeUnknown, and what else an attempt raises."""
+        """Tries until the batch is committed. Raises _StillTaken, _OutcomeUnknown, and what else an attempt raises."""
         facts, tries = Facts(), 0
+        waits = any(write.waits for write in batch)
         async with asyncio.timeout(_APPEND_S) as deadline:
             while True:
                 transaction = connection.transaction()
@@ -158,6 +165,9 @@ class Writer:
                     continue
                 except Exception as error:
                     tries += 1
+                    if waits and isinstance(error, asyncpg.LockNotAvailableError):
+                        await transaction.rollback()
+                        raise _StillTaken from error
                     if not is_retriable(error) or tries >= _TRIES_MAX:
                         raise
                     await transaction.rollback()

@@ -7,10 +7,11 @@ write outside `append`, and never acknowledge what is not yet on disk (WAL, sync
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,7 +22,9 @@ from urllib.parse import quote
 
 import aiosqlite
 
+from erxhub.ledger import sqlite_log
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH
+from erxhub.ledger.log import Checkpoint, Cosignature, Proofs, ProofsWanted
 from erxhub.ledger.migrations import check_version, newest, run_sqlite, sqlite_version
 from erxhub.ledger.store import (
     AppendResult,
@@ -39,6 +42,7 @@ from erxhub.ledger.store import (
     check_limit,
     check_write,
 )
+from erxhub.proof.tiles import TilePlace
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -208,7 +212,12 @@ class SqliteStore:
         self._readers = readers
         self._next_reader = cycle(readers)
         self._lock = lock
+        self._stepping = asyncio.Lock()
         self._closed = False
+
+    @property
+    def others(self) -> None:
+        return None
 
     async def load(self, wanted: Wanted) -> Loaded:
         return await self._write_side(self._writer.load, wanted)
@@ -314,6 +323,49 @@ class SqliteStore:
         position: int = rows[0][0]
         return position
 
+    @property
+    def integrates(self) -> bool:
+        return True
+
+    async def integrate(self, now_ms: int, leaves_max: int) -> Checkpoint | None:
+        check_limit(leaves_max)
+        async with self._stepping:
+            step = await self._read_side(sqlite_log.plan, now_ms, leaves_max)
+            if step is None or not await self._write_side(self._writer.run, sqlite_log.write, step):
+                return None
+            return step.checkpoint
+
+    async def checkpoint(self, no: int | None = None, size: int | None = None) -> Checkpoint | None:
+        return await self._read_side(sqlite_log.checkpoint, no, size)
+
+    async def checkpoints(self, after_no: int, limit: int) -> list[Checkpoint]:
+        check_limit(limit)
+        return await self._read_side(sqlite_log.checkpoints, after_no, limit)
+
+    async def sign(self, no: int, note: str) -> None:
+        await self._write_side(self._writer.run, sqlite_log.sign, no, note)
+
+    async def cosign(self, no: int, lines: Sequence[Cosignature]) -> None:
+        await self._write_side(self._writer.run, sqlite_log.cosign, no, lines)
+
+    async def witness_sizes(self) -> dict[str, int]:
+        return await self._read_side(sqlite_log.witness_sizes)
+
+    async def prove(self, wanted: ProofsWanted) -> Proofs:
+        return await self._read_side(sqlite_log.prove, wanted)
+
+    async def inclusion(self, index: int, size: int) -> list[bytes]:
+        return await self._read_side(sqlite_log.inclusion, index, size)
+
+    async def consistency(self, size1: int, size2: int) -> list[bytes]:
+        return await self._read_side(sqlite_log.consistency, size1, size2)
+
+    async def tiles(self, places: Collection[TilePlace]) -> dict[TilePlace, bytes]:
+        return await self._read_side(sqlite_log.tiles, places)
+
+    async def pages(self, paths: Collection[bytes]) -> dict[bytes, bytes]:
+        return await self._read_side(sqlite_log.pages, paths)
+
     async def close(self) -> None:
         if self._closed:
             return
@@ -390,6 +442,18 @@ class _Writer:
     def load(self, wanted: Wanted) -> Loaded:
         self._roll_back()  # of an append whose own roll-back failed with the disk
         return _in_snapshot(_load, wanted)(self._connection)  # one transaction is also half the price of many
+
+    def run(
+        self, job: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """A transaction that touches neither streams nor entries."""
+        self._roll_back()  # as in load
+        try:
+            return job(self._connection, *args, **kwargs)
+        except BaseException:
+            with suppress(sqlite3.Error):
+                self._roll_back()
+            raise
 
     def append(self, batch: Sequence[Write]) -> AppendResult:
         """Tries the batch as one; only when something conflicts is it worth finding out what."""

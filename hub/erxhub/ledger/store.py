@@ -9,11 +9,13 @@ only way to write domain state in all of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from erxhub.ledger.entry import Entry
+from erxhub.ledger.log import Checkpoint, Cosignature, Proofs, ProofsWanted
+from erxhub.proof.tiles import TilePlace
 
 
 class StoreUnavailable(Exception):
@@ -44,6 +46,8 @@ class Head:
     leaf_hash: bytes
     body: bytes
     due_at_ms: int | None
+    recorded_at_ms: int = field(default=0, compare=False)
+    """Of the newest entry, where several hubs write and their clocks may differ; 0 where the store does not tell."""
 
 
 class Reply(NamedTuple):
@@ -112,6 +116,17 @@ class CatalogRow(NamedTuple):
     body: bytes
 
 
+class Reads(NamedTuple):
+    """What a decision rests on beside the streams that it extends. Only a store that several hubs write looks at it."""
+
+    streams: tuple[tuple[bytes, int], ...] = ()
+    """(stream key, version) of streams that were read and do not grow."""
+    absent: tuple[tuple[str, bytes], ...] = ()
+    """Names that lead nowhere, where that matters though the decision does not give them itself."""
+    lists: tuple[tuple[str, bytes, int], ...] = ()
+    """(space, key, position of the newest row or 0) of lists that were read to their end."""
+
+
 class Write(NamedTuple):
     """All that one command leaves; it is written as a whole or not at all."""
 
@@ -122,6 +137,12 @@ class Write(NamedTuple):
     blobs: tuple[Blob, ...] = ()
     catalog_rows: tuple[CatalogRow | tuple[str, str, str, bytes], ...] = ()
     replies: tuple[Reply, ...] = ()
+    reads: Reads | None = None
+    denies: bool = False
+    """Whether it gives a name that other decisions know to be absent (`Reads.absent`): it waits for those on their way,
+    so that none of them commits after it."""
+    waits: bool = False
+    """Whether it waits, for a bounded time, for streams that others are extending, rather than being busy at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +228,25 @@ class PlacedRow:
     value: bytes
 
 
+class Others(Protocol):
+    """What other hubs do to a ledger while this one looks on."""
+
+    async def changed(self, after_position: int) -> int:
+        """Waits until the log may have grown beyond a position; the last position then. Raises StoreUnavailable.
+
+        Nobody is forgotten while the database is away: once it is back, what came in between counts.
+        """
+
+    async def grown(self, space: str, keys: Collection[bytes], after_position: int) -> frozenset[bytes]:
+        """Those of the lists of a space that have rows after a position. Raises StoreUnavailable."""
+
+
 class Store(Protocol):
     """A ledger. Every method raises StoreUnavailable; a `limit` below 1 raises ValueError."""
+
+    @property
+    def others(self) -> Others | None:
+        """The other hubs' side; None where this is the only one that writes."""
 
     async def load(self, wanted: Wanted) -> Loaded:
         """One round trip on the writing side. Sees every append that was submitted before it."""
@@ -225,7 +263,8 @@ class Store(Protocol):
         - it refers to a stream or an entry that does not exist, or
         - it names in `causes` an entry of a Write that was dropped from this batch.
 
-        Where several hubs write, one whose stream another hub is extending is left out too, as busy. Of two Writes of
+        Where several hubs write, it also conflicts when something of its `reads` has changed, and one whose stream
+        another hub is extending (or, for one that it only read, is about to) is left out too, as busy. Of two Writes of
         one batch that exclude each other the first is written. A Write that extends a stream with state MUST bring its
         new state; the store does not look. Cancelling the caller MUST NOT cut a batch in two: it is written as a whole
         or not at all.
@@ -261,6 +300,50 @@ class Store(Protocol):
 
     async def last_position(self) -> int:
         """0 for an empty ledger."""
+
+    # ---- the log over the entries (see ledger.log) ----
+
+    @property
+    def integrates(self) -> bool:
+        """Whether the steps of the log are this store's to take when nobody asks: of several hubs, one hub's."""
+
+    async def integrate(self, now_ms: int, leaves_max: int) -> Checkpoint | None:
+        """One step, in one transaction: the next entries, `leaves_max` at most, into tree and map, and a checkpoint.
+
+        None when every entry that has a position is in the log. Two at once, also of several hubs, wait for one
+        another or come to None; they never fork. Never holds up an `append` for as long as it computes.
+        Raises TileDamaged or PageDamaged when what is stored of the log contradicts itself.
+        """
+
+    async def checkpoint(self, no: int | None = None, size: int | None = None) -> Checkpoint | None:
+        """One checkpoint, the newest where none is named; with its note and cosignatures."""
+
+    async def checkpoints(self, after_no: int, limit: int) -> list[Checkpoint]:
+        """Checkpoints in order, without their cosignatures."""
+
+    async def sign(self, no: int, note: str) -> None:
+        """Keep the signed note of a checkpoint. The same again is fine; another one raises AnotherNote."""
+
+    async def cosign(self, no: int, lines: Sequence[Cosignature]) -> None:
+        """Keep lines of witnesses; the first of each witness stays. Raises LogEmpty for an unknown checkpoint."""
+
+    async def witness_sizes(self) -> dict[str, int]:
+        """The largest size that each witness has cosigned."""
+
+    async def prove(self, wanted: ProofsWanted) -> Proofs:
+        """Proofs from one snapshot, against the newest checkpoint. Raises LogEmpty, TileDamaged, PageDamaged."""
+
+    async def inclusion(self, index: int, size: int) -> list[bytes]:
+        """The path of a leaf in the tree of `size` leaves. Raises ValueError, LogEmpty (not so many), TileDamaged."""
+
+    async def consistency(self, size1: int, size2: int) -> list[bytes]:
+        """The proof that `size1` leaves begin `size2`. Raises ValueError, LogEmpty (not so many), TileDamaged."""
+
+    async def tiles(self, places: Collection[TilePlace]) -> dict[TilePlace, bytes]:
+        """Those of the tiles that exist; the one at the edge grows and has up to 256 hashes."""
+
+    async def pages(self, paths: Collection[bytes]) -> dict[bytes, bytes]:
+        """Those of the map's pages that exist."""
 
     async def close(self) -> None:
         """Waits for what was submitted. Closing again does nothing."""

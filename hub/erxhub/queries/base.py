@@ -22,6 +22,7 @@ from erxhub.core.draft import Lookups, MacKeys, Working, WorkingDraft, Workspace
 from erxhub.core.fold import STATE_TYPES
 from erxhub.core.model import Accepted, Caller, Command, Draft, Evidence, MessageT, Missing, Refused, Target
 from erxhub.crypto.suites import Verifier
+from erxhub.ledger.log import Checkpoint
 from erxhub.ledger.store import Store, Wanted
 from erxhub.policy.pack import PackLibrary, china_date
 from erxhub.policy.rules import Rules
@@ -35,6 +36,9 @@ _MAC_BYTES: Final = 16
 _POSITION_BYTES: Final = 8
 
 
+Covering = Callable[[int], Awaitable[Checkpoint]]
+
+
 @dataclass(frozen=True, slots=True)
 class ReadContext:
     """What the reads of one hub share.
@@ -42,7 +46,8 @@ class ReadContext:
     `subscribe(institution code)` gives an event that is set after each commit that concerns the institution and when
     watches have to end, which is when `running` becomes False; `unsubscribe` ends that. `page_key` is 32 bytes, the
     same in all hubs of a ledger, so that a token of one is good at another. `verification` is held by the one read that
-    verifies the whole ledger.
+    verifies the whole ledger. `covering(position)` gives a signed checkpoint that covers a log position, made now if
+    there is none yet; None where this hub publishes no log.
     """
 
     store: Store
@@ -57,6 +62,7 @@ class ReadContext:
     running: Callable[[], bool]
     page_key: bytes
     verification: asyncio.Lock = field(default_factory=asyncio.Lock)
+    covering: Covering | None = None
 
 
 Query = Callable[[ReadContext, Caller, Any], Awaitable[Accepted | Refused]]

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Protocol
 
@@ -37,8 +37,9 @@ from erxhub.ledger.store import StoreUnavailable, Wanted
 from erxhub.ports import Pause, give_way
 from erxhub.queries import QUERIES, STREAMS
 from erxhub.queries.base import ReadContext, Shown
+from erxhub.rpc.bulk import DETAILS_KEY, Bulk, ItemContext, ItemRefused, Serve
 from erxhub.rpc.errors import wire_status
-from erxhub.rpc.methods import COMMAND, Method
+from erxhub.rpc.methods import COMMAND, METHODS, Method
 
 _log = logging.getLogger("erxhub.rpc")
 
@@ -89,6 +90,7 @@ class Dispatcher:
         self._pause = pause
         self._open_streams: dict[str, int] = {}
         self._draining = False
+        self._bulks_end = asyncio.Event()
         self._calls_begun = 0
         self._calls_open = 0
         self._idle = asyncio.Event()
@@ -99,6 +101,9 @@ class Dispatcher:
 
         Raises KeyError for a method that nothing serves.
         """
+        if method.streams_in and method.streams_out:
+            BULK[method.name]
+            return grpc.stream_stream_rpc_method_handler(self._sealed_stream(method, self._bulk))
         if method.streams_in:
             return grpc.stream_unary_rpc_method_handler(self._sealed(method, self._import))
         if method.streams_out:
@@ -116,6 +121,7 @@ class Dispatcher:
         What is on its way to a server when it stops ends as CANCELLED, so it is let in here first.
         """
         self._draining = True
+        self._bulks_end.set()
         begun = -1
         while self._calls_open or begun != self._calls_begun:
             begun = self._calls_begun
@@ -142,8 +148,8 @@ class Dispatcher:
 
         return call
 
-    def _sealed_stream(self, method: Method, serve: Callable[[Method, bytes, _CONTEXT], AsyncIterator[bytes]]) -> Any:
-        async def call(request: bytes, context: _CONTEXT) -> AsyncIterator[bytes]:
+    def _sealed_stream(self, method: Method, serve: Callable[[Method, Any, _CONTEXT], AsyncIterator[bytes]]) -> Any:
+        async def call(request: Any, context: _CONTEXT) -> AsyncIterator[bytes]:
             self._begin()
             try:
                 async for message in serve(method, request, context):
@@ -313,6 +319,46 @@ class Dispatcher:
             except HubBusy:
                 await self._overloaded(context)
 
+    async def _bulk(self, method: Method, requests: AsyncIterator[bytes], context: _CONTEXT) -> AsyncIterator[bytes]:
+        call = await self._enter(method, context, 0)
+        await self._certificate(call, context)
+        await self._check_clock(call, "", context)
+        await self._check_streams(call, context)
+        item = ItemContext({"x509_pem_cert": (call.certificate,)})
+        bulk = Bulk(BULK[method.name](self), item, self._config.bulk_items_max, self._bulks_end, self._bulk_changed)
+        with self._open_stream(call):
+            await context.send_initial_metadata(())
+            guard = asyncio.ensure_future(self._guard_bulk(call, bulk, item))
+            try:
+                async with aclosing(bulk.responses(requests)) as responses:
+                    async for message in responses:
+                        if isinstance(message, Refused):
+                            await self._end(call, message, context)
+                        yield message
+            except ItemRefused as refused:
+                await context.abort(refused.code, refused.message, ((DETAILS_KEY, refused.details),))
+            finally:
+                guard.cancel()
+                await asyncio.gather(guard, return_exceptions=True)
+
+    async def _guard_bulk(self, call: _Call, bulk: Bulk, context: Any) -> None:
+        """A look now and then whether the caller's certificate expired or was revoked, as for every stream."""
+        try:
+            while True:
+                await self._pause(self._config.stream_check_interval_ms)
+                await self._caller(call.certificate, self._engine.clock.now_ms(), context)
+                await self._certificate(call, context)
+        except ItemRefused as refused:
+            bulk.end(refused)
+
+    def _bulk_changed(self, items: int) -> None:
+        self._engine.under_way += items
+
+    def items(self, method: Method) -> Serve:
+        """A unary command as the items of a stream call it, through the same steps."""
+        serve: Serve = self._sealed(method, self._command)
+        return serve
+
     async def _check_streams(self, call: _Call, context: _CONTEXT) -> None:
         """OVERLOADED when the caller has as many streams open as it may."""
         if self._open_streams.get(call.caller.actor, 0) >= self._config.streams_per_peer_max:
@@ -402,11 +448,14 @@ class Dispatcher:
             # An id that breaks its own rule may be as long as a message; no entry carries it.
             recorded = "" if any(each.field in _REQUEST_ID_FIELDS for each in found) else request_id
             await self._refuse(call, refused, recorded, context, found)
+        await self._check_clock(call, request_id, context)
+        return statements
+
+    async def _check_clock(self, call: _Call, request_id: str, context: _CONTEXT) -> None:
         skew = self._skew_ms(call, context)
         if skew is not None and abs(skew) > self._config.clock_skew_ms:
             refused = Refused("TIME_SKEW", field=SENT_AT_HEADER, detail={"skew_ms": str(skew)})
             await self._refuse(call, refused, request_id, context)
-        return statements
 
     @staticmethod
     def _skew_ms(call: _Call, context: _CONTEXT) -> int | None:
@@ -522,6 +571,12 @@ class Dispatcher:
         status = wire_status(refused, self._config, violations or ())
         await context.abort(status.code, status.message, (("grpc-status-details-bin", status.details),))
         raise AssertionError("abort always raises")
+
+
+BULK: Final[Mapping[str, Callable[[Dispatcher], Serve]]] = {
+    "PrescribingService/UploadPrescriptions": lambda hub: hub.items(METHODS["PrescribingService/UploadPrescription"]),
+}
+"""The streams of many calls of a unary method."""
 
 
 async def _next(messages: AsyncIterator[bytes]) -> bytes | None:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -20,7 +20,7 @@ from grpc_reflection.v1alpha import reflection
 from erxhub.config import Config
 from erxhub.crypto.certs import key_matches
 from erxhub.rpc.dispatch import Served, handlers
-from erxhub.rpc.methods import METHODS, SERVICES
+from erxhub.rpc.methods import METHODS, SERVICES, Method
 
 _log = logging.getLogger("erxhub.server")
 
@@ -86,10 +86,34 @@ class IdentityFiles:
         return ServerIdentity(certificate, key, ca)
 
 
+Layer: TypeAlias = "Callable[[Method, grpc.RpcMethodHandler[Any, Any]], grpc.RpcMethodHandler[Any, Any]]"
+"""What stands around every handler, for instance to count its calls."""
+
+
+class _Layered:
+    """A dispatcher with layers around its handlers, the last one outermost."""
+
+    def __init__(self, inner: Served, layers: Sequence[Layer]) -> None:
+        self._inner = inner
+        self._layers = layers
+
+    def handler(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+        found = self._inner.handler(method)
+        for layer in self._layers:
+            found = layer(method, found)
+        return found
+
+    async def drained(self) -> None:
+        await self._inner.drained()
+
+
 class HubServer:
     """One listening server over a dispatcher."""
 
-    def __init__(self, dispatcher: Served, identity: IdentitySource, config: Config) -> None:
+    def __init__(
+        self, dispatcher: Served, identity: IdentitySource, config: Config, layers: Sequence[Layer] = ()
+    ) -> None:
+        dispatcher = _Layered(dispatcher, layers) if layers else dispatcher
         self._config = config
         self._dispatcher = dispatcher
         self._health = HealthServicer()

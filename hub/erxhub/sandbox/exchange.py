@@ -32,7 +32,7 @@ _AGENCY: Final = "330100"
 _REVOKE: Final = "RegistryService/RevokeCertificate"
 
 _Unary: TypeAlias = Callable[[Any, Any], Awaitable[bytes]]
-_Stream: TypeAlias = Callable[[bytes, Any], AsyncIterator[bytes]]
+_Stream: TypeAlias = Callable[[Any, Any], AsyncIterator[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,8 @@ class Exchanges:
     def wrapped(self, method: Method, handler: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
         """The handler behind this layer, of the same kind."""
         behavior: Any = handler
+        if method.streams_in and method.streams_out:
+            return grpc.stream_stream_rpc_method_handler(self._streaming(method, behavior.stream_stream))
         if method.streams_in:
             return grpc.stream_unary_rpc_method_handler(self._unary(method, behavior.stream_unary))
         if method.streams_out:
@@ -137,9 +139,11 @@ class Exchanges:
             yield raw
 
     def _streaming(self, method: Method, serve: _Stream) -> _Stream:
-        async def call(request: bytes, context: Any) -> AsyncIterator[bytes]:
-            opened = self._begin(method, context, request)
+        async def call(request: Any, context: Any) -> AsyncIterator[bytes]:
+            opened = self._begin(method, context, None if method.streams_in else request)
             record = opened.record
+            if method.streams_in:
+                request = self._recorded(record, request)
             opened.opened = lambda: self.recorder.opened(record)
             end, details = recorder.OK, b""
             ended: Status | None = None
@@ -206,7 +210,7 @@ class Exchanges:
             answer = streams.altered(plan, call, opened.record.method, answer, 1, self.faults)
         return answer
 
-    async def _disturbed_stream(self, opened: Observed, serve: _Stream, raw: bytes) -> AsyncIterator[bytes]:
+    async def _disturbed_stream(self, opened: Observed, serve: _Stream, raw: Any) -> AsyncIterator[bytes]:
         request, _, call = self._seen(opened, raw)
         plan = self.faults.plan(call)
         early = await self._before(opened, plan)

@@ -7,13 +7,15 @@ nothing to a commit but that.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from erxhub.ledger.log import Checkpoint, Cosignature, Proofs, ProofsWanted
 from erxhub.ledger.store import (
     AppendResult,
     ListingRow,
     Loaded,
     NameRow,
+    Others,
     PlacedRow,
     Store,
     StoredEntry,
@@ -21,6 +23,7 @@ from erxhub.ledger.store import (
     Wanted,
     Write,
 )
+from erxhub.proof.tiles import TilePlace
 from erxhub.sandbox.control import Control
 from erxhub.sandbox.faults import Faults
 from erxhub.sandbox.recorder import Recorder
@@ -63,6 +66,10 @@ class FaultyStore:
         await self._control.crash()
         await asyncio.Event().wait()
 
+    @property
+    def others(self) -> Others | None:
+        return self._store.others
+
     async def load(self, wanted: Wanted) -> Loaded:
         return await self._store.load(wanted)
 
@@ -97,6 +104,43 @@ class FaultyStore:
 
     async def last_position(self) -> int:
         return await self._store.last_position()
+
+    @property
+    def integrates(self) -> bool:
+        return self._store.integrates
+
+    async def integrate(self, now_ms: int, leaves_max: int) -> Checkpoint | None:
+        return await self._store.integrate(now_ms, leaves_max)
+
+    async def checkpoint(self, no: int | None = None, size: int | None = None) -> Checkpoint | None:
+        return await self._store.checkpoint(no, size)
+
+    async def checkpoints(self, after_no: int, limit: int) -> list[Checkpoint]:
+        return await self._store.checkpoints(after_no, limit)
+
+    async def sign(self, no: int, note: str) -> None:
+        await self._store.sign(no, note)
+
+    async def cosign(self, no: int, lines: Sequence[Cosignature]) -> None:
+        await self._store.cosign(no, lines)
+
+    async def witness_sizes(self) -> dict[str, int]:
+        return await self._store.witness_sizes()
+
+    async def prove(self, wanted: ProofsWanted) -> Proofs:
+        return await self._store.prove(wanted)
+
+    async def inclusion(self, index: int, size: int) -> list[bytes]:
+        return await self._store.inclusion(index, size)
+
+    async def consistency(self, size1: int, size2: int) -> list[bytes]:
+        return await self._store.consistency(size1, size2)
+
+    async def tiles(self, places: Collection[TilePlace]) -> dict[TilePlace, bytes]:
+        return await self._store.tiles(places)
+
+    async def pages(self, paths: Collection[bytes]) -> dict[bytes, bytes]:
+        return await self._store.pages(paths)
 
     async def close(self) -> None:
         await self._store.close()

@@ -211,7 +211,7 @@ class Namespace:
             self._calls.discard(task)
         return reply
 
-    async def serve_stream(self, method: str, request: bytes, context: Observed) -> AsyncIterator[bytes]:
+    async def serve_stream(self, method: str, request: Any, context: Observed) -> AsyncIterator[bytes]:
         """A call with a stream of replies; a crash cuts it off."""
         behavior = self._behaviors.get(method) or await self._behavior(method, context)
         task = asyncio.current_task()
@@ -515,5 +515,5 @@ class Namespace:
 
 def _behavior_in(handler: Any) -> Behavior:
     """The one of a handler's kind; the others are None."""
-    found: Behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary
+    found: Behavior = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     return found

@@ -209,9 +209,8 @@ class Recorder:
 
     def committed(self, batch: Sequence[Write], result: AppendResult) -> None:
         """A commit is durable; what its writes left is known from now on."""
-        entries = [
-            entry for place, write in enumerate(batch) if place not in result.conflicts for entry in write.entries
-        ]
+        left_out = result.conflicts | result.busy
+        entries = [entry for place, write in enumerate(batch) if place not in left_out for entry in write.entries]
         first = result.last_position - len(entries) + 1
         self._left.extend([(first + place, entry.header_bytes) for place, entry in enumerate(entries)])
         if len(self._left) > 2 * ENTRIES_MAX:

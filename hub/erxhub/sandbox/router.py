@@ -60,7 +60,7 @@ class Router:
                 return await self._refuse(found, caller)
             return await found.serve(name, request, caller)
 
-        async def stream(request: bytes, context: _CONTEXT) -> AsyncIterator[bytes]:
+        async def stream(request: Any, context: _CONTEXT) -> AsyncIterator[bytes]:
             caller = Observed(context)
             found = self._found(caller)
             if isinstance(found, Refused):
@@ -68,6 +68,8 @@ class Router:
             async for message in found.serve_stream(name, request, caller):
                 yield message
 
+        if method.streams_in and method.streams_out:
+            return grpc.stream_stream_rpc_method_handler(stream)
         if method.streams_in:
             return grpc.stream_unary_rpc_method_handler(call)
         if method.streams_out:

@@ -1,8 +1,9 @@
 """Faults of streams: messages that come twice, in another order, altered, or no more.
 
 Owns the order and number of messages. A watch whose messages are shuffled stays one that a careful client can follow:
-the steps of one prescription keep their order, and every message of a shuffled window but the last carries the cursor
-from before the window, so that whoever resumes from it gets again what it may have missed.
+every message of a shuffled window but the last carries the cursor from before the window, so that whoever resumes from
+it gets again what it may have missed. The steps of one prescription keep their order, or, where the rule says so, are
+to be put in order by their version.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ async def _shuffled(
                 continue
         places = [rules.order_of(rule, call, number + place) for place in range(len(parsed))]
         number += len(parsed)
-        shuffled = _in_other_order(parsed, places)
+        shuffled = _in_other_order(parsed, places, any_order=rule.arguments.any_order)
         last_cursor = parsed[-1].cursor
         for place, message in enumerate(shuffled):
             message.cursor = last_cursor if place == len(shuffled) - 1 else cursor
@@ -102,12 +103,17 @@ async def _shuffled(
             yield message.SerializeToString()
 
 
-def _in_other_order(messages: list[Any], places: list[float]) -> list[Any]:
-    """The messages by their places, those of one prescription in the order in which they came."""
+def _in_other_order(messages: list[Any], places: list[float], *, any_order: bool) -> list[Any]:
+    """The messages by their places. Those of one prescription come in the order in which they came, or with
+    `any_order` in another one: the newest is never the last.
+    """
     order = sorted(range(len(messages)), key=places.__getitem__)
     of_each: dict[str, deque[int]] = {}
-    for number, message in enumerate(messages):
-        of_each.setdefault(message.rx_no, deque()).append(number)
+    for number in order if any_order else range(len(messages)):
+        of_each.setdefault(messages[number].rx_no, deque()).append(number)
+    for numbers in of_each.values():
+        if any_order and numbers[-1] == max(numbers):
+            numbers.rotate()
     copies = []
     for number in order:
         copy = type(messages[number])()

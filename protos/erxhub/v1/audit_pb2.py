@@ -26,7 +26,7 @@ from erxhub._vendor.buf.validate import validate_pb2 as buf_dot_validate_dot_val
 from erxhub.v1 import options_pb2 as erxhub_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x65rxhub/v1/audit.proto\x12\terxhub.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x65rxhub/v1/options.proto\"\\\n\x11TraceChainRequest\x12\x18\n\x05rx_no\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(\x12\x1d\n\x0b\x63\x61se_reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x0e\n\x06verify\x18\x03 \x01(\x08\"\xd6\x01\n\nTraceEntry\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.erxhub.v1.Stage\x12\x13\n\x0bstream_kind\x18\x02 \x01(\t\x12\x12\n\nstream_key\x18\x03 \x01(\x0c\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x0c\n\x04type\x18\x05 \x01(\t\x12\r\n\x05\x61t_ms\x18\x06 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x07 \x01(\t\x12\x1d\n\x04\x66low\x18\x08 \x01(\x0e\x32\x0f.erxhub.v1.Flow\x12\x11\n\tleaf_hash\x18\t \x01(\x0c\x12\x0f\n\x07summary\x18\n \x01(\t\"Z\n\x0bTraceAccess\x12\r\n\x05\x61t_ms\x18\x01 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x0f\n\x07outcome\x18\x05 \x01(\t\"M\n\x0b\x46lowSummary\x12\x1d\n\x04\x66low\x18\x01 \x01(\x0e\x32\x0f.erxhub.v1.Flow\x12\x0e\n\x06\x61grees\x18\x02 \x01(\x08\x12\x0f\n\x07summary\x18\x03 \x01(\t\"_\n\x13VerificationFinding\x12\x13\n\x0bstream_kind\x18\x01 \x01(\t\x12\x12\n\nstream_key\x18\x02 \x01(\x0c\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\xa7\x02\n\x12TraceChainResponse\x12\r\n\x05rx_no\x18\x01 \x01(\t\x12\x1f\n\x05light\x18\x02 \x01(\x0e\x32\x10.erxhub.v1.Light\x12\x0c\n\x04gaps\x18\x03 \x03(\t\x12&\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x15.erxhub.v1.TraceEntry\x12%\n\x05\x66lows\x18\x05 \x03(\x0b\x32\x16.erxhub.v1.FlowSummary\x12(\n\x08\x61\x63\x63\x65sses\x18\x06 \x03(\x0b\x32\x16.erxhub.v1.TraceAccess\x12\x10\n\x08verified\x18\x07 \x01(\x08\x12\x30\n\x08\x66indings\x18\x08 \x03(\x0b\x32\x1e.erxhub.v1.VerificationFinding\x12\x16\n\x0e\x61s_of_position\x18\t \x01(\x04\"\x83\x02\n\x11\x46indChainsRequest\x12\x1a\n\x05rx_no\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(H\x00\x12!\n\x0c\x65ncounter_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1eH\x00\x12%\n\x10institution_code\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14H\x00\x12\x1f\n\ntrace_code\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64H\x00\x12\x1d\n\x0b\x63\x61se_reason\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1d\n\tpage_size\x18\x06 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x42\x0b\n\x02\x62y\x12\x05\xbaH\x02\x08\x01\"L\n\nFoundChain\x12\r\n\x05rx_no\x18\x01 \x01(\t\x12\x15\n\rhospital_code\x18\x02 \x01(\t\x12\x18\n\x10prescribed_at_ms\x18\x03 \x01(\x03\"T\n\x12\x46indChainsResponse\x12%\n\x06\x63hains\x18\x01 \x03(\x0b\x32\x15.erxhub.v1.FoundChain\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"i\n\x14StreamEntriesRequest\x12\x16\n\x0e\x61\x66ter_position\x18\x01 \x01(\x04\x12\x1d\n\x0b\x63\x61se_reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1a\n\x05limit\x18\x03 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\"y\n\x15StreamEntriesResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x0e\n\x06header\x18\x02 \x01(\x0c\x12\x0c\n\x04leaf\x18\x03 \x01(\x0c\x12\x11\n\tleaf_hash\x18\x04 \x01(\x0c\x12\x0c\n\x04salt\x18\x05 \x01(\x0c\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\"4\n\x13VerifyLedgerRequest\x12\x1d\n\x0b\x63\x61se_reason\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\x94\x01\n\x14VerifyLedgerResponse\x12\x10\n\x08verified\x18\x01 \x01(\x08\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\x12\x0f\n\x07streams\x18\x03 \x01(\x04\x12\x30\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x1e.erxhub.v1.VerificationFinding\x12\x16\n\x0e\x61s_of_position\x18\x05 \x01(\x04*v\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTAGE_DIAGNOSIS\x10\x01\x12\x16\n\x12STAGE_PRESCRIPTION\x10\x02\x12\x15\n\x11STAGE_TRANSACTION\x10\x03\x12\x12\n\x0eSTAGE_DELIVERY\x10\x04*Q\n\x04\x46low\x12\x14\n\x10\x46LOW_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46LOW_INFORMATION\x10\x01\x12\r\n\tFLOW_FUND\x10\x02\x12\x0e\n\nFLOW_GOODS\x10\x03*`\n\x05Light\x12\x15\n\x11LIGHT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLIGHT_GREEN\x10\x01\x12\x0e\n\nLIGHT_OPEN\x10\x02\x12\x10\n\x0cLIGHT_CLOSED\x10\x03\x12\r\n\tLIGHT_RED\x10\x04\x32\xf9\x02\n\x0c\x41uditService\x12T\n\nTraceChain\x12\x1c.erxhub.v1.TraceChainRequest\x1a\x1d.erxhub.v1.TraceChainResponse\"\t\xaa\xbb\x18\x05\n\x01\x05\x10\x02\x12T\n\nFindChains\x12\x1c.erxhub.v1.FindChainsRequest\x1a\x1d.erxhub.v1.FindChainsResponse\"\t\xaa\xbb\x18\x05\n\x01\x05\x10\x02\x12`\n\rStreamEntries\x12\x1f.erxhub.v1.StreamEntriesRequest\x1a .erxhub.v1.StreamEntriesResponse\"\n\xaa\xbb\x18\x06\n\x02\x05\x07\x10\x02\x30\x01\x12[\n\x0cVerifyLedger\x12\x1e.erxhub.v1.VerifyLedgerRequest\x1a\x1f.erxhub.v1.VerifyLedgerResponse\"\n\xaa\xbb\x18\x06\n\x02\x05\x07\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x65rxhub/v1/audit.proto\x12\terxhub.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x17\x65rxhub/v1/options.proto\"\\\n\x11TraceChainRequest\x12\x18\n\x05rx_no\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(\x12\x1d\n\x0b\x63\x61se_reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x0e\n\x06verify\x18\x03 \x01(\x08\"\xd6\x01\n\nTraceEntry\x12\x1f\n\x05stage\x18\x01 \x01(\x0e\x32\x10.erxhub.v1.Stage\x12\x13\n\x0bstream_kind\x18\x02 \x01(\t\x12\x12\n\nstream_key\x18\x03 \x01(\x0c\x12\x0f\n\x07version\x18\x04 \x01(\x04\x12\x0c\n\x04type\x18\x05 \x01(\t\x12\r\n\x05\x61t_ms\x18\x06 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x07 \x01(\t\x12\x1d\n\x04\x66low\x18\x08 \x01(\x0e\x32\x0f.erxhub.v1.Flow\x12\x11\n\tleaf_hash\x18\t \x01(\x0c\x12\x0f\n\x07summary\x18\n \x01(\t\"Z\n\x0bTraceAccess\x12\r\n\x05\x61t_ms\x18\x01 \x01(\x03\x12\r\n\x05\x61\x63tor\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x0f\n\x07outcome\x18\x05 \x01(\t\"M\n\x0b\x46lowSummary\x12\x1d\n\x04\x66low\x18\x01 \x01(\x0e\x32\x0f.erxhub.v1.Flow\x12\x0e\n\x06\x61grees\x18\x02 \x01(\x08\x12\x0f\n\x07summary\x18\x03 \x01(\t\"_\n\x13VerificationFinding\x12\x13\n\x0bstream_kind\x18\x01 \x01(\t\x12\x12\n\nstream_key\x18\x02 \x01(\x0c\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\xa7\x02\n\x12TraceChainResponse\x12\r\n\x05rx_no\x18\x01 \x01(\t\x12\x1f\n\x05light\x18\x02 \x01(\x0e\x32\x10.erxhub.v1.Light\x12\x0c\n\x04gaps\x18\x03 \x03(\t\x12&\n\x07\x65ntries\x18\x04 \x03(\x0b\x32\x15.erxhub.v1.TraceEntry\x12%\n\x05\x66lows\x18\x05 \x03(\x0b\x32\x16.erxhub.v1.FlowSummary\x12(\n\x08\x61\x63\x63\x65sses\x18\x06 \x03(\x0b\x32\x16.erxhub.v1.TraceAccess\x12\x10\n\x08verified\x18\x07 \x01(\x08\x12\x30\n\x08\x66indings\x18\x08 \x03(\x0b\x32\x1e.erxhub.v1.VerificationFinding\x12\x16\n\x0e\x61s_of_position\x18\t \x01(\x04\"\x83\x02\n\x11\x46indChainsRequest\x12\x1a\n\x05rx_no\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(H\x00\x12!\n\x0c\x65ncounter_id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1eH\x00\x12%\n\x10institution_code\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14H\x00\x12\x1f\n\ntrace_code\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x64H\x00\x12\x1d\n\x0b\x63\x61se_reason\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1d\n\tpage_size\x18\x06 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x42\x0b\n\x02\x62y\x12\x05\xbaH\x02\x08\x01\"L\n\nFoundChain\x12\r\n\x05rx_no\x18\x01 \x01(\t\x12\x15\n\rhospital_code\x18\x02 \x01(\t\x12\x18\n\x10prescribed_at_ms\x18\x03 \x01(\x03\"T\n\x12\x46indChainsResponse\x12%\n\x06\x63hains\x18\x01 \x03(\x0b\x32\x15.erxhub.v1.FoundChain\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"i\n\x14StreamEntriesRequest\x12\x16\n\x0e\x61\x66ter_position\x18\x01 \x01(\x04\x12\x1d\n\x0b\x63\x61se_reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x12\x1a\n\x05limit\x18\x03 \x01(\x05\x42\x0b\xbaH\x08\x1a\x06\x18\xc0\x84=(\x00\"y\n\x15StreamEntriesResponse\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x0e\n\x06header\x18\x02 \x01(\x0c\x12\x0c\n\x04leaf\x18\x03 \x01(\x0c\x12\x11\n\tleaf_hash\x18\x04 \x01(\x0c\x12\x0c\n\x04salt\x18\x05 \x01(\x0c\x12\x0f\n\x07payload\x18\x06 \x01(\x0c\"4\n\x13VerifyLedgerRequest\x12\x1d\n\x0b\x63\x61se_reason\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"\x94\x01\n\x14VerifyLedgerResponse\x12\x10\n\x08verified\x18\x01 \x01(\x08\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04\x12\x0f\n\x07streams\x18\x03 \x01(\x04\x12\x30\n\x08\x66indings\x18\x04 \x03(\x0b\x32\x1e.erxhub.v1.VerificationFinding\x12\x16\n\x0e\x61s_of_position\x18\x05 \x01(\x04\"$\n\x14GetCheckpointRequest\x12\x0c\n\x04size\x18\x01 \x01(\x04\"\x81\x01\n\x15GetCheckpointResponse\x12\x0c\n\x04note\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04root\x18\x03 \x01(\x0c\x12\x10\n\x08map_root\x18\x04 \x01(\x0c\x12\x18\n\x10\x63overed_position\x18\x05 \x01(\x04\x12\x12\n\nmade_at_ms\x18\x06 \x01(\x03\"m\n\x15ProveInclusionRequest\x12\x1b\n\nstream_key\x18\x01 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x18\n\x07version\x18\x02 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x1d\n\x0b\x63\x61se_reason\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"Q\n\x16ProveInclusionResponse\x12\x0c\n\x04note\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\x04\x12\x0c\n\x04leaf\x18\x03 \x01(\x0c\x12\x0c\n\x04path\x18\x04 \x03(\x0c\"I\n\x17ProveConsistencyRequest\x12\x16\n\x05size1\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\x12\x16\n\x05size2\x18\x02 \x01(\x04\x42\x07\xbaH\x04\x32\x02(\x01\"(\n\x18ProveConsistencyResponse\x12\x0c\n\x04path\x18\x01 \x03(\x0c\"Y\n\x13\x45xportBundleRequest\x12#\n\x05rx_no\x18\x01 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{1,40}$\x12\x1d\n\x0b\x63\x61se_reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"&\n\x14\x45xportBundleResponse\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\"\xb9\x01\n\x13ProveAbsenceRequest\x12%\n\x05rx_no\x18\x01 \x01(\tB\x14\xbaH\x11r\x0f\x32\r^[!-~]{1,40}$H\x00\x12+\n\ntrace_code\x18\x02 \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[!-~]{1,100}$H\x00\x12\x1d\n\nstream_key\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h H\x00\x12\x1d\n\x0b\x63\x61se_reason\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\x42\x10\n\x07subject\x12\x05\xbaH\x02\x08\x01\"7\n\x14ProveAbsenceResponse\x12\x0e\n\x06\x62undle\x18\x01 \x01(\t\x12\x0f\n\x07\x65ntries\x18\x02 \x01(\x04*v\n\x05Stage\x12\x15\n\x11STAGE_UNSPECIFIED\x10\x00\x12\x13\n\x0fSTAGE_DIAGNOSIS\x10\x01\x12\x16\n\x12STAGE_PRESCRIPTION\x10\x02\x12\x15\n\x11STAGE_TRANSACTION\x10\x03\x12\x12\n\x0eSTAGE_DELIVERY\x10\x04*Q\n\x04\x46low\x12\x14\n\x10\x46LOW_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46LOW_INFORMATION\x10\x01\x12\r\n\tFLOW_FUND\x10\x02\x12\x0e\n\nFLOW_GOODS\x10\x03*`\n\x05Light\x12\x15\n\x11LIGHT_UNSPECIFIED\x10\x00\x12\x0f\n\x0bLIGHT_GREEN\x10\x01\x12\x0e\n\nLIGHT_OPEN\x10\x02\x12\x10\n\x0cLIGHT_CLOSED\x10\x03\x12\r\n\tLIGHT_RED\x10\x04\x32\xdd\x06\n\x0c\x41uditService\x12T\n\nTraceChain\x12\x1c.erxhub.v1.TraceChainRequest\x1a\x1d.erxhub.v1.TraceChainResponse\"\t\xaa\xbb\x18\x05\n\x01\x05\x10\x02\x12T\n\nFindChains\x12\x1c.erxhub.v1.FindChainsRequest\x1a\x1d.erxhub.v1.FindChainsResponse\"\t\xaa\xbb\x18\x05\n\x01\x05\x10\x02\x12`\n\rStreamEntries\x12\x1f.erxhub.v1.StreamEntriesRequest\x1a .erxhub.v1.StreamEntriesResponse\"\n\xaa\xbb\x18\x06\n\x02\x05\x07\x10\x02\x30\x01\x12[\n\x0cVerifyLedger\x12\x1e.erxhub.v1.VerifyLedgerRequest\x1a\x1f.erxhub.v1.VerifyLedgerResponse\"\n\xaa\xbb\x18\x06\n\x02\x05\x07\x10\x02\x12^\n\rGetCheckpoint\x12\x1f.erxhub.v1.GetCheckpointRequest\x1a .erxhub.v1.GetCheckpointResponse\"\n\xaa\xbb\x18\x06\n\x02\x05\x07\x10\x02\x12\x61\n\x0eProveInclusion\x12 .erxhub.v1.ProveInclusionRequest\x1a!.erxhub.v1.ProveInclusionResponse\"\n\xaa\xbb\x18\x06\n\x02\x05\x07\x10\x02\x12g\n\x10ProveConsistency\x12\".erxhub.v1.ProveConsistencyRequest\x1a#.erxhub.v1.ProveConsistencyResponse\"\n\xaa\xbb\x18\x06\n\x02\x05\x07\x10\x02\x12Z\n\x0c\x45xportBundle\x12\x1e.erxhub.v1.ExportBundleRequest\x1a\x1f.erxhub.v1.ExportBundleResponse\"\t\xaa\xbb\x18\x05\n\x01\x05\x10\x02\x12Z\n\x0cProveAbsence\x12\x1e.erxhub.v1.ProveAbsenceRequest\x1a\x1f.erxhub.v1.ProveAbsenceResponse\"\t\xaa\xbb\x18\x05\n\x01\x05\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,6 +59,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STREAMENTRIESREQUEST'].fields_by_name['limit']._serialized_options = b'\272H\010\032\006\030\300\204=(\000'
   _globals['_VERIFYLEDGERREQUEST'].fields_by_name['case_reason']._loaded_options = None
   _globals['_VERIFYLEDGERREQUEST'].fields_by_name['case_reason']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_PROVEINCLUSIONREQUEST'].fields_by_name['stream_key']._loaded_options = None
+  _globals['_PROVEINCLUSIONREQUEST'].fields_by_name['stream_key']._serialized_options = b'\272H\004z\002h '
+  _globals['_PROVEINCLUSIONREQUEST'].fields_by_name['version']._loaded_options = None
+  _globals['_PROVEINCLUSIONREQUEST'].fields_by_name['version']._serialized_options = b'\272H\0042\002(\001'
+  _globals['_PROVEINCLUSIONREQUEST'].fields_by_name['case_reason']._loaded_options = None
+  _globals['_PROVEINCLUSIONREQUEST'].fields_by_name['case_reason']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_PROVECONSISTENCYREQUEST'].fields_by_name['size1']._loaded_options = None
+  _globals['_PROVECONSISTENCYREQUEST'].fields_by_name['size1']._serialized_options = b'\272H\0042\002(\001'
+  _globals['_PROVECONSISTENCYREQUEST'].fields_by_name['size2']._loaded_options = None
+  _globals['_PROVECONSISTENCYREQUEST'].fields_by_name['size2']._serialized_options = b'\272H\0042\002(\001'
+  _globals['_EXPORTBUNDLEREQUEST'].fields_by_name['rx_no']._loaded_options = None
+  _globals['_EXPORTBUNDLEREQUEST'].fields_by_name['rx_no']._serialized_options = b'\272H\021r\0172\r^[!-~]{1,40}$'
+  _globals['_EXPORTBUNDLEREQUEST'].fields_by_name['case_reason']._loaded_options = None
+  _globals['_EXPORTBUNDLEREQUEST'].fields_by_name['case_reason']._serialized_options = b'\272H\005r\003\030\310\001'
+  _globals['_PROVEABSENCEREQUEST'].oneofs_by_name['subject']._loaded_options = None
+  _globals['_PROVEABSENCEREQUEST'].oneofs_by_name['subject']._serialized_options = b'\272H\002\010\001'
+  _globals['_PROVEABSENCEREQUEST'].fields_by_name['rx_no']._loaded_options = None
+  _globals['_PROVEABSENCEREQUEST'].fields_by_name['rx_no']._serialized_options = b'\272H\021r\0172\r^[!-~]{1,40}$'
+  _globals['_PROVEABSENCEREQUEST'].fields_by_name['trace_code']._loaded_options = None
+  _globals['_PROVEABSENCEREQUEST'].fields_by_name['trace_code']._serialized_options = b'\272H\022r\0202\016^[!-~]{1,100}$'
+  _globals['_PROVEABSENCEREQUEST'].fields_by_name['stream_key']._loaded_options = None
+  _globals['_PROVEABSENCEREQUEST'].fields_by_name['stream_key']._serialized_options = b'\272H\004z\002h '
+  _globals['_PROVEABSENCEREQUEST'].fields_by_name['case_reason']._loaded_options = None
+  _globals['_PROVEABSENCEREQUEST'].fields_by_name['case_reason']._serialized_options = b'\272H\005r\003\030\310\001'
   _globals['_AUDITSERVICE'].methods_by_name['TraceChain']._loaded_options = None
   _globals['_AUDITSERVICE'].methods_by_name['TraceChain']._serialized_options = b'\252\273\030\005\n\001\005\020\002'
   _globals['_AUDITSERVICE'].methods_by_name['FindChains']._loaded_options = None
@@ -67,12 +91,22 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AUDITSERVICE'].methods_by_name['StreamEntries']._serialized_options = b'\252\273\030\006\n\002\005\007\020\002'
   _globals['_AUDITSERVICE'].methods_by_name['VerifyLedger']._loaded_options = None
   _globals['_AUDITSERVICE'].methods_by_name['VerifyLedger']._serialized_options = b'\252\273\030\006\n\002\005\007\020\002'
-  _globals['_STAGE']._serialized_start=1828
-  _globals['_STAGE']._serialized_end=1946
-  _globals['_FLOW']._serialized_start=1948
-  _globals['_FLOW']._serialized_end=2029
-  _globals['_LIGHT']._serialized_start=2031
-  _globals['_LIGHT']._serialized_end=2127
+  _globals['_AUDITSERVICE'].methods_by_name['GetCheckpoint']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['GetCheckpoint']._serialized_options = b'\252\273\030\006\n\002\005\007\020\002'
+  _globals['_AUDITSERVICE'].methods_by_name['ProveInclusion']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['ProveInclusion']._serialized_options = b'\252\273\030\006\n\002\005\007\020\002'
+  _globals['_AUDITSERVICE'].methods_by_name['ProveConsistency']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['ProveConsistency']._serialized_options = b'\252\273\030\006\n\002\005\007\020\002'
+  _globals['_AUDITSERVICE'].methods_by_name['ExportBundle']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['ExportBundle']._serialized_options = b'\252\273\030\005\n\001\005\020\002'
+  _globals['_AUDITSERVICE'].methods_by_name['ProveAbsence']._loaded_options = None
+  _globals['_AUDITSERVICE'].methods_by_name['ProveAbsence']._serialized_options = b'\252\273\030\005\n\001\005\020\002'
+  _globals['_STAGE']._serialized_start=2685
+  _globals['_STAGE']._serialized_end=2803
+  _globals['_FLOW']._serialized_start=2805
+  _globals['_FLOW']._serialized_end=2886
+  _globals['_LIGHT']._serialized_start=2888
+  _globals['_LIGHT']._serialized_end=2984
   _globals['_TRACECHAINREQUEST']._serialized_start=90
   _globals['_TRACECHAINREQUEST']._serialized_end=182
   _globals['_TRACEENTRY']._serialized_start=185
@@ -99,6 +133,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYLEDGERREQUEST']._serialized_end=1675
   _globals['_VERIFYLEDGERRESPONSE']._serialized_start=1678
   _globals['_VERIFYLEDGERRESPONSE']._serialized_end=1826
-  _globals['_AUDITSERVICE']._serialized_start=2130
-  _globals['_AUDITSERVICE']._serialized_end=2507
+  _globals['_GETCHECKPOINTREQUEST']._serialized_start=1828
+  _globals['_GETCHECKPOINTREQUEST']._serialized_end=1864
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_start=1867
+  _globals['_GETCHECKPOINTRESPONSE']._serialized_end=1996
+  _globals['_PROVEINCLUSIONREQUEST']._serialized_start=1998
+  _globals['_PROVEINCLUSIONREQUEST']._serialized_end=2107
+  _globals['_PROVEINCLUSIONRESPONSE']._serialized_start=2109
+  _globals['_PROVEINCLUSIONRESPONSE']._serialized_end=2190
+  _globals['_PROVECONSISTENCYREQUEST']._serialized_start=2192
+  _globals['_PROVECONSISTENCYREQUEST']._serialized_end=2265
+  _globals['_PROVECONSISTENCYRESPONSE']._serialized_start=2267
+  _globals['_PROVECONSISTENCYRESPONSE']._serialized_end=2307
+  _globals['_EXPORTBUNDLEREQUEST']._serialized_start=2309
+  _globals['_EXPORTBUNDLEREQUEST']._serialized_end=2398
+  _globals['_EXPORTBUNDLERESPONSE']._serialized_start=2400
+  _globals['_EXPORTBUNDLERESPONSE']._serialized_end=2438
+  _globals['_PROVEABSENCEREQUEST']._serialized_start=2441
+  _globals['_PROVEABSENCEREQUEST']._serialized_end=2626
+  _globals['_PROVEABSENCERESPONSE']._serialized_start=2628
+  _globals['_PROVEABSENCERESPONSE']._serialized_end=2683
+  _globals['_AUDITSERVICE']._serialized_start=2987
+  _globals['_AUDITSERVICE']._serialized_end=3848
 # @@protoc_insertion_point(module_scope)

@@ -55,6 +55,31 @@ class AuditServiceStub:
                 request_serializer=erxhub_dot_v1_dot_audit__pb2.VerifyLedgerRequest.SerializeToString,
                 response_deserializer=erxhub_dot_v1_dot_audit__pb2.VerifyLedgerResponse.FromString,
                 _registered_method=True)
+        self.GetCheckpoint = channel.unary_unary(
+                '/erxhub.v1.AuditService/GetCheckpoint',
+                request_serializer=erxhub_dot_v1_dot_audit__pb2.GetCheckpointRequest.SerializeToString,
+                response_deserializer=erxhub_dot_v1_dot_audit__pb2.GetCheckpointResponse.FromString,
+                _registered_method=True)
+        self.ProveInclusion = channel.unary_unary(
+                '/erxhub.v1.AuditService/ProveInclusion',
+                request_serializer=erxhub_dot_v1_dot_audit__pb2.ProveInclusionRequest.SerializeToString,
+                response_deserializer=erxhub_dot_v1_dot_audit__pb2.ProveInclusionResponse.FromString,
+                _registered_method=True)
+        self.ProveConsistency = channel.unary_unary(
+                '/erxhub.v1.AuditService/ProveConsistency',
+                request_serializer=erxhub_dot_v1_dot_audit__pb2.ProveConsistencyRequest.SerializeToString,
+                response_deserializer=erxhub_dot_v1_dot_audit__pb2.ProveConsistencyResponse.FromString,
+                _registered_method=True)
+        self.ExportBundle = channel.unary_unary(
+                '/erxhub.v1.AuditService/ExportBundle',
+                request_serializer=erxhub_dot_v1_dot_audit__pb2.ExportBundleRequest.SerializeToString,
+                response_deserializer=erxhub_dot_v1_dot_audit__pb2.ExportBundleResponse.FromString,
+                _registered_method=True)
+        self.ProveAbsence = channel.unary_unary(
+                '/erxhub.v1.AuditService/ProveAbsence',
+                request_serializer=erxhub_dot_v1_dot_audit__pb2.ProveAbsenceRequest.SerializeToString,
+                response_deserializer=erxhub_dot_v1_dot_audit__pb2.ProveAbsenceResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -89,6 +114,41 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCheckpoint(self, request, context):
+        """Tells a signed checkpoint of the log (检查点).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProveInclusion(self, request, context):
+        """Proves that an entry is in the log (包含证明).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProveConsistency(self, request, context):
+        """Proves that one state of the log begins another (一致性证明).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportBundle(self, request, context):
+        """Exports everything that proves one prescription, to be verified offline (导出证据包).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProveAbsence(self, request, context):
+        """Proves that nothing ever happened under a number, or tells every entry there is (不存在证明).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +171,31 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.VerifyLedger,
                     request_deserializer=erxhub_dot_v1_dot_audit__pb2.VerifyLedgerRequest.FromString,
                     response_serializer=erxhub_dot_v1_dot_audit__pb2.VerifyLedgerResponse.SerializeToString,
+            ),
+            'GetCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCheckpoint,
+                    request_deserializer=erxhub_dot_v1_dot_audit__pb2.GetCheckpointRequest.FromString,
+                    response_serializer=erxhub_dot_v1_dot_audit__pb2.GetCheckpointResponse.SerializeToString,
+            ),
+            'ProveInclusion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProveInclusion,
+                    request_deserializer=erxhub_dot_v1_dot_audit__pb2.ProveInclusionRequest.FromString,
+                    response_serializer=erxhub_dot_v1_dot_audit__pb2.ProveInclusionResponse.SerializeToString,
+            ),
+            'ProveConsistency': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProveConsistency,
+                    request_deserializer=erxhub_dot_v1_dot_audit__pb2.ProveConsistencyRequest.FromString,
+                    response_serializer=erxhub_dot_v1_dot_audit__pb2.ProveConsistencyResponse.SerializeToString,
+            ),
+            'ExportBundle': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportBundle,
+                    request_deserializer=erxhub_dot_v1_dot_audit__pb2.ExportBundleRequest.FromString,
+                    response_serializer=erxhub_dot_v1_dot_audit__pb2.ExportBundleResponse.SerializeToString,
+            ),
+            'ProveAbsence': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProveAbsence,
+                    request_deserializer=erxhub_dot_v1_dot_audit__pb2.ProveAbsenceRequest.FromString,
+                    response_serializer=erxhub_dot_v1_dot_audit__pb2.ProveAbsenceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -222,6 +307,141 @@ class AuditService:
             '/erxhub.v1.AuditService/VerifyLedger',
             erxhub_dot_v1_dot_audit__pb2.VerifyLedgerRequest.SerializeToString,
             erxhub_dot_v1_dot_audit__pb2.VerifyLedgerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/erxhub.v1.AuditService/GetCheckpoint',
+            erxhub_dot_v1_dot_audit__pb2.GetCheckpointRequest.SerializeToString,
+            erxhub_dot_v1_dot_audit__pb2.GetCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProveInclusion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/erxhub.v1.AuditService/ProveInclusion',
+            erxhub_dot_v1_dot_audit__pb2.ProveInclusionRequest.SerializeToString,
+            erxhub_dot_v1_dot_audit__pb2.ProveInclusionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProveConsistency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/erxhub.v1.AuditService/ProveConsistency',
+            erxhub_dot_v1_dot_audit__pb2.ProveConsistencyRequest.SerializeToString,
+            erxhub_dot_v1_dot_audit__pb2.ProveConsistencyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportBundle(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/erxhub.v1.AuditService/ExportBundle',
+            erxhub_dot_v1_dot_audit__pb2.ExportBundleRequest.SerializeToString,
+            erxhub_dot_v1_dot_audit__pb2.ExportBundleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProveAbsence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/erxhub.v1.AuditService/ProveAbsence',
+            erxhub_dot_v1_dot_audit__pb2.ProveAbsenceRequest.SerializeToString,
+            erxhub_dot_v1_dot_audit__pb2.ProveAbsenceResponse.FromString,
             options,
             channel_credentials,
             insecure,

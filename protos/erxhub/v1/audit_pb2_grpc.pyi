@@ -41,6 +41,16 @@ class AuditServiceStub:
     """Streams ledger entries from a position on: headers and leaves, content only to a mirror (账本条目)."""
     VerifyLedger: _grpc.UnaryUnaryMultiCallable[_audit_pb2.VerifyLedgerRequest, _audit_pb2.VerifyLedgerResponse]
     """Verifies every entry of the ledger (账本校验)."""
+    GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]
+    """Tells a signed checkpoint of the log (检查点)."""
+    ProveInclusion: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ProveInclusionRequest, _audit_pb2.ProveInclusionResponse]
+    """Proves that an entry is in the log (包含证明)."""
+    ProveConsistency: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ProveConsistencyRequest, _audit_pb2.ProveConsistencyResponse]
+    """Proves that one state of the log begins another (一致性证明)."""
+    ExportBundle: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ExportBundleRequest, _audit_pb2.ExportBundleResponse]
+    """Exports everything that proves one prescription, to be verified offline (导出证据包)."""
+    ProveAbsence: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ProveAbsenceRequest, _audit_pb2.ProveAbsenceResponse]
+    """Proves that nothing ever happened under a number, or tells every entry there is (不存在证明)."""
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -55,6 +65,16 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """Streams ledger entries from a position on: headers and leaves, content only to a mirror (账本条目)."""
     VerifyLedger: _aio.UnaryUnaryMultiCallable[_audit_pb2.VerifyLedgerRequest, _audit_pb2.VerifyLedgerResponse]  # type: ignore[assignment]
     """Verifies every entry of the ledger (账本校验)."""
+    GetCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]  # type: ignore[assignment]
+    """Tells a signed checkpoint of the log (检查点)."""
+    ProveInclusion: _aio.UnaryUnaryMultiCallable[_audit_pb2.ProveInclusionRequest, _audit_pb2.ProveInclusionResponse]  # type: ignore[assignment]
+    """Proves that an entry is in the log (包含证明)."""
+    ProveConsistency: _aio.UnaryUnaryMultiCallable[_audit_pb2.ProveConsistencyRequest, _audit_pb2.ProveConsistencyResponse]  # type: ignore[assignment]
+    """Proves that one state of the log begins another (一致性证明)."""
+    ExportBundle: _aio.UnaryUnaryMultiCallable[_audit_pb2.ExportBundleRequest, _audit_pb2.ExportBundleResponse]  # type: ignore[assignment]
+    """Exports everything that proves one prescription, to be verified offline (导出证据包)."""
+    ProveAbsence: _aio.UnaryUnaryMultiCallable[_audit_pb2.ProveAbsenceRequest, _audit_pb2.ProveAbsenceResponse]  # type: ignore[assignment]
+    """Proves that nothing ever happened under a number, or tells every entry there is (不存在证明)."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """What an auditor reads, with a case reason (审计追溯)."""
@@ -90,5 +110,45 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.VerifyLedgerResponse, _abc.Awaitable[_audit_pb2.VerifyLedgerResponse]]:
         """Verifies every entry of the ledger (账本校验)."""
+
+    @_abc_1.abstractmethod
+    def GetCheckpoint(
+        self,
+        request: _audit_pb2.GetCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetCheckpointResponse, _abc.Awaitable[_audit_pb2.GetCheckpointResponse]]:
+        """Tells a signed checkpoint of the log (检查点)."""
+
+    @_abc_1.abstractmethod
+    def ProveInclusion(
+        self,
+        request: _audit_pb2.ProveInclusionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ProveInclusionResponse, _abc.Awaitable[_audit_pb2.ProveInclusionResponse]]:
+        """Proves that an entry is in the log (包含证明)."""
+
+    @_abc_1.abstractmethod
+    def ProveConsistency(
+        self,
+        request: _audit_pb2.ProveConsistencyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ProveConsistencyResponse, _abc.Awaitable[_audit_pb2.ProveConsistencyResponse]]:
+        """Proves that one state of the log begins another (一致性证明)."""
+
+    @_abc_1.abstractmethod
+    def ExportBundle(
+        self,
+        request: _audit_pb2.ExportBundleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ExportBundleResponse, _abc.Awaitable[_audit_pb2.ExportBundleResponse]]:
+        """Exports everything that proves one prescription, to be verified offline (导出证据包)."""
+
+    @_abc_1.abstractmethod
+    def ProveAbsence(
+        self,
+        request: _audit_pb2.ProveAbsenceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ProveAbsenceResponse, _abc.Awaitable[_audit_pb2.ProveAbsenceResponse]]:
+        """Proves that nothing ever happened under a number, or tells every entry there is (不存在证明)."""
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -180,6 +180,132 @@ class UploadPrescriptionResponse(_message.Message):
 Global___UploadPrescriptionResponse: _TypeAlias = UploadPrescriptionResponse  # noqa: Y015
 
 @_typing.final
+class UploadPrescriptionsRequest(_message.Message):
+    """A part of a bulk upload. Whole messages are bounded by the size of any request; several items in one cost less."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadPrescriptionRequest]: ...
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___UploadPrescriptionRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadPrescriptionsRequest: _TypeAlias = UploadPrescriptionsRequest  # noqa: Y015
+
+@_typing.final
+class UploadRefusal(_message.Message):
+    """Why an item was refused. The same as the unary call's status and its details."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_EN_FIELD_NUMBER: _builtins.int
+    MESSAGE_ZH_FIELD_NUMBER: _builtins.int
+    FIELD_FIELD_NUMBER: _builtins.int
+    RETRIABLE_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_MS_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    code: _builtins.str
+    """The refusal code."""
+    message_en: _builtins.str
+    message_zh: _builtins.str
+    field: _builtins.str
+    """The path of the field at fault within the item, or empty."""
+    retriable: _builtins.bool
+    """Whether the same item may succeed when it is sent again."""
+    retry_after_ms: _builtins.int
+    """How long to wait before that; 0 when it is not retriable."""
+    status: _builtins.bytes
+    """A serialised google.rpc.Status: what the unary call's grpc-status-details-bin holds."""
+    def __init__(
+        self,
+        *,
+        code: _builtins.str = ...,
+        message_en: _builtins.str = ...,
+        message_zh: _builtins.str = ...,
+        field: _builtins.str = ...,
+        retriable: _builtins.bool = ...,
+        retry_after_ms: _builtins.int = ...,
+        status: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "field", b"field", "message_en", b"message_en", "message_zh", b"message_zh", "retriable", b"retriable", "retry_after_ms", b"retry_after_ms", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadRefusal: _TypeAlias = UploadRefusal  # noqa: Y015
+
+@_typing.final
+class UploadResult(_message.Message):
+    """The answer to one item."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    item: _builtins.int
+    """The item's place in the stream, from 0."""
+    request_id: _builtins.str
+    """As the item gave it; empty when it could not be read."""
+    @_builtins.property
+    def accepted(self) -> Global___UploadPrescriptionResponse:
+        """The unary call's reply, byte for byte, receipt included."""
+
+    @_builtins.property
+    def refused(self) -> Global___UploadRefusal: ...
+    def __init__(
+        self,
+        *,
+        item: _builtins.int = ...,
+        request_id: _builtins.str = ...,
+        accepted: Global___UploadPrescriptionResponse | None = ...,
+        refused: Global___UploadRefusal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "outcome", b"outcome", "refused", b"refused"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "item", b"item", "outcome", b"outcome", "refused", b"refused", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["accepted", "refused"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___UploadResult: _TypeAlias = UploadResult  # noqa: Y015
+
+@_typing.final
+class UploadPrescriptionsResponse(_message.Message):
+    """The results of one request's items, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___UploadResult]: ...
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___UploadResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadPrescriptionsResponse: _TypeAlias = UploadPrescriptionsResponse  # noqa: Y015
+
+@_typing.final
 class RevokePrescriptionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -45,6 +45,11 @@ class PrescribingServiceStub:
                 request_serializer=erxhub_dot_v1_dot_prescribing__pb2.UploadPrescriptionRequest.SerializeToString,
                 response_deserializer=erxhub_dot_v1_dot_prescribing__pb2.UploadPrescriptionResponse.FromString,
                 _registered_method=True)
+        self.UploadPrescriptions = channel.stream_stream(
+                '/erxhub.v1.PrescribingService/UploadPrescriptions',
+                request_serializer=erxhub_dot_v1_dot_prescribing__pb2.UploadPrescriptionsRequest.SerializeToString,
+                response_deserializer=erxhub_dot_v1_dot_prescribing__pb2.UploadPrescriptionsResponse.FromString,
+                _registered_method=True)
         self.RevokePrescription = channel.unary_unary(
                 '/erxhub.v1.PrescribingService/RevokePrescription',
                 request_serializer=erxhub_dot_v1_dot_prescribing__pb2.RevokePrescriptionRequest.SerializeToString,
@@ -80,6 +85,15 @@ class PrescribingServiceServicer:
 
     def UploadPrescription(self, request, context):
         """Uploads the signed prescription with its file; it takes effect (电子处方上传 rxFileUpld).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadPrescriptions(self, request_iterator, context):
+        """Uploads many prescriptions over one stream, each as UploadPrescription does, with the same signatures, refusals,
+        entries and receipts; one result for each item, in their order. An item that is refused does not end the stream. A
+        lost stream is resumed by sending what was not answered again, with the same request ids.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,6 +139,11 @@ def add_PrescribingServiceServicer_to_server(servicer, server):
                     servicer.UploadPrescription,
                     request_deserializer=erxhub_dot_v1_dot_prescribing__pb2.UploadPrescriptionRequest.FromString,
                     response_serializer=erxhub_dot_v1_dot_prescribing__pb2.UploadPrescriptionResponse.SerializeToString,
+            ),
+            'UploadPrescriptions': grpc.stream_stream_rpc_method_handler(
+                    servicer.UploadPrescriptions,
+                    request_deserializer=erxhub_dot_v1_dot_prescribing__pb2.UploadPrescriptionsRequest.FromString,
+                    response_serializer=erxhub_dot_v1_dot_prescribing__pb2.UploadPrescriptionsResponse.SerializeToString,
             ),
             'RevokePrescription': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokePrescription,
@@ -202,6 +221,33 @@ class PrescribingService:
             '/erxhub.v1.PrescribingService/UploadPrescription',
             erxhub_dot_v1_dot_prescribing__pb2.UploadPrescriptionRequest.SerializeToString,
             erxhub_dot_v1_dot_prescribing__pb2.UploadPrescriptionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadPrescriptions(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/erxhub.v1.PrescribingService/UploadPrescriptions',
+            erxhub_dot_v1_dot_prescribing__pb2.UploadPrescriptionsRequest.SerializeToString,
+            erxhub_dot_v1_dot_prescribing__pb2.UploadPrescriptionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,11 @@ class PrescribingServiceStub:
     """Checks a prescription before it is signed; gives its number and trace code (电子处方上传预核验 uploadChk)."""
     UploadPrescription: _grpc.UnaryUnaryMultiCallable[_prescribing_pb2.UploadPrescriptionRequest, _prescribing_pb2.UploadPrescriptionResponse]
     """Uploads the signed prescription with its file; it takes effect (电子处方上传 rxFileUpld)."""
+    UploadPrescriptions: _grpc.StreamStreamMultiCallable[_prescribing_pb2.UploadPrescriptionsRequest, _prescribing_pb2.UploadPrescriptionsResponse]
+    """Uploads many prescriptions over one stream, each as UploadPrescription does, with the same signatures, refusals,
+    entries and receipts; one result for each item, in their order. An item that is refused does not end the stream. A
+    lost stream is resumed by sending what was not answered again, with the same request ids.
+    """
     RevokePrescription: _grpc.UnaryUnaryMultiCallable[_prescribing_pb2.RevokePrescriptionRequest, _prescribing_pb2.RevokePrescriptionResponse]
     """Withdraws a prescription that was not used (电子处方撤销 rxUndo)."""
     GetPrescription: _grpc.UnaryUnaryMultiCallable[_prescribing_pb2.GetPrescriptionRequest, _prescribing_pb2.GetPrescriptionResponse]
@@ -55,6 +60,11 @@ class PrescribingServiceAsyncStub(PrescribingServiceStub):
     """Checks a prescription before it is signed; gives its number and trace code (电子处方上传预核验 uploadChk)."""
     UploadPrescription: _aio.UnaryUnaryMultiCallable[_prescribing_pb2.UploadPrescriptionRequest, _prescribing_pb2.UploadPrescriptionResponse]  # type: ignore[assignment]
     """Uploads the signed prescription with its file; it takes effect (电子处方上传 rxFileUpld)."""
+    UploadPrescriptions: _aio.StreamStreamMultiCallable[_prescribing_pb2.UploadPrescriptionsRequest, _prescribing_pb2.UploadPrescriptionsResponse]  # type: ignore[assignment]
+    """Uploads many prescriptions over one stream, each as UploadPrescription does, with the same signatures, refusals,
+    entries and receipts; one result for each item, in their order. An item that is refused does not end the stream. A
+    lost stream is resumed by sending what was not answered again, with the same request ids.
+    """
     RevokePrescription: _aio.UnaryUnaryMultiCallable[_prescribing_pb2.RevokePrescriptionRequest, _prescribing_pb2.RevokePrescriptionResponse]  # type: ignore[assignment]
     """Withdraws a prescription that was not used (电子处方撤销 rxUndo)."""
     GetPrescription: _aio.UnaryUnaryMultiCallable[_prescribing_pb2.GetPrescriptionRequest, _prescribing_pb2.GetPrescriptionResponse]  # type: ignore[assignment]
@@ -82,6 +92,17 @@ class PrescribingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_prescribing_pb2.UploadPrescriptionResponse, _abc.Awaitable[_prescribing_pb2.UploadPrescriptionResponse]]:
         """Uploads the signed prescription with its file; it takes effect (电子处方上传 rxFileUpld)."""
+
+    @_abc_1.abstractmethod
+    def UploadPrescriptions(
+        self,
+        request_iterator: _MaybeAsyncIterator[_prescribing_pb2.UploadPrescriptionsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_prescribing_pb2.UploadPrescriptionsResponse], _abc.AsyncIterator[_prescribing_pb2.UploadPrescriptionsResponse]]:
+        """Uploads many prescriptions over one stream, each as UploadPrescription does, with the same signatures, refusals,
+        entries and receipts; one result for each item, in their order. An item that is refused does not end the stream. A
+        lost stream is resumed by sending what was not answered again, with the same request ids.
+        """
 
     @_abc_1.abstractmethod
     def RevokePrescription(

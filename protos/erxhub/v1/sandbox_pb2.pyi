@@ -85,7 +85,9 @@ class _FaultActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FaultActi
     FAULT_ACTION_DUPLICATE: _FaultAction.ValueType  # 5
     """The hub gets the request twice; the caller the second answer. On a watch each message comes twice."""
     FAULT_ACTION_REORDER: _FaultAction.ValueType  # 6
-    """Messages of a watch are shuffled within `window`."""
+    """Messages of a watch are shuffled within `window`. Those of one prescription keep their order among themselves, unless
+    `any_order`: then they are shuffled too, and the newest of them is never the last to come.
+    """
     FAULT_ACTION_STALE_READ: _FaultAction.ValueType  # 7
     """The first `lag` reads after a change show what the same read showed before it."""
     FAULT_ACTION_TRUNCATE_STREAM: _FaultAction.ValueType  # 8
@@ -126,7 +128,9 @@ FAULT_ACTION_LOSE_ACK: FaultAction.ValueType  # 4
 FAULT_ACTION_DUPLICATE: FaultAction.ValueType  # 5
 """The hub gets the request twice; the caller the second answer. On a watch each message comes twice."""
 FAULT_ACTION_REORDER: FaultAction.ValueType  # 6
-"""Messages of a watch are shuffled within `window`."""
+"""Messages of a watch are shuffled within `window`. Those of one prescription keep their order among themselves, unless
+`any_order`: then they are shuffled too, and the newest of them is never the last to come.
+"""
 FAULT_ACTION_STALE_READ: FaultAction.ValueType  # 7
 """The first `lag` reads after a change show what the same read showed before it."""
 FAULT_ACTION_TRUNCATE_STREAM: FaultAction.ValueType  # 8
@@ -329,6 +333,7 @@ class FaultArguments(_message.Message):
     AFTER_COMMIT_FIELD_NUMBER: _builtins.int
     HANG_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    ANY_ORDER_FIELD_NUMBER: _builtins.int
     delay_ms: _builtins.int
     code: _builtins.str
     """A refusal code of the catalogue, or the name of a gRPC status."""
@@ -340,6 +345,8 @@ class FaultArguments(_message.Message):
     after_commit: _builtins.bool
     hang: _builtins.bool
     page_size: _builtins.int
+    any_order: _builtins.bool
+    """Of a shuffle: the messages of one prescription change places too. Whoever follows `version` bears it."""
     def __init__(
         self,
         *,
@@ -353,10 +360,11 @@ class FaultArguments(_message.Message):
         after_commit: _builtins.bool = ...,
         hang: _builtins.bool = ...,
         page_size: _builtins.int = ...,
+        any_order: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_commit", b"after_commit", "after_messages", b"after_messages", "code", b"code", "delay_ms", b"delay_ms", "hang", b"hang", "lag", b"lag", "page_size", b"page_size", "retry_after_ms", b"retry_after_ms", "skew_ms", b"skew_ms", "window", b"window"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_commit", b"after_commit", "after_messages", b"after_messages", "any_order", b"any_order", "code", b"code", "delay_ms", b"delay_ms", "hang", b"hang", "lag", b"lag", "page_size", b"page_size", "retry_after_ms", b"retry_after_ms", "skew_ms", b"skew_ms", "window", b"window"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

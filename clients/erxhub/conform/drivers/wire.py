@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 LINE_BYTES_MAX: Final = 16 * 1024 * 1024
+_READ_BYTES: Final = 64 * 1024
 
 Operation = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -97,10 +100,18 @@ async def farewell(_: dict[str, Any]) -> dict[str, Any]:
     return {"outcome": "ok", "bye": True}
 
 
+def _feed(loop: asyncio.AbstractEventLoop, reader: asyncio.StreamReader) -> None:
+    """Standard input into the reader, until it ends. The driver may end before it does."""
+    with contextlib.suppress(RuntimeError):  # of a loop that is closed
+        while data := os.read(0, _READ_BYTES):
+            loop.call_soon_threadsafe(reader.feed_data, data)
+        loop.call_soon_threadsafe(reader.feed_eof)
+
+
 async def _on_standard_streams(adapter: Adapter) -> None:
     reader = asyncio.StreamReader(limit=LINE_BYTES_MAX)
-    loop = asyncio.get_running_loop()
-    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    # A thread, because the event loop waits for pipes and terminals only: input may also be a file, or /dev/null.
+    threading.Thread(target=_feed, args=(asyncio.get_running_loop(), reader), name="input", daemon=True).start()
     # Whatever a library prints must not come between the answers.
     answers = _Output(os.dup(1))
     os.dup2(2, 1)

@@ -15,7 +15,7 @@ from erxhub.seed.world import SeedWorld
 from erxhub.v1 import common_pb2, dispensing_pb2, encounter_pb2, signed_pb2
 
 if TYPE_CHECKING:
-    from erxhub.conform.hub.target import HubRun
+    from erxhub.conform.hub.run import HubRun
 
 CONSULT: Final = "01201"
 DOWNLOAD: Final = "02122"

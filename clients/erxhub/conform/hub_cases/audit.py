@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from erxhub.conform.hub.ledger_copy import CopiedEntry, missing, read_header, verify
-from erxhub.conform.hub.target import HubRun
+from erxhub.conform.hub.run import HubRun
 from erxhub.conform.registry import case
 from erxhub.core.events import BY_NUMBER
 from erxhub.crypto.envelope import pae

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from erxhub.conform.hub.journey import DOWNLOAD, Journey
 from erxhub.conform.hub.parties import Party
 from erxhub.conform.hub.raw import Answer
-from erxhub.conform.hub.target import HubRun
+from erxhub.conform.hub.run import HubRun
 from erxhub.conform.registry import case
 from erxhub.v1 import audit_pb2, patient_pb2, prescribing_pb2
 

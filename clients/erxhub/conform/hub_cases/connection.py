@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from erxhub.client import ClientIdentity
 from erxhub.conform.hub.raw import failed
-from erxhub.conform.hub.target import HubRun
+from erxhub.conform.hub.run import HubRun
 from erxhub.conform.registry import case
 from erxhub.rpc.methods import METHODS, SERVICES
 from erxhub.v1 import prescribing_pb2, registry_pb2

@@ -6,7 +6,7 @@ from typing import Any
 
 from erxhub.conform.hub.journey import PURCHASE, known_amounts
 from erxhub.conform.hub.ledger_copy import read_header
-from erxhub.conform.hub.target import HubRun
+from erxhub.conform.hub.run import HubRun
 from erxhub.conform.registry import case
 from erxhub.seed.world import SeedWorld
 from erxhub.v1 import dispensing_pb2, registry_pb2, signed_pb2

@@ -11,7 +11,7 @@ import grpc
 
 from erxhub.conform.hub.parties import Party
 from erxhub.conform.hub.raw import failed
-from erxhub.conform.hub.target import HubRun
+from erxhub.conform.hub.run import HubRun
 from erxhub.conform.registry import case
 from erxhub.v1 import dispensing_pb2, prescribing_pb2
 

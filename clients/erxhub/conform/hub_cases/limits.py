@@ -11,7 +11,7 @@ from typing import Any
 from erxhub.conform.checks import Unsupported
 from erxhub.conform.hub.fuzz import Chance, made_up, mangled
 from erxhub.conform.hub.ledger_copy import EVENT, read_header
-from erxhub.conform.hub.target import BROKEN, HubRun
+from erxhub.conform.hub.run import BROKEN, HubRun
 from erxhub.conform.model import Text
 from erxhub.conform.registry import case
 from erxhub.rpc.methods import COMMAND, METHODS

@@ -9,7 +9,7 @@ import grpc
 
 from erxhub.conform.hub.journey import CONSULT
 from erxhub.conform.hub.raw import Answer, failed
-from erxhub.conform.hub.target import HubRun
+from erxhub.conform.hub.run import HubRun
 from erxhub.conform.registry import case
 from erxhub.v1 import common_pb2, prescribing_pb2
 

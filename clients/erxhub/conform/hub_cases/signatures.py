@@ -13,7 +13,7 @@ from erxhub.client import sign
 from erxhub.client.signing import sign_bytes
 from erxhub.conform.hub.journey import Journey
 from erxhub.conform.hub.parties import Party
-from erxhub.conform.hub.target import HubRun
+from erxhub.conform.hub.run import HubRun
 from erxhub.conform.registry import case
 from erxhub.crypto.suites import SigningKey
 from erxhub.rpc.methods import STATEMENTS

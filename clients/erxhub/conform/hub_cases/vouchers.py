@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from erxhub.conform.hub.journey import CONSULT, DOWNLOAD, PICK_UP
-from erxhub.conform.hub.target import HubRun
+from erxhub.conform.hub.run import HubRun
 from erxhub.conform.registry import case
 from erxhub.v1 import registry_pb2
 

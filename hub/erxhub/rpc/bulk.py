@@ -1,0 +1,275 @@
+"""Many unary calls over one bidirectional stream: each item goes its own way, and the answers come in order.
+
+Owns the cutting of messages into items, how many are under way, and the order of the results. It never looks into an
+item and decides nothing about it: whoever serves the unary method does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, NoReturn, TypeAlias
+
+import grpc
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from erxhub.core.model import Refused
+from erxhub.v1 import prescribing_pb2
+
+DETAILS_KEY: Final = "grpc-status-details-bin"
+
+ITEMS_MAX: Final = 64
+"""Items of one message; the field rule says the same."""
+
+_ITEMS_FIELD: Final = prescribing_pb2.UploadPrescriptionsRequest.ITEMS_FIELD_NUMBER
+_TAG: Final = _ITEMS_FIELD << 3 | 2
+_RESULTS: Final = prescribing_pb2.UploadPrescriptionsResponse.RESULTS_FIELD_NUMBER
+_ACCEPTED: Final = prescribing_pb2.UploadResult.ACCEPTED_FIELD_NUMBER
+_REFUSED: Final = prescribing_pb2.UploadResult.REFUSED_FIELD_NUMBER
+
+Serve = Callable[[bytes, Any], Awaitable[bytes]]
+"""A unary method: an item's bytes and its context to the reply's bytes."""
+
+
+class ItemRefused(grpc.aio.AbortError):
+    """What the abort of an item's context raises; the stream goes on."""
+
+    def __init__(self, code: grpc.StatusCode, details: bytes, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.details = details
+        self.message = message
+
+
+class ItemContext:
+    """As much of a servicer context as a unary call asks for, of the stream's caller. The caller's clock was looked at
+    when the stream began, so an item tells none.
+    """
+
+    def __init__(self, auth: Mapping[str, Sequence[bytes]]) -> None:
+        self._auth = auth
+
+    def auth_context(self) -> Mapping[str, Sequence[bytes]]:
+        """Who calls."""
+        return self._auth
+
+    def invocation_metadata(self) -> tuple[()]:
+        """Nothing."""
+        return ()
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Any = ()) -> NoReturn:
+        """End the item."""
+        packed = b"".join(value for key, value in trailing_metadata if key == DETAILS_KEY)
+        if not packed:
+            packed = status_pb2.Status(code=code.value[0], message=details).SerializeToString()
+        raise ItemRefused(code, packed, details)
+
+
+_Group: TypeAlias = "list[asyncio.Task[bytes]] | Refused | ItemRefused | None"
+"""The items of one message, or the end of the stream: with a refusal, or in good order (None)."""
+
+
+class _Groups:
+    """Groups in the order of the stream; `waiting` may be looked at and emptied from its left."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[_Group] = deque()
+        self._some = asyncio.Event()
+
+    def put(self, group: _Group) -> None:
+        self.waiting.append(group)
+        self._some.set()
+
+    async def next(self) -> _Group:
+        while not self.waiting:
+            self._some.clear()
+            await self._some.wait()
+        return self.waiting.popleft()
+
+
+class Bulk:
+    """One stream: at most `items_max` items are under way, and no more are read before."""
+
+    def __init__(
+        self,
+        serve: Serve,
+        context: ItemContext,
+        items_max: int,
+        ending: asyncio.Event,
+        changed: Callable[[int], None],
+    ) -> None:
+        """`ending` is set when no more is to be read; `changed` hears by how much the items under way have changed."""
+        self._serve = serve
+        self._context = context
+        self._items_max = items_max
+        self._ending = ending
+        self._changed = changed
+        self._taken = 0
+        self._open = 0
+        self._room = asyncio.Event()
+        self._groups = _Groups()
+
+    async def responses(self, requests: AsyncIterator[bytes]) -> AsyncGenerator[bytes | Refused, None]:
+        """The responses, results in order; a Refused ends the stream, after the answers to what came before it.
+
+        Raises ItemRefused when `end` was called with one.
+        """
+        reading = asyncio.create_task(self._read(requests))
+        reading.add_done_callback(lambda _: self._groups.put(None))
+        ending = asyncio.create_task(self._end_reading(reading))
+        group: _Group = None
+        try:
+            while (group := await self._groups.next()) is not None:
+                if isinstance(group, ItemRefused):
+                    raise group
+                if isinstance(group, Refused):
+                    yield group
+                    return
+                parts = [await item for item in group]
+                # What was committed with it is told with it.
+                while isinstance(more := self._next_done(len(parts)), list):
+                    parts += [item.result() for item in more]
+                yield b"".join(parts)
+            await reading
+        finally:
+            for task in (reading, ending):
+                task.cancel()
+            left = group if isinstance(group, list) else []
+            while self._groups.waiting:
+                more = self._groups.waiting.popleft()
+                left = [*left, *more] if isinstance(more, list) else left
+            for item in left:
+                item.cancel()
+            await asyncio.gather(reading, ending, *left, return_exceptions=True)
+
+    def end(self, refused: ItemRefused) -> None:
+        """End the stream with this once what came before is answered; nothing more is read."""
+        self._groups.put(refused)
+
+    def _next_done(self, taken: int) -> _Group:
+        """The next group when all of it is answered and there is room for it; it is then taken."""
+        waiting = self._groups.waiting
+        if not waiting or not isinstance(group := waiting[0], list) or taken + len(group) > ITEMS_MAX:
+            return None
+        if not all(item.done() and not item.cancelled() and item.exception() is None for item in group):
+            return None
+        return waiting.popleft()
+
+    async def _end_reading(self, reading: asyncio.Task[None]) -> None:
+        await self._ending.wait()
+        reading.cancel()
+
+    async def _read(self, requests: AsyncIterator[bytes]) -> None:
+        try:
+            async for raw in requests:
+                items = items_of(raw)
+                if items is None or not 0 < len(items) <= ITEMS_MAX:
+                    detail = {"items_max": str(ITEMS_MAX)}
+                    self._groups.put(Refused("INPUT_MALFORMED", field="items", detail=detail))
+                    return
+                await self._until_room(len(items))
+                self._open += len(items)
+                self._changed(len(items))
+                self._groups.put([self._begun(item) for item in items])
+        except asyncio.CancelledError:
+            if not self._ending.is_set():
+                raise
+            self._groups.put(Refused("HUB_UNAVAILABLE"))
+
+    async def _until_room(self, items: int) -> None:
+        while self._open and self._open + items > self._items_max:
+            self._room.clear()
+            await self._room.wait()
+
+    def _begun(self, item: bytes) -> asyncio.Task[bytes]:
+        task = asyncio.create_task(self._item(self._taken, item))
+        # Not in the item's own `finally`: one that is cancelled before its first step never gets there.
+        task.add_done_callback(self._is_over)
+        self._taken += 1
+        return task
+
+    async def _item(self, number: int, raw: bytes) -> bytes:
+        """One item, served; its result as a field of the response."""
+        try:
+            # Put in as it is: the reply is the unary call's, byte for byte.
+            outcome = _ACCEPTED, await self._serve(raw, self._context)
+        except ItemRefused as refused:
+            outcome = _REFUSED, _refusal(refused).SerializeToString()
+        head = prescribing_pb2.UploadResult(item=number, request_id=_request_id(raw)).SerializeToString()
+        return _delimited(_RESULTS, head + _delimited(*outcome))
+
+    def _is_over(self, _: asyncio.Task[bytes]) -> None:
+        self._open -= 1
+        self._changed(-1)
+        self._room.set()
+
+
+def _delimited(number: int, data: bytes) -> bytes:
+    """A field with a length."""
+    size, head = len(data), bytes([number << 3 | 2])
+    while size >= 0x80:
+        head += bytes([size & 0x7F | 0x80])
+        size >>= 7
+    return head + bytes([size]) + data
+
+
+def items_of(raw: bytes) -> list[bytes] | None:
+    """The items of a message as the bytes that were sent; None when they cannot be read."""
+    items: list[bytes] = []
+    position = 0
+    while position < len(raw):
+        if raw[position] != _TAG:
+            return None
+        size = shift = 0
+        while True:
+            position += 1
+            if position >= len(raw) or shift > 28:
+                return None
+            size |= (raw[position] & 0x7F) << shift
+            shift += 7
+            if raw[position] < 0x80:
+                break
+        end = position + 1 + size
+        if end > len(raw):
+            return None
+        items.append(raw[position + 1 : end])
+        position = end
+    return items
+
+
+def _request_id(raw: bytes) -> str:
+    """The request id, which a client writes first; "" when it does not, or cannot be read."""
+    # Field 1 with a length of one byte: an id has at most 64 characters.
+    if len(raw) < 2 or raw[0] != 0x0A or raw[1] >= 0x80:
+        return _parsed_request_id(raw)
+    try:
+        return raw[2 : 2 + raw[1]].decode()
+    except UnicodeDecodeError:
+        return ""
+
+
+def _parsed_request_id(raw: bytes) -> str:
+    try:
+        return prescribing_pb2.UploadPrescriptionRequest.FromString(raw).request_id
+    except DecodeError:
+        return ""
+
+
+def _refusal(refused: ItemRefused) -> prescribing_pb2.UploadRefusal:
+    told = prescribing_pb2.UploadRefusal(message_en=refused.message, status=refused.details)
+    info, chinese, retry = (
+        error_details_pb2.ErrorInfo(),
+        error_details_pb2.LocalizedMessage(),
+        error_details_pb2.RetryInfo(),
+    )
+    for detail in status_pb2.Status.FromString(refused.details).details:
+        # Unpack leaves a message of another type as it is.
+        for kind in (info, chinese, retry):
+            detail.Unpack(kind)
+    told.code, told.message_zh = info.reason, chinese.message
+    told.field = info.metadata.get("field", "")
+    told.retriable = info.metadata.get("retriable") == "yes"
+    told.retry_after_ms = retry.retry_delay.ToMilliseconds()
+    return told

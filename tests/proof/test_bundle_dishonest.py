@@ -1,0 +1,179 @@
+"""A hub that has every key of its own, and lies: the rules inside the payloads find it, each under its reason."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from erxhub.crypto.envelope import pae
+from erxhub.proof.bundle import read_bundle, write_bundle
+from erxhub.proof.bundle_verify import Verdict, verify_bundle
+from erxhub.proof.reasons import Reason
+from erxhub.queries.proofs import chain_bundle
+from erxhub.v1 import events_pb2, signed_pb2
+from tests.chain import DOCTOR, Chain
+from tests.live import MINUTE_MS, PERSON, PHARMACY, Live, live_hub
+from tests.proof.bundle_story import Closing
+from tests.proof.dishonest import Lie, Told, lied
+from tests.proof.tampering import bare_stream
+
+
+async def verdict_on(live: Live, rx_no: str, lie: Lie) -> Verdict:
+    """What an auditor comes to when the hub's ledger is the lie."""
+    store = await lied(live.hub.store, lie)
+    closing = Closing(live, store=store)
+    context = dataclasses.replace(closing.context, store=store)
+    found = await chain_bundle(context, rx_no)
+    assert found is not None
+    return verify_bundle(found[0].encode(), closing.trust)
+
+
+def changed(name: str, change: Callable[[Told], None]) -> Lie:
+    """The entries of one event, changed."""
+
+    def lie(told: Told) -> Iterable[Told]:
+        if told.name == name:
+            change(told)
+        yield told
+
+    return lie
+
+
+def without(name: str) -> Lie:
+    """The entries of one event were never written."""
+    return lambda told: () if told.name == name else (told,)
+
+
+def _forge_signature(told: Told) -> None:
+    told.payload.prescription.signatures[0].signature = bytes(64)
+
+
+def _other_pharmacist(told: Told) -> None:
+    told.payload.pharmacist_code = "HY330100990002"
+
+
+def _other_diagnosis(told: Told) -> None:
+    told.payload.diagnoses[0].code = "J99.900"
+
+
+def _no_causes(told: Told) -> None:
+    told.header.causes = ()
+
+
+def _foreign_cause(told: Told) -> None:
+    told.header.causes = (*told.header.causes, bytes([7]) * 32)
+
+
+def _less_debited(told: Told) -> None:
+    told.payload.amount_fen += 1
+
+
+def _sold_elsewhere(told: Told) -> None:
+    told.payload.rx_key = bytes(32)
+
+
+def _other_origin(told: Told) -> None:
+    told.payload.origin = "another.example/ledger"
+
+
+def _unregistered_log_key(told: Told) -> None:
+    if told.payload.key.purpose == "log":
+        told.payload.key.public_key = bytes(32)
+
+
+def _earlier(told: Told) -> None:
+    told.header.recorded_at_ms -= 10 * MINUTE_MS
+
+
+def _of_another_number(told: Told) -> None:
+    told.payload.rx_no = told.payload.rx_no[::-1]
+
+
+def _unreadable(told: Told) -> None:
+    told.payload = events_pb2.PrescriptionExpired()
+    told.payload.MergeFromString(b"")
+    told.header.kind = told.header.kind.__class__(2)
+
+
+@pytest.mark.parametrize(
+    ("lie", "reasons"),
+    [
+        (lambda told: (told,), set()),
+        (changed("ledger.opened", _other_origin), {Reason.GENESIS}),
+        (changed("hub_key.registered", _unregistered_log_key), {Reason.HUB_KEY}),
+        (changed("prescription.prechecked", _of_another_number), {Reason.STREAM_KEY}),
+        (changed("prescription.prechecked", _no_causes), {Reason.LINK}),
+        (changed("prescription.prechecked", _foreign_cause), {Reason.CAUSE_MISSING}),
+        (changed("prescription.prechecked", _earlier), {Reason.TIME_BACKWARDS}),
+        (changed("prescription.effective", _unreadable), {Reason.PAYLOAD}),
+        (without("review.passed"), {Reason.LIFECYCLE}),
+        (without("settlement.committed"), {Reason.LIFECYCLE}),
+        (without("signing_key.registered"), {Reason.SIGNING_KEY}),
+        (changed("prescription.uploaded", _forge_signature), {Reason.SIGNATURE}),
+        (changed("prescription.hospital_reviewed", _other_pharmacist), {Reason.DIGEST, Reason.SIGNING_KEY}),
+        (changed("diagnosis.recorded", _other_diagnosis), {Reason.DIGEST}),
+        (changed("account.debited", _less_debited), {Reason.MONEY}),
+        (changed("trace_code.sold", _sold_elsewhere), {Reason.TRACE_CODE}),
+    ],
+)
+async def test_a_lie_of_the_hub_is_found_under_its_reason(lie: Lie, reasons: set[Reason]) -> None:
+    async with live_hub() as live:
+        chain = Chain(live, PERSON)
+        await chain.diagnosed()
+        live.advance(MINUTE_MS)
+        chain.prescription = chain.written()
+        await chain.handed_over()
+        verdict = await verdict_on(live, chain.rx_no, lie)
+        found = {fault.reason for fault in verdict.faults}
+        assert found <= reasons
+        assert bool(found) == bool(reasons)
+
+
+async def test_more_goods_than_prescribed_are_found_though_the_pharmacy_signed_for_them() -> None:
+    async with live_hub() as live:
+        chain = await Chain(live, PERSON).handed_over()
+        key = live.key(PHARMACY, PHARMACY)
+
+        def more(told: Told) -> None:
+            statement = signed_pb2.DispenseStatement.FromString(told.payload.statement.payload)
+            for lots in (statement.lots, told.payload.lots):
+                lots[0].quantity = "99"
+            _sign(told.payload.statement, statement, key)
+
+        verdict = await verdict_on(live, chain.rx_no, changed("dispense.outbound", more))
+        assert [fault.reason for fault in verdict.faults] == [Reason.QUANTITY]
+
+
+def _sign(signed: Any, statement: Any, key: Any) -> None:
+    signed.payload = statement.SerializeToString(deterministic=True)
+    signed.signatures[0].signature = key.sign(pae(signed.payload_type, signed.payload))
+
+
+async def test_a_key_that_is_revoked_later_did_sign_and_one_that_was_revoked_before_did_not() -> None:
+    async with live_hub() as live:
+        live.advance(MINUTE_MS)
+        chain = await Chain(live, PERSON).uploaded()
+        live.advance(MINUTE_MS)
+        key_id = live.key(DOCTOR, chain.hospital_code).key_id
+        await (await live.agency()).revoke_certificate(key_id=key_id, reason="lost")
+
+        def before(told: Told) -> None:
+            told.header.recorded_at_ms -= 2 * MINUTE_MS
+
+        honest = await verdict_on(live, chain.rx_no, lambda told: (told,))
+        assert honest.faults == []
+        lying = await verdict_on(live, chain.rx_no, changed("certificate.revoked", before))
+        assert {fault.reason for fault in lying.faults} == {Reason.SIGNING_KEY}
+
+
+async def test_content_that_is_not_shown_has_to_be_erased_by_an_entry() -> None:
+    async with live_hub() as live:
+        chain = await Chain(live, PERSON).uploaded()
+        closing = Closing(live)
+        bundle = read_bundle(await closing.chain(chain.rx_no))
+        bare = dataclasses.replace(bundle, streams=(bare_stream(bundle.streams[0]), *bundle.streams[1:]))
+        verdict = verify_bundle(write_bundle(bare).encode(), closing.trust)
+        assert {fault.reason for fault in verdict.faults} == {Reason.CONTENT_MISSING}
