@@ -48,6 +48,10 @@ class HubProcess:
     def target(self) -> str:
         return f"localhost:{self.said['port']}"
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def kill(self) -> None:
         """SIGKILL: nothing is finished, nothing is told."""
         self._process.kill()
