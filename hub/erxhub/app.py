@@ -29,7 +29,6 @@ from erxhub.queries.base import ReadContext
 from erxhub.rpc.dispatch import Dispatcher
 from erxhub.rpc.methods import METHODS, STATEMENTS
 from erxhub.rpc.server import HubServer, IdentitySource, Layer
-from erxhub.starting import LedgerRefused as LedgerRefused  # whoever starts a hub finds it here
 from erxhub.starting import prove_start
 
 _log = logging.getLogger("erxhub.app")
@@ -195,6 +194,7 @@ async def start_core(
     verification = await prove_start(store, keys.log, config, water)
     engine = Engine(store, clock=clock, ids=ids or SystemIds(), keys=keys, packs=shared.packs, config=config)
     await engine.start()
+    publisher = Publisher(store, keys.log, clock=clock, config=config, pause=pause, high_water=water)
     reads = ReadContext(
         store=store,
         mac_keys=keys.mac_keys,
@@ -207,6 +207,7 @@ async def start_core(
         unsubscribe=engine.unsubscribe,
         running=lambda: engine.feeds_watches,
         page_key=hashlib.sha256(keys.content_mac_key() + b"page").digest(),
+        covering=publisher.covering,
     )
     dispatcher = Dispatcher(
         engine=engine,
@@ -217,7 +218,6 @@ async def start_core(
         pause=pause,
     )
     sweep = asyncio.create_task(_sweep(engine, config, pause), name="sweep") if sweeps else None
-    publisher = Publisher(store, keys.log, clock=clock, config=config, pause=pause, high_water=water)
     publishing = asyncio.create_task(publisher.run(), name="publishing") if publishes else None
     return HubCore(engine, dispatcher, reads, store, publisher, verification.entries, sweep, publishing)
 

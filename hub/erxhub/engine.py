@@ -27,6 +27,7 @@ from erxhub.core.model import Accepted, Command, Missing, Outcome, Refused, Targ
 from erxhub.keys import HubKeys
 from erxhub.ledger.entry import Entry, Header
 from erxhub.ledger.store import Loaded, Others, Reads, Reply, Store, StoreUnavailable, Wanted, Write
+from erxhub.marks import MARKS, Marks
 from erxhub.metrics import COMMANDS, SECONDS, Histogram, Lag
 from erxhub.policy.pack import DAY_MS, Pack, PackLibrary, china_date
 from erxhub.policy.rules import Rules
@@ -81,6 +82,8 @@ class _Job:
     tries: int = 0
     busy: int = 0
     """How often another hub was just extending a stream of it. The first times are no tries."""
+    marks: Marks | None = None
+    """Where a traced call's times are put down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +334,9 @@ class Engine:
         if isinstance(work, Command | ReadNote):
             self.check_room(size)
         job = _Job(work, content_mac, size, asyncio.get_running_loop().create_future())
+        job.marks = MARKS.get()
+        if job.marks is not None:
+            job.marks.queued_us = machine_us()
         self._jobs.append(job)
         self._bytes += size
         if len(self._jobs) >= self._expected:
@@ -365,6 +371,9 @@ class Engine:
             except StoreUnavailable as error:
                 # It begins to hear again from what it handled last, once the store has been asked again.
                 _log.warning("what other hubs write is not heard of now: %s", error)
+                continue
+            except Exception:  # noqa: BLE001 a hub that went deaf would leave its watches waiting for ever
+                _log.exception("hearing of other hubs failed and goes on")
                 continue
             handled = max(handled, position)
             for code in grown:
@@ -445,6 +454,9 @@ class Engine:
     async def _process(self, jobs: Sequence[_Job], *, closing: bool) -> None:
         now_ms = self._newest_ms = max(self.clock.now_ms(), self._newest_ms)
         batch = _Batch(Workspace(), now_ms, AccessBatch(now_ms))
+        marked = [job.marks for job in jobs if job.marks is not None]
+        for marks in marked:
+            marks.taken_us = machine_us()
         draws = {id(job): self._ids.draw() for job in jobs}
         waiting = deque(jobs)
         rounds = 0
@@ -475,9 +487,13 @@ class Engine:
         # With nothing to write the store is asked all the same while it is not known to be back.
         if batch.writes or not self._can_write:
             begun_us = machine_us()
+            for marks in marked:
+                marks.decided_us = begun_us
             result = await self.store.append(batch.writes)
             self.counters.commit_seconds.observe((machine_us() - begun_us) / 1e6)
             self.counters.batch_jobs.observe(len(jobs))
+            for marks in marked:
+                marks.committed_us = machine_us()
             conflicts, busy = result.conflicts, result.busy
             self.counters.conflicts += len(conflicts)
             self.counters.busy += len(busy)

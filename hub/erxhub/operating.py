@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, NamedTuple
@@ -19,6 +19,7 @@ from erxhub.app import Hub
 from erxhub.core import lifecycle
 from erxhub.core.fold import state_name
 from erxhub.core.lifecycle import Machine
+from erxhub.ledger.log import Checkpoint
 from erxhub.ledger.migrations import newest
 from erxhub.ledger.store import Store, StoreUnavailable, Wanted
 from erxhub.metrics import CONTENT_TYPE, Family, Histogram, counter, counters, exposition, gauge, histogram
@@ -42,13 +43,6 @@ _STREAMS_AT_ONCE: Final = 200
 _FAR_FUTURE_MS: Final = 2**53
 
 
-class CheckpointSeen(NamedTuple):
-    """The newest checkpoint that was published: entries under it, and when."""
-
-    size: int
-    at_ms: int
-
-
 class _Holds(NamedTuple):
     """Prescriptions held by a pharmacy. `is_whole` is false when there were more deadlines than are looked at."""
 
@@ -59,13 +53,10 @@ class _Holds(NamedTuple):
 class Operations:
     """What is told about one hub."""
 
-    def __init__(
-        self, hub: Hub, meter: RpcMeter, *, hub_id: str, checkpoint: Callable[[], CheckpointSeen | None] | None = None
-    ) -> None:
+    def __init__(self, hub: Hub, meter: RpcMeter, *, hub_id: str) -> None:
         self._hub = hub
         self._meter = meter
         self._hub_id = hub_id
-        self._checkpoint = checkpoint or (lambda: None)
         self._holds: _Holds | None = None
         self._holds_at_us = 0
 
@@ -78,8 +69,7 @@ class Operations:
         """The same in a few words, for `erxhub status`."""
         engine, told = self._hub.engine, self._hub.engine.counters
         facts = await self._asked()
-        checkpoint = self._checkpoint()
-        now_ms = engine.clock.now_ms()
+        checkpoint = self._hub.core.publisher.newest
         return {
             "version": _version(),
             "hub_id": self._hub_id,
@@ -95,7 +85,12 @@ class Operations:
             "holds_counted_whole": facts.holds.is_whole if facts else None,
             "checkpoint": None
             if checkpoint is None
-            else {"size": checkpoint.size, "age_ms": max(0, now_ms - checkpoint.at_ms)},
+            else {
+                "no": checkpoint.no,
+                "size": checkpoint.size,
+                "covered_position": checkpoint.covered_position,
+                "age_ms": self._age_ms(checkpoint),
+            },
             "holds_sequencer_lease": _leads(self._hub.store),
             "commits": _times(told.commit_seconds),
             "conflicts": told.conflicts,
@@ -149,11 +144,15 @@ class Operations:
         leads = _leads(self._hub.store)
         if leads is not None:
             yield gauge("erxhub_sequencer_lease", "1 while this hub gives log positions.", int(leads))
-        checkpoint = self._checkpoint()
+        checkpoint = self._hub.core.publisher.newest
         if checkpoint is not None:
-            age_ms = max(0, self._hub.engine.clock.now_ms() - checkpoint.at_ms)
-            yield gauge("erxhub_checkpoint_size", "Entries under the newest checkpoint.", checkpoint.size)
-            yield gauge("erxhub_checkpoint_age_seconds", "Age of the newest checkpoint.", age_ms / 1000)
+            age_s = self._age_ms(checkpoint) / 1000
+            yield gauge("erxhub_checkpoint_size", "Leaves under the newest signed checkpoint.", checkpoint.size)
+            yield gauge("erxhub_checkpoint_covered_position", "The newest entry under it.", checkpoint.covered_position)
+            yield gauge("erxhub_checkpoint_age_seconds", "Age of the newest signed checkpoint.", age_s)
+
+    def _age_ms(self, checkpoint: Checkpoint) -> int:
+        return max(0, self._hub.engine.clock.now_ms() - checkpoint.made_at_ms)
 
 
 class _Facts(NamedTuple):

@@ -119,9 +119,9 @@ class Publisher:
             except StoreUnavailable:
                 _log.warning("no checkpoint now: the store cannot be used")
             except OSError as error:
-                _log.error("the high-water file cannot be written: %s", error.strerror)  # noqa: TRY400
+                _log.error("the high-water file cannot be written: %s", error.strerror)
             except (TileDamaged, PageDamaged, AnotherNote) as error:
-                _log.error("LEDGER_DAMAGED: no checkpoint is published any more: %s", error)  # noqa: TRY400
+                _log.error("LEDGER_DAMAGED: no checkpoint is published any more: %s", error)
             except Exception:  # noqa: BLE001 a loop that ended would leave every later entry out of the log
                 _log.exception("publishing failed and goes on with the next round")
             await self._pause(self._config.checkpoint_interval_ms)

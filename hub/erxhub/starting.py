@@ -46,8 +46,8 @@ _STEPS: Final[Mapping[str, tuple[str, str]]] = {
 
 
 class LedgerRefused(Exception):
-    """The hub does not start on this ledger. `code` is ROLLBACK_DETECTED or LEDGER_DAMAGED; the text says what was found
-    and what the operator does next, in English and Chinese, and names the file with the evidence.
+    """The hub does not start on this ledger. `code` is ROLLBACK_DETECTED or LEDGER_DAMAGED; the text says what was
+    found and what the operator does next, in English and Chinese, and names the file with the evidence.
     """
 
     def __init__(
@@ -158,9 +158,7 @@ async def _recent(store: Store, newest: Checkpoint, after_position: int) -> list
         limit *= 4
 
 
-async def _leaves(
-    store: Store, newest: Checkpoint, recent: list[Checkpoint], after_position: int
-) -> dict[int, bytes]:
+async def _leaves(store: Store, newest: Checkpoint, recent: list[Checkpoint], after_position: int) -> dict[int, bytes]:
     """Leaf hashes by index, as the ledger's entries and the checkpoints give them."""
     leaves = {
         one.size - 1: leaf_hash(maproot_leaf(one.size - 1, one.map_root))

@@ -171,6 +171,36 @@ def dispense(cli: Cli, rx_no: str, settlement_id: str, **changes: str) -> list[s
 # --- the whole job ---
 
 
+def test_signed_uploads_go_over_one_stream_and_a_second_time_do_nothing(cli: Cli) -> None:
+    numbers, files = [], []
+    for number in range(3):
+        encounter_id = diagnosed(cli)
+        checked = cli.ok(
+            "rx", "precheck", "--sample", "--encounter", encounter_id, "--person", PERSON, "--save", "checked.json"
+        )
+        files.append(f"signed-{number}.json")
+        signed = cli.ok(
+            "rx", "upload", checked["rx_no"], checked["rx_trace_code"], "--file", "checked.json", "--sample-pdf",
+            "--pharmacist", SeedWorld.hospital_pharmacist_code, "--only-sign", files[-1],
+        )  # fmt: skip
+        assert signed["saved"] == files[-1]
+        numbers.append(checked["rx_no"])
+    # One file says something else than what was signed.
+    spoilt = json.loads((cli.desk / files[1]).read_text())
+    spoilt["seal"]["signatures"][0]["signature"] = "A" * 86 + "=="
+    (cli.desk / files[1]).write_text(json.dumps(spoilt))
+    for _ in range(2):
+        run = cli.run("rx", "upload-many", *files, "-o", "json")
+        assert run.exit_code == 1
+        rows = json.loads(run.stdout)
+        assert [(row["file"], row["rx_no"]) for row in rows] == list(
+            zip(files, (numbers[0], "", numbers[2]), strict=True)
+        )
+        assert [row["code"] == "OK" for row in rows] == [True, False, True]
+        assert rows[1]["text"]
+    assert cli.ok("rx", "get", numbers[0])["statuses"]["rx"] == "EFFECTIVE"
+
+
 def test_a_prescription_goes_from_voucher_to_hand_over_by_verbs_alone(cli: Cli) -> None:
     rx_no, settlement_id = settled(cli)
     out = cli.ok(*dispense(cli, rx_no, settlement_id))
@@ -503,7 +533,7 @@ def test_every_verb_begins_its_help_with_an_example(cli: Cli) -> None:
     verbs = [
         (name, verb) for name, group in commands.items() if isinstance(group, click.Group) for verb in group.commands
     ]
-    assert len(verbs) == 40
+    assert len(verbs) >= 44
     for words in [*verbs, ("trace",)]:
         result = cli.run(*words, "--help")
         assert result.stdout.startswith("Example:\n  erxhub "), words

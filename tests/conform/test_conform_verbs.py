@@ -121,7 +121,7 @@ def test_an_attached_product_is_worked_by_cards_and_judged_from_the_hubs_side() 
     # The operator says that everything is done, and nothing was: the hub knows better.
     run = erxhub("run", "--role", "pharmacy", "--attach", "--run", "CLM-001", typed="\n" * 20)
     assert run.exit_code == 1, run.output
-    assert "请配置产品" in run.stdout
+    assert "配置产品" in run.stdout
     assert "Scan the code and list the prescriptions." in run.stdout
     assert "FAIL        CLM-001" in run.stdout
 

@@ -189,6 +189,25 @@ def test_openssl_without_these_functions_verifies_all_the_same(monkeypatch: pyte
     assert all(_verify(backend, vector) for vector in VECTORS)
 
 
+def test_openssl_whose_curve_keeps_no_tables_verifies_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(name: str, *types: object) -> object:
+        return (lambda *_: 0) if name == "EC_GROUP_have_precompute_mult" else short(name, *types)
+
+    short = LIBRARY.short
+    monkeypatch.setattr(LIBRARY, "short", none)
+    backend = sm2_openssl.OpenSslBackend(LIBRARY, uses_before_table=0)
+    assert backend._tables is None
+    assert all(_verify(backend, vector) for vector in VECTORS)
+
+
+def test_the_long_calls_release_the_interpreter_lock_and_the_short_ones_keep_it() -> None:
+    flags = {  # 0x4 is FUNCFLAG_PYTHONAPI of ctypes: the lock is kept
+        function: bool(type(getattr(CURVE, function))._flags_ & 0x4)
+        for function in ("_multiply", "_precompute", "_add", "_coordinates", "_number_read", "_number_write")
+    }
+    assert [function for function, keeps_lock in flags.items() if not keeps_lock] == ["_multiply", "_precompute"]
+
+
 def test_tables_that_give_a_wrong_verdict_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Curve, "verify", lambda *_: True)
     backend = sm2_openssl.OpenSslBackend(LIBRARY, uses_before_table=0)

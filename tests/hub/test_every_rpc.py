@@ -14,6 +14,7 @@ import pytest
 
 from erxhub.client.signing import signed_upload
 from erxhub.core.events import BY_NUMBER
+from erxhub.core.keys import prescription_key
 from erxhub.crypto.receipt import receipt_message
 from erxhub.crypto.suites import SUITES, SigningKey
 from erxhub.ledger.entry import EntryKind, Header
@@ -681,6 +682,35 @@ async def verify_ledger(live: Live) -> Case:
     return left(auditor.verify_ledger, shows=[""])
 
 
+async def get_checkpoint(live: Live) -> Case:
+    auditor, chain = await live.auditor(), await Chain(live).uploaded()
+    await auditor.export_bundle(rx_no=chain.rx_no)
+    return left(auditor.checkpoint)
+
+
+async def prove_inclusion(live: Live) -> Case:
+    auditor, chain = await live.auditor(), await Chain(live).uploaded()
+    key = prescription_key(chain.rx_no)
+    return left(lambda: auditor.prove_inclusion(stream_key=key, version=2), shows=RX)
+
+
+async def prove_consistency(live: Live) -> Case:
+    auditor = await live.auditor()
+    await auditor.prove_absence(rx_no="330100" + "1" * 21)
+    size = (await auditor.checkpoint()).size
+    return left(lambda: auditor.prove_consistency(size1=1, size2=size))
+
+
+async def export_bundle(live: Live) -> Case:
+    auditor, chain = await live.auditor(), await Chain(live).uploaded()
+    return left(lambda: auditor.export_bundle(rx_no=chain.rx_no), shows=RX)
+
+
+async def prove_absence(live: Live) -> Case:
+    auditor = await live.auditor()
+    return left(lambda: auditor.prove_absence(trace_code="80000000000000000009"), shows=[""])
+
+
 CASES: dict[str, Callable[[Live], Awaitable[Case]]] = {
     "RegistryService/RegisterInstitution": register_institution,
     "RegistryService/RegisterPerson": register_person,
@@ -746,6 +776,11 @@ CASES: dict[str, Callable[[Live], Awaitable[Case]]] = {
     "AuditService/FindChains": find_chains,
     "AuditService/StreamEntries": stream_entries,
     "AuditService/VerifyLedger": verify_ledger,
+    "AuditService/GetCheckpoint": get_checkpoint,
+    "AuditService/ProveInclusion": prove_inclusion,
+    "AuditService/ProveConsistency": prove_consistency,
+    "AuditService/ExportBundle": export_bundle,
+    "AuditService/ProveAbsence": prove_absence,
 }
 
 

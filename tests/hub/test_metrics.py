@@ -188,6 +188,7 @@ async def test_the_count_of_holds_is_of_the_whole_ledger() -> None:
 
 async def test_status_says_the_same_in_words() -> None:
     async with operated() as it:
+        await it.live.hub.core.publisher.publish_all()
         code, body = await it.get("/status")
         told = json.loads(body)
         position = await it.live.hub.store.last_position()
@@ -195,7 +196,8 @@ async def test_status_says_the_same_in_words() -> None:
     assert (told["health"], told["store"], told["store_up"], told["hub_id"]) == ("SERVING", "memory", True, "hub-1")
     assert (told["log_position"], told["queue_depth"], told["open_watches"]) == (position, 0, 0)
     assert told["commits"]["count"] > 0
-    assert told["checkpoint"] is None
+    assert told["checkpoint"]["covered_position"] == position
+    assert told["checkpoint"]["age_ms"] == 0
 
 
 async def test_nothing_personal_is_shown() -> None:

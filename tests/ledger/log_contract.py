@@ -65,12 +65,16 @@ class LogContract:
         made = []
         while (checkpoint := await store.integrate(T0_MS + len(made), 4)) is not None:
             made.append(checkpoint)
-        assert [(one.no, one.size, one.covered_position) for one in made] == [(1, 5, 4), (2, 10, 8), (3, 15, 12), (4, 19, 15)]
+        numbers = [(one.no, one.size, one.covered_position) for one in made]
+        assert numbers == [(1, 5, 4), (2, 10, 8), (3, 15, 12), (4, 19, 15)]
+        assert await store.checkpoints(0, 10) == made
+        assert await store.checkpoints(1, 2) == made[1:3]
+        assert await store.checkpoints(4, 2) == []
         assert [await store.checkpoint(one.no) for one in made] == made
         assert [await store.checkpoint(size=one.size) for one in made] == made
         assert await store.checkpoint() == made[-1]
-        assert (await store.checkpoint(5), await store.checkpoint(size=6), await store.checkpoint(1, 6)) == (None,) * 3
-        assert (await store.checkpoint(2**70), await store.checkpoint(0), await store.checkpoint(size=-1)) == (None,) * 3
+        for nobodys in ({"no": 5}, {"size": 6}, {"no": 1, "size": 6}, {"no": 2**70}, {"no": 0}, {"size": -1}):
+            assert await store.checkpoint(**nobodys) is None
         leaves = await all_leaves(store)
         assert (await store.tiles([TilePlace(0, 0)]))[TilePlace(0, 0)] == b"".join(leaves)
         assert await store.integrate(T0_MS, 4) is None

@@ -14,8 +14,8 @@ from erxhub.ledger.postgres import CONNECTIONS_MAX, PostgresStore, open_postgres
 from erxhub.ledger.store import NewName, StoreFormatError, StoreUnavailable, Wanted, Write
 from erxhub.ledger.verify import verify_ledger
 from tests.ledger.contract import StoreContract, append_all, key_of, next_entry, reply_to, state_at, stream_of
-from tests.ledger.log_contract import LogContract
 from tests.ledger.cutting_proxy import Cut, CuttingProxy
+from tests.ledger.log_contract import LogContract
 from tests.postgres import PostgresServer, start_server, stop_server
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from importlib import resources
 from types import ModuleType
 from typing import Any
 
@@ -14,22 +15,28 @@ import pytest
 from erxhub.ledger import (
     postgres_append,
     postgres_homes,
+    postgres_log,
     postgres_read,
     postgres_sequencer,
     postgres_session,
     postgres_writer,
 )
 from erxhub.ledger.postgres import open_postgres
+from erxhub.ledger.postgres_homes import FIND_EVERYWHERE
 from erxhub.ledger.postgres_read import OVER_ALL_SHARDS, load_statement
 from erxhub.placement import AreaPlacement
 from tests.chain import Chain
 from tests.live import HOSPITAL, PERSON, PHARMACY, live_hub
 from tests.postgres import PostgresServer
+from tests.several.ground import several_hubs
 
 REFERENCE = {"catalog_row", "schema_version"}
 """The same on every node: published code lists, and the schema's number."""
 
-MODULES = (postgres_append, postgres_homes, postgres_read, postgres_sequencer, postgres_session, postgres_writer)
+MODULES = (
+    *(postgres_append, postgres_homes, postgres_log, postgres_read, postgres_sequencer, postgres_session),
+    postgres_writer,
+)
 _SQL = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")
 _PARTS = range(6)
 
@@ -70,6 +77,32 @@ def test_every_key_of_a_table_of_domain_state_begins_with_shard(
 def test_spread_tables_have_no_triggers_of_their_own(postgres_server: PostgresServer) -> None:
     count = "SELECT count(*) FROM pg_trigger WHERE NOT tgisinternal"
     assert postgres_server.sql(count, postgres_server.ledger_template()) == "0"
+
+
+def test_the_file_for_citus_spreads_every_table_by_its_shard(
+    postgres_server: PostgresServer, tables: frozenset[str]
+) -> None:
+    text = resources.files("erxhub.ledger").joinpath("schema/citus.sql").read_text("utf-8")
+    calls = re.findall(
+        r"^SELECT (\w+)\('erxhub\.(\w+)'(?:, '(\w+)', colocate_with => '([\w.]+)')?\);$", text, re.MULTILINE
+    )
+    assert len(calls) == len(re.findall("^SELECT", text, re.MULTILINE))
+    spread = [table for call, table, column, _ in calls if (call, column) == ("create_distributed_table", "shard")]
+    everywhere = {table for call, table, _, _ in calls if call == "create_reference_table"}
+    assert sorted([*spread, *everywhere]) == sorted(tables)
+    assert everywhere == REFERENCE
+    assert [with_ for _, table, _, with_ in calls if table in spread] == ["none"] + ["erxhub.stream"] * (
+        len(spread) - 1
+    )
+    # What is referred to is spread before what refers to it, and nothing that is spread refers to what is not.
+    referring = postgres_server.sql(
+        "SELECT conrelid::regclass, confrelid::regclass FROM pg_constraint WHERE contype = 'f'"
+        " AND connamespace = 'erxhub'::regnamespace",
+        postgres_server.ledger_template(),
+    )
+    for line in referring.splitlines():
+        table, other = (name.removeprefix("erxhub.") for name in line.split("|"))
+        assert spread.index(other) < spread.index(table)
 
 
 # --- the statements -------------------------------------------------------------------------------
@@ -172,18 +205,18 @@ def test_statement_without_a_shard_is_seen(statement: str, tables: frozenset[str
 # Transactions, what a start checks, and what the driver asks to learn the types of arrays.
 _OF_THE_SESSION = re.compile(
     r"BEGIN|COMMIT|ROLLBACK|LISTEN|UNLISTEN|SELECT current_|SELECT to_regclass|SELECT coalesce\(max|WITH RECURSIVE"
-    r" typeinfo_tree|SELECT\s+current_setting\('jit'\)"
+    r" typeinfo_tree|SELECT\s+current_setting\('jit'\)|SELECT set_config"
 )
 
 
-async def test_a_whole_hub_does_its_job_and_sends_no_other_statement(
-    postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sent: set[str] = set()
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Every statement that a hub of this test sends."""
+    heard: set[str] = set()
     connect, create_pool = asyncpg.connect, asyncpg.create_pool
 
     async def listened(connection: Any) -> None:
-        connection.add_query_logger(lambda query: sent.add(query.query))
+        connection.add_query_logger(lambda query: heard.add(query.query))
 
     async def connect_and_listen(*args: Any, **kwargs: Any) -> Any:
         connection = await connect(*args, **kwargs)
@@ -194,6 +227,42 @@ async def test_a_whole_hub_does_its_job_and_sends_no_other_statement(
     monkeypatch.setattr(
         postgres_session.asyncpg, "create_pool", lambda *args, **kwargs: create_pool(*args, init=listened, **kwargs)
     )
+    return heard
+
+
+_NEXT = {
+    "prechecked": Chain.uploaded,
+    "uploaded": Chain.listed,
+    "reviewed": Chain.quote_again,
+    "settled": Chain.dispensed,
+    "arrived": Chain.sign,
+}
+
+
+async def test_a_hub_that_met_nothing_yet_goes_on_with_a_prescription_in_its_own_shards(
+    postgres_server: PostgresServer, sent: set[str]
+) -> None:
+    everywhere = {FIND_EVERYWHERE} | {
+        load_statement(parts)
+        for count in range(1, len(_PARTS) + 1)
+        for parts in itertools.combinations(_PARTS, count)
+        if 2 in parts
+    }
+    assert everywhere & OVER_ALL_SHARDS.keys() == {FIND_EVERYWHERE, load_statement((2,))}
+    url = postgres_server.url(postgres_server.database(postgres_server.ledger_template()), "hub")
+    async with several_hubs([url, url]) as several:
+        for until, goes_on in _NEXT.items():
+            chain = Chain(several[0])
+            await getattr(chain, until)()
+            sent.clear()
+            chain.live = several[1]
+            await goes_on(chain)
+            assert sent & everywhere == set(), until
+
+
+async def test_a_whole_hub_does_its_job_and_sends_no_other_statement(
+    postgres_server: PostgresServer, sent: set[str]
+) -> None:
     database = postgres_server.database(postgres_server.ledger_template())
     store = await open_postgres(postgres_server.url(database, "hub"), placement=AreaPlacement())
     async with live_hub(store=store) as live:

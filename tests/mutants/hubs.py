@@ -209,7 +209,7 @@ def one_violation_at_a_time(p: Patches) -> None:
     p.set(FieldRules, "check", first)
 
 
-@hub("hub", "VOU-004", "SIG-001")
+@hub("hub", "DSP-002", "SIG-001")
 def refusals_leave_no_entry(p: Patches) -> None:
     """A refused command is answered and not recorded."""
     before = AccessLog.__dict__["note"]

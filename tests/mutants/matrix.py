@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -30,6 +31,7 @@ class Row(NamedTuple):
     killed_by: tuple[str, ...]
 
 
+@cache
 def stable_cases(role: str) -> list[str]:
     """The ids of a role's stable cases, in order."""
     return [case.id for case in load_suite().cases if role in case.roles and case.status == "stable"]

@@ -206,7 +206,7 @@ def _inserted(bundle: Bundle, other: Bundle, random: Random) -> _Found:
 
 
 def _reordered(bundle: Bundle, other: Bundle, random: Random) -> _Found:
-    at, stream, version = _picked(bundle, random)
+    at, stream, _ = _picked(bundle, random)
     entries = list(stream.entries)
     random.shuffle(entries)
     if tuple(entries) == stream.entries:

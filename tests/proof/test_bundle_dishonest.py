@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from erxhub.crypto.envelope import pae
 from erxhub.proof.bundle import read_bundle, write_bundle
@@ -19,6 +20,15 @@ from tests.live import MINUTE_MS, PERSON, PHARMACY, Live, live_hub
 from tests.proof.bundle_story import Closing
 from tests.proof.dishonest import Lie, Told, lied
 from tests.proof.tampering import bare_stream
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def live() -> AsyncIterator[Live]:
+    """One hub for all: a lie is told of a copy of its ledger."""
+    async with live_hub() as running:
+        yield running
 
 
 async def verdict_on(live: Live, rx_no: str, lie: Lie) -> Verdict:
@@ -119,32 +129,30 @@ def _unreadable(told: Told) -> None:
         (changed("trace_code.sold", _sold_elsewhere), {Reason.TRACE_CODE}),
     ],
 )
-async def test_a_lie_of_the_hub_is_found_under_its_reason(lie: Lie, reasons: set[Reason]) -> None:
-    async with live_hub() as live:
-        chain = Chain(live, PERSON)
-        await chain.diagnosed()
-        live.advance(MINUTE_MS)
-        chain.prescription = chain.written()
-        await chain.handed_over()
-        verdict = await verdict_on(live, chain.rx_no, lie)
-        found = {fault.reason for fault in verdict.faults}
-        assert found <= reasons
-        assert bool(found) == bool(reasons)
+async def test_a_lie_of_the_hub_is_found_under_its_reason(live: Live, lie: Lie, reasons: set[Reason]) -> None:
+    chain = Chain(live, PERSON)
+    await chain.diagnosed()
+    live.advance(MINUTE_MS)
+    chain.prescription = chain.written()
+    await chain.handed_over()
+    verdict = await verdict_on(live, chain.rx_no, lie)
+    found = {fault.reason for fault in verdict.faults}
+    assert found <= reasons
+    assert bool(found) == bool(reasons)
 
 
-async def test_more_goods_than_prescribed_are_found_though_the_pharmacy_signed_for_them() -> None:
-    async with live_hub() as live:
-        chain = await Chain(live, PERSON).handed_over()
-        key = live.key(PHARMACY, PHARMACY)
+async def test_more_goods_than_prescribed_are_found_though_the_pharmacy_signed_for_them(live: Live) -> None:
+    chain = await Chain(live, PERSON).handed_over()
+    key = live.key(PHARMACY, PHARMACY)
 
-        def more(told: Told) -> None:
-            statement = signed_pb2.DispenseStatement.FromString(told.payload.statement.payload)
-            for lots in (statement.lots, told.payload.lots):
-                lots[0].quantity = "99"
-            _sign(told.payload.statement, statement, key)
+    def more(told: Told) -> None:
+        statement = signed_pb2.DispenseStatement.FromString(told.payload.statement.payload)
+        for lots in (statement.lots, told.payload.lots):
+            lots[0].quantity = "99"
+        _sign(told.payload.statement, statement, key)
 
-        verdict = await verdict_on(live, chain.rx_no, changed("dispense.outbound", more))
-        assert [fault.reason for fault in verdict.faults] == [Reason.QUANTITY]
+    verdict = await verdict_on(live, chain.rx_no, changed("dispense.outbound", more))
+    assert [fault.reason for fault in verdict.faults] == [Reason.QUANTITY]
 
 
 def _sign(signed: Any, statement: Any, key: Any) -> None:
@@ -169,11 +177,10 @@ async def test_a_key_that_is_revoked_later_did_sign_and_one_that_was_revoked_bef
         assert {fault.reason for fault in lying.faults} == {Reason.SIGNING_KEY}
 
 
-async def test_content_that_is_not_shown_has_to_be_erased_by_an_entry() -> None:
-    async with live_hub() as live:
-        chain = await Chain(live, PERSON).uploaded()
-        closing = Closing(live)
-        bundle = read_bundle(await closing.chain(chain.rx_no))
-        bare = dataclasses.replace(bundle, streams=(bare_stream(bundle.streams[0]), *bundle.streams[1:]))
-        verdict = verify_bundle(write_bundle(bare).encode(), closing.trust)
-        assert {fault.reason for fault in verdict.faults} == {Reason.CONTENT_MISSING}
+async def test_content_that_is_not_shown_has_to_be_erased_by_an_entry(live: Live) -> None:
+    chain = await Chain(live, PERSON).uploaded()
+    closing = Closing(live)
+    bundle = read_bundle(await closing.chain(chain.rx_no))
+    bare = dataclasses.replace(bundle, streams=(bare_stream(bundle.streams[0]), *bundle.streams[1:]))
+    verdict = verify_bundle(write_bundle(bare).encode(), closing.trust)
+    assert {fault.reason for fault in verdict.faults} == {Reason.CONTENT_MISSING}

@@ -92,9 +92,7 @@ def test_roots_and_proofs_are_those_of_the_definition(changes: list[dict[bytes, 
         assert pages.run(pages.root(), kept.read) == naive_root(entries)
     wanted = [*entries, other]
     answers = pages.run(pages.prove(wanted), kept.read)
-    assert {key: tuple(answer) for key, answer in answers.items()} == {
-        key: naive_proof(entries, key) for key in wanted
-    }
+    assert {key: tuple(answer) for key, answer in answers.items()} == {key: naive_proof(entries, key) for key in wanted}
 
 
 @given(portions)

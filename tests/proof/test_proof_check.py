@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erxhub.proof import check
@@ -53,14 +53,19 @@ def test_shared_vectors_as_lines(shared: Any) -> None:
         for one in whole[name]:
             line = {"kind": name, **{n: one[n] for n in numbers}, **{h: b(one[h]) for h in hashes}}
             lines.append((one, {**line, "proof": [b(element) for element in one["proof"]]}))
-    for one in whole["notes"]:
-        if "note" in one and "vkeys" in one:
-            lines.append((one, {"kind": "note", "note": one["note"], "vkeys": one["vkeys"]}))
-    for one in whole["cosignature"]:
-        note = f"{one['text']}\n{one['line']}"
-        lines.append((one, {"kind": "cosignature", "note": note, "vkeys": [one["vkey"]]}))
-    for one in whole["map"]["lookups"]:
-        lines.append((one, {"kind": "map", **{name: b(one[name]) for name in ("root", "key", "value", "proof")}}))
+    lines += [
+        (one, {"kind": "note", "note": one["note"], "vkeys": one["vkeys"]})
+        for one in whole["notes"]
+        if "note" in one and "vkeys" in one
+    ]
+    lines += [
+        (one, {"kind": "cosignature", "note": f"{one['text']}\n{one['line']}", "vkeys": [one["vkey"]]})
+        for one in whole["cosignature"]
+    ]
+    lines += [
+        (one, {"kind": "map", **{name: b(one[name]) for name in ("root", "key", "value", "proof")}})
+        for one in whole["map"]["lookups"]
+    ]
     answers = run("".join(json.dumps(line) + "\n" for _, line in lines).encode())
     for (one, line), answer in zip(lines, answers, strict=True):
         assert answer["ok"] is one["accept"], line
@@ -141,15 +146,14 @@ def test_answers_come_line_by_line() -> None:
 def test_every_field_is_needed_and_no_other_is_taken(line: dict[str, Any]) -> None:
     assert verdict(line).ok
     assert verdict({**line, "more": 1}).reason.startswith("UNKNOWN_FIELD")
-    for name in line:
+    for name, value in line.items():
         less = {other: value for other, value in line.items() if other != name}
         assert verdict(less).reason.startswith("UNKNOWN_KIND" if name == "kind" else "MISSING_FIELD")
         for wrong in (True, False, -1, 1.0, 0.5, 2**63, 2**64, "1", "", {}, [], [1], [None], [[]], {"a": 1}, "\ud800"):
-            if wrong not in (line[name], *(("",) if name == "proof" and line[name] == "" else ())):
+            if wrong != value:
                 assert verdict({**line, name: wrong}).ok is False, (name, wrong)
         if name != "value":
             assert verdict({**line, name: None}).ok is False
-    for name, value in line.items():
         if isinstance(value, str) and name not in ("kind", "note", "origin"):
             for altered in (value + "\n", value + " ", value.rstrip("="), value.replace("+", "-"), value + "===="):
                 assert altered == value or verdict({**line, name: altered}).ok is False, (name, altered)
@@ -162,38 +166,48 @@ _json = st.recursive(
 )
 
 
+def loose(line: dict[str, Any]) -> set[str]:
+    """Fields of which another value may be as true.
+
+    An inclusion does not say of which size its tree is, one entry shows the absence of many keys, and more keys do no
+    harm.
+    """
+    return {"vkeys", "size", "size1", "size2"} | ({"key"} if line["kind"] == "map" and line["value"] is None else set())
+
+
 @given(st.binary(max_size=200))
+@settings(derandomize=True, database=None, deadline=None)
 def test_no_bytes_are_ever_good(line: bytes) -> None:
     assert check_line(line).ok is False
 
 
 @given(st.sampled_from(GOOD), st.data())
+@settings(derandomize=True, database=None, deadline=None)
 def test_no_field_may_be_anything_else(line: dict[str, Any], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(line)))
     value = data.draw(_json)
     if type(value) is not type(line[name]) or value != line[name]:
-        # "vkeys" apart, no other value of one field fits to the rest; sizes are claims that a signed size pins.
-        assert verdict({**line, name: value}).ok is False or name in ("vkeys", "size", "size1", "size2")
+        assert verdict({**line, name: value}).ok is False or name in loose(line)
 
 
 @given(st.sampled_from(GOOD), st.data())
+@settings(derandomize=True, database=None, deadline=None)
 def test_a_changed_character_is_seen(line: dict[str, Any], data: st.DataObject) -> None:
     raw = bytearray(json.dumps(line, ensure_ascii=False).encode())
     place = data.draw(st.integers(0, len(raw) - 1))
     raw[place] = data.draw(st.integers(0, 255).filter(lambda byte: byte != raw[place]))
     found = check_line(bytes(raw))
     assert isinstance(found.ok, bool)
-    if (
-        found.ok
-    ):  # white space between tokens, another spelling of a character, or a line that another key does not need
-        try:
-            again = json.loads(bytes(raw))
-        except ValueError:
-            pytest.fail("what is no JSON was accepted")
-        assert again == line or "vkeys" in line or again.get("size") != line.get("size")
+    if found.ok:  # then it is another spelling of the same, or another thing that is as true
+        again = json.loads(bytes(raw))
+        changed = {name for name in line if again[name] != line[name]}
+        assert changed <= loose(line) | {"note"}
+        if "note" in changed:  # the line of a key that was not given may say anything
+            assert again["note"].rpartition("\n\n")[0] == line["note"].rpartition("\n\n")[0]
 
 
 @given(st.sampled_from([line for line in GOOD if line["kind"] in ("inclusion", "consistency", "map")]), st.data())
+@settings(derandomize=True, database=None, deadline=None)
 def test_a_flipped_bit_of_a_hash_is_seen(line: dict[str, Any], data: st.DataObject) -> None:
     altered = copy.deepcopy(line)
     places = [(name, None) for name in line if name in ("root", "root1", "root2", "leaf_hash", "key", "value")]
@@ -211,8 +225,7 @@ def test_a_flipped_bit_of_a_hash_is_seen(line: dict[str, Any], data: st.DataObje
     else:
         altered[name][number] = b64(bytes(raw))
     found = verdict(altered)
-    # The neighbour that shows an absence shows that of other keys as well.
-    assert found.ok is False or (name == "key" and line["value"] is None)
+    assert found.ok is False or name in loose(line)
 
 
 def test_an_origin_that_is_no_name_takes_the_keys_that_are_given() -> None:
@@ -223,3 +236,23 @@ def test_an_origin_that_is_no_name_takes_the_keys_that_are_given() -> None:
     named = text.replace("a database tree", "tree.test")
     line = {**line, "note": f"{named}\n{key.line(named)}", "origin": "tree.test"}
     assert verdict(line).reason.startswith("LOG_UNSIGNED")
+
+
+def test_true_is_not_one() -> None:
+    root, first = b64(H(b"\x01" + H(b"\x00a") + H(b"\x00b"))), b64(H(b"\x00a"))
+    line = {"kind": "inclusion", "index": 1, "size": 2, "leaf_hash": b64(H(b"\x00b")), "root": root, "proof": [first]}
+    assert verdict(line).ok
+    for index in (True, 1.0, "1", [1]):
+        assert not verdict({**line, "index": index}).ok
+
+
+def test_the_key_of_a_log_in_one_line() -> None:
+    from click.testing import CliRunner
+
+    from erxhub.cli.proof import vkey
+
+    key = Key("log.test/ledger", 1)
+    public = base64.b64decode(key.vkey.split("+", 2)[2])[1:].hex()
+    assert CliRunner().invoke(vkey, ["log.test/ledger", public]).stdout == key.vkey + "\n"
+    for words in (["log.test/ledger", "00"], ["log.test/ledger", "x"], ["a b", public], ["", public]):
+        assert CliRunner().invoke(vkey, words).exit_code == 2

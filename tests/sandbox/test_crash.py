@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from erxhub.client import HubUnreachable, Refusal
@@ -215,18 +216,50 @@ async def test_a_full_disk_stops_the_clock_with_a_reason(box: Box) -> None:
     assert "order.expired" in {timer.event for timer in moved.fired}
 
 
-async def test_goaway_cuts_every_connection_and_the_port_listens_again(box: Box) -> None:
+async def test_goaway_cuts_every_connection_of_its_namespace_and_new_ones_are_taken(box: Box) -> None:
     place = await box.new("one")
+    idle = await place.connect("hospital", HOSPITAL)
+    await idle.list_prescriptions()
     await box.operator.set_faults([_rule(GOAWAY, method="Prescribing/GetPrescription")], namespace="one")
     hospital = await place.hospital()
     with pytest.raises(HubUnreachable):
         await hospital.get(rx_no=UNKNOWN_RX)
+    assert await _left(idle, grpc.ChannelConnectivity.READY)
     again = await place.connect("hospital", HOSPITAL)
     await again.connection.channel.channel_ready()
-    with pytest.raises(Refusal) as refused:
-        await again.get(rx_no=UNKNOWN_RX)
-    assert refused.value.code == "RX_UNKNOWN"
-    assert box.sandbox.target.endswith(f":{box.sandbox.sandbox.data.port}")
+    for client in (again, idle):
+        with pytest.raises(Refusal) as refused:
+            await client.get(rx_no=UNKNOWN_RX)
+        assert refused.value.code == "RX_UNKNOWN"
+
+
+async def _left(client: Any, state: grpc.ChannelConnectivity) -> bool:
+    """Whether the client's connection leaves a state."""
+    async with asyncio.timeout(5):
+        await client.connection.channel.wait_for_state_change(state)
+    return True
+
+
+async def test_goaway_leaves_other_namespaces_their_connections(box: Box) -> None:
+    one, two = await box.new("one"), await box.new("two")
+    bystander = await two.hospital()
+    await bystander.list_prescriptions()
+    await box.operator.set_faults([_rule(GOAWAY, method="Prescribing/GetPrescription")], namespace="one")
+    held = sandbox_pb2.FaultRule(
+        action=sandbox_pb2.FAULT_ACTION_DELAY,
+        method="Prescribing/ListPrescriptions",
+        arguments=sandbox_pb2.FaultArguments(delay_ms=200),
+    )
+    await box.operator.set_faults([held], namespace="two")
+    under_way = asyncio.ensure_future(bystander.list_prescriptions())
+    while not (await box.operator.list_faults(namespace="two"))[0].fired:
+        continue
+    hospital = await one.hospital()
+    with pytest.raises(HubUnreachable):
+        await hospital.get(rx_no=UNKNOWN_RX)
+    await under_way
+    calls = [one async for one in box.operator.traffic(namespace="two", method="Prescribing/ListPrescriptions")]
+    assert [call.status for call in calls] == ["OK", "OK"], "no repeat was needed"
 
 
 async def test_a_call_that_a_fault_holds_does_not_hold_a_snapshot(box: Box) -> None:

@@ -2,9 +2,12 @@
 
 import asyncio
 import contextlib
+import errno
 import http.client
 import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -307,3 +310,36 @@ async def test_slow_clients_are_dropped_and_too_many_are_turned_away() -> None:
 
 def test_a_key_of_a_log_is_no_witness() -> None:
     assert Log().signer.key.vkey != Cosigner(Log().origin, key_of("log")).key.vkey
+
+
+async def test_a_disk_that_does_not_take_it_is_503_and_nothing_is_lost_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Log()
+    with files(tmp_path) as records:
+        witness = witness_of(log, records)
+        monkeypatch.setattr("erxhub.witness.records.os.fsync", _failing_from(1))
+        assert (await witness.add_checkpoint(log.request(0, 5))).status == 503
+        assert records.read_now(log.origin) is None
+        monkeypatch.undo()
+        monkeypatch.setattr("erxhub.witness.records.os.fsync", _failing_from(2))
+        assert (await witness.add_checkpoint(log.request(0, 5))).status == 503
+        # It is recorded now, and nobody knows whether for good: it takes another write for a 200.
+        monkeypatch.undo()
+        assert (await witness.add_checkpoint(log.request(0, 6))).body == b"5\n"
+        assert (await witness.add_checkpoint(log.request(5, 6))).status == 200
+
+
+def _failing_from(number: int) -> Callable[[int], None]:
+    """An fsync that fails from its `number`-th call on: the file's is the first, the folder's the second."""
+    calls = 0
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= number:
+            raise OSError(errno.EIO, "the disk does not answer")
+        real(descriptor)
+
+    return fsync

@@ -13,7 +13,7 @@ import click
 
 from erxhub.cli.audit_proofs import trust_options
 from erxhub.cli.commands import group
-from erxhub.cli.exits import NEGATIVE, OK
+from erxhub.cli.exits import NEGATIVE, OK, UNAVAILABLE, exit_code_for
 from erxhub.cli.output import Output, output_option
 from erxhub.cli.replies import limit_option, rows_of, show_rows
 from erxhub.cli.session import context_option, run, with_client
@@ -51,7 +51,7 @@ def verify(
     policy: Path | None,
     ca: Path | None,
 ) -> None:
-    """Verify a bundle FILE offline, or without one the hub's whole ledger (账本校验); exit code 1 if anything is broken.
+    """Verify a bundle FILE offline, or without one the hub's whole ledger (账本校验); exit code 1 if it does not hold.
 
     A bundle is checked with nothing but the file, the log's key or a policy, and if given the trust domain's root.
     """
@@ -177,12 +177,82 @@ def absent(
 )
 @with_client("auditor")
 async def checkpoint(client: AuditorClient, ctx: Context, out: Output, size: int | None) -> None:
-    """Print a signed checkpoint of the log (检查点): the note itself, for other tools too, or an object with -o json."""
+    """Print a signed checkpoint of the log (检查点): the note itself, for any tool, or an object with -o json."""
     reply = await client.checkpoint(size=size or 0)
     if out.format == "table":
         click.echo(reply.note, nl=False)
     else:
         out.reply(reply)
+
+
+@audit.command("monitor", example="erxhub audit monitor --state log.seen --log-key KEY --count 1")
+@click.option(
+    "--state",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where the newest checkpoint that was seen is remembered.",
+)
+@click.option(
+    "--interval", type=click.IntRange(1, 86_400), default=10, show_default=True, help="Seconds between looks."
+)
+@click.option("--count", type=click.IntRange(1), default=None, help="End after so many looks; by default never.")
+@trust_options
+@with_client("auditor")
+async def monitor(
+    client: AuditorClient,
+    ctx: Context,
+    out: Output,
+    state: Path,
+    interval: int,
+    count: int | None,
+    log_keys: tuple[str, ...],
+    policy: Path | None,
+    ca: Path | None,
+) -> int:
+    """Watch that the log only ever grows (日志监视): exit code 1 and an evidence file for a shorter or forked one."""
+    from erxhub.cli import audit_monitor
+    from erxhub.cli.audit_proofs import trust_of
+    from erxhub.client import ClientFailure, Refusal
+    from erxhub.proof.bundle_checkpoint import CheckpointRefused
+
+    async def prove(size1: int, size2: int) -> list[bytes] | None:
+        try:
+            return list((await client.prove_consistency(size1=size1, size2=size2)).path)
+        except Refusal as refusal:
+            if refusal.code != "INPUT_MALFORMED":
+                raise
+            return None
+
+    looks = 0
+    while True:
+        try:
+            note = (await client.checkpoint()).note
+        except ClientFailure as failure:
+            # A hub that is away is no contradiction; whoever watches for good waits for it.
+            if count is not None or exit_code_for(failure) != UNAVAILABLE:
+                raise
+            out.say(str(failure))
+            await client.connection.environment.sleep_ms(interval * 1_000)
+            continue
+        trust = trust_of(log_keys, policy, ca, note.partition("\n")[0])
+        seen = audit_monitor.load(state, trust)
+        try:
+            shown = audit_monitor.opened(note, trust)
+        except CheckpointRefused as refused:
+            out.say(f"{refused.reason}: {refused}")
+            return NEGATIVE
+        try:
+            newest = await audit_monitor.follow(seen, shown, prove)
+        except audit_monitor.Contradiction as found:
+            out.say(f"{found.reason}: {found}; evidence: {audit_monitor.keep_evidence(state, found, shown)}")
+            return NEGATIVE
+        if newest != seen:
+            audit_monitor.keep(state, newest)
+        out.event({"origin": newest.origin, "size": newest.size, "root": newest.root.hex()})
+        looks += 1
+        if looks == count:
+            return OK
+        await client.connection.environment.sleep_ms(interval * 1_000)
 
 
 @audit.command("find", example="erxhub audit find --institution P33010099101 --reason 'case 2026-17'")

@@ -1,4 +1,4 @@
-"""What an auditor takes away and checks elsewhere: bundles, absences, checkpoints. The checks need no hub and no network.
+"""What an auditor takes away and checks elsewhere: bundles and absences. The checks need no hub and no network.
 
 Owns the words in which a verification is told, and which keys it goes by. It must never take a key from the file that
 is verified, nor end with 0 for one that does not hold.

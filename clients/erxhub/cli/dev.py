@@ -140,11 +140,11 @@ async def _dev(
 @contextmanager
 def _failing(db: Path | None, ports: tuple[int, int]) -> Iterator[None]:
     """Says why a sandbox does not come up, and ends the command with the exit code of that."""
-    from erxhub.app import LedgerRefused
     from erxhub.cli.exits import CONFLICT, NEGATIVE, UNAVAILABLE, USAGE, Failed
     from erxhub.crypto.ca import TrustDomainError
     from erxhub.keys import HubKeysError
     from erxhub.ledger.store import StoreFormatError, StoreInUse, StoreUnavailable
+    from erxhub.starting import LedgerRefused
 
     try:
         yield

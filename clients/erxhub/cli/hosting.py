@@ -18,13 +18,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from erxhub.app import Hub, LedgerRefused, settle_memory, start_hub
+from erxhub.app import Hub, settle_memory, start_hub
 from erxhub.cli.exits import NEGATIVE, UNAVAILABLE, USAGE, Failed
 from erxhub.config import Config
 from erxhub.crypto.certs import iso_time
+from erxhub.high_water import HighWaterUnreadable
 from erxhub.keys import HubKeys
 from erxhub.ledger.store import Store, StoreUnavailable
 from erxhub.rpc.server import IdentitySource, Layer
+from erxhub.starting import LedgerRefused
 
 _TRUE: Final = frozenset({"true", "yes", "on", "1"})
 _FALSE: Final = frozenset({"false", "no", "off", "0"})
@@ -118,11 +120,14 @@ async def started(
     address: str,
     config: Config,
     layers: Sequence[Layer] = (),
+    high_water: Path | None = None,
 ) -> Hub:
     """The hub, listening. Otherwise the store is closed and Failed says why."""
     try:
-        hub = await start_hub(store, identity, keys, address=address, config=config, layers=layers)
-    except LedgerRefused as error:
+        hub = await start_hub(
+            store, identity, keys, address=address, config=config, layers=layers, high_water=high_water
+        )
+    except (LedgerRefused, HighWaterUnreadable) as error:
         raise Failed(str(error), NEGATIVE) from None
     except StoreUnavailable as error:
         raise Failed(f"the database: {error}", UNAVAILABLE) from None

@@ -1,4 +1,4 @@
-"""`erxhub proof`: judging proofs, notes and maps that somebody else made."""
+"""`erxhub proof`: judging proofs, notes and maps that somebody else made, and the spelling of keys."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from erxhub.cli.commands import group
 
 @group("proof", example="erxhub proof check < vectors.jsonl")
 def proof() -> None:
-    """Proofs in the published formats, of any log: check them line by line."""
+    """Proofs in the published formats, of any log: check them line by line, write the key of a log."""
 
 
 @proof.command("check", example="erxhub proof check < vectors.jsonl")
@@ -39,6 +39,27 @@ def check() -> None:
     while line := _line(source):
         verdict = check_line(line.removesuffix(b"\n"))
         click.echo(json.dumps(verdict._asdict()))
+
+
+@proof.command("vkey", example="erxhub proof vkey example.org/ledger 3163fafff5c8944b43396978adfe1522…")
+@click.argument("origin")
+@click.argument("public")
+def vkey(origin: str, public: str) -> None:
+    """The line by which witnesses and policies know a log: its ORIGIN and its PUBLIC log key in hexadecimal.
+
+    `erxhub keys list` shows a hub's log key.
+    """
+    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.proof.merkle import ProofInvalid
+    from erxhub.proof.notes import ED25519, NoteKey, read_vkey
+
+    try:
+        made = NoteKey(origin, ED25519, bytes.fromhex(public)).vkey
+        click.echo(read_vkey(made).vkey)
+    except ProofInvalid as error:
+        raise Failed(str(error), USAGE) from None
+    except ValueError:
+        raise Failed("PUBLIC is 64 hexadecimal digits", USAGE) from None
 
 
 def _line(source: BinaryIO) -> bytes:

@@ -24,6 +24,8 @@ from erxhub.cli.replies import (
 from erxhub.cli.session import request_id_option, with_client
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from erxhub.cli.context import Context
     from erxhub.cli.output import Output
     from erxhub.client import HospitalClient
@@ -110,6 +112,12 @@ erxhub rx upload RX_NO RX_TRACE_CODE --file checked.json --sample-pdf --pharmaci
 @click.option("--sample-pdf", is_flag=True, help="A one-page PDF that says it is simulated.")
 @click.option("--pharmacist", required=True, metavar="CODE", help="The hospital pharmacist who passed it.")
 @click.option("--opinion", default="审核通过", show_default=True, help="What the pharmacist says.")
+@click.option(
+    "--only-sign",
+    "signed_path",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the signed request here and send nothing; for `rx upload-many`, within 15 minutes.",
+)
 @signed_request_id_option
 @with_client("hospital")
 async def upload(
@@ -124,13 +132,15 @@ async def upload(
     sample_pdf: bool,
     pharmacist: str,
     opinion: str,
+    signed_path: Path | None,
     request_id: str | None,
 ) -> None:
     """Sign and upload a checked prescription with its file; it takes effect (处方上传).
 
     Doctor, hospital pharmacist and hospital sign with the context's keys of their codes.
     """
-    from erxhub.cli.statements import checked_prescription
+    from erxhub.cli.statements import checked_prescription, write_message
+    from erxhub.client.signing import signed_upload
     from erxhub.v1 import signed_pb2
 
     if (pdf is not None) + (ofd is not None) + sample_pdf != 1:
@@ -138,7 +148,8 @@ async def upload(
     prescription = checked_prescription(path)
     people_file = _sample_pdf(rx_no) if sample_pdf else _read(pdf or ofd)
     document = signed_pb2.PrescriptionDocument(rx_no=rx_no, rx_trace_code=rx_trace_code, prescription=prescription)
-    reply = await client.upload(
+    request = signed_upload(
+        request_id=request_id or client.request_ids.new(),
         document=document,
         pharmacist_code=pharmacist,
         doctor_key=ctx.signing_key(prescription.doctor_code),
@@ -147,9 +158,46 @@ async def upload(
         file=people_file,
         media_type="application/ofd" if ofd else "application/pdf",
         opinion=opinion,
-        request_id=request_id,
+        hospital_code=prescription.hospital_code,
+        signed_at_ms=client.connection.environment.now_ms(),
     )
-    show(out, reply)
+    if signed_path is not None:
+        write_message(signed_path, request)
+        out.object({"request_id": request.request_id, "rx_no": rx_no, "saved": str(signed_path)})
+        return
+    show(out, await client.send(request))
+
+
+@rx.command("upload-many", example="erxhub rx upload-many signed-*.json -o jsonl")
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="FILE..."
+)
+@with_client("hospital")
+async def upload_many(client: HospitalClient, ctx: Context, out: Output, files: tuple[Path, ...]) -> None:
+    """Send signed uploads over one stream, each file one that `rx upload --only-sign` wrote.
+
+    One row for each, in order; a refused one does not stop the rest, and the exit code is then 1. Sending all of them
+    again does nothing twice.
+    """
+    from erxhub.cli.exits import NEGATIVE
+    from erxhub.cli.statements import read_message
+    from erxhub.v1 import prescribing_pb2
+
+    async def requests() -> AsyncIterator[prescribing_pb2.UploadPrescriptionRequest]:
+        for path in files:
+            yield read_message(str(path), prescribing_pb2.UploadPrescriptionRequest)
+
+    rows: list[dict[str, str]] = []
+    async for request, outcome in client.upload_many(requests()):
+        row = {"file": str(files[len(rows)]), "request_id": request.request_id, "rx_no": "", "code": "OK", "text": ""}
+        if isinstance(outcome, prescribing_pb2.UploadPrescriptionResponse):
+            row["rx_no"] = outcome.rx_no
+        else:
+            row |= {"code": outcome.code, "text": f"{outcome.text_en} {outcome.text_zh}"}
+        rows.append(row)
+    out.rows(rows, ("file", "request_id", "rx_no", "code", "text"))
+    if any(row["code"] != "OK" for row in rows):
+        raise click.exceptions.Exit(NEGATIVE)
 
 
 @rx.command("get", example="erxhub rx get RX_NO -o json")

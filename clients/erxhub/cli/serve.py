@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from erxhub.keys import HubKeys
     from erxhub.rpc.meter import RpcMeter
     from erxhub.rpc.server import IdentityFiles
+    from erxhub.tracing import Tracing
 
 _File = click.Path(path_type=Path, dir_okay=False, exists=True)
 
@@ -49,6 +50,18 @@ _File = click.Path(path_type=Path, dir_okay=False, exists=True)
     metavar="HOST:PORT",
     help="Prometheus metrics and `erxhub status`, over HTTP on a loopback address; off by default.",
 )
+@click.option(
+    "--traces",
+    metavar="URL",
+    help="OpenTelemetry traces to this collector (OTLP over HTTP), e.g. http://127.0.0.1:4318/v1/traces; needs the "
+    "extra erxhub[otel].",
+)
+@click.option(
+    "--high-water",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The file that says what was published last, so that an older database is noticed; not in the database's "
+    "folder. By default high-water.json in the folder of --keys.",
+)
 @click.option("--config", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the hub; repeatable.")
 @click.option(
     "--log-level",
@@ -72,6 +85,8 @@ def serve(
     hub_id: str,
     origin: str | None,
     metrics: str | None,
+    traces: str | None,
+    high_water: Path | None,
     settings: tuple[str, ...],
     log_level: str,
     ready_file: Path | None,
@@ -86,6 +101,7 @@ def serve(
     from erxhub.cli.exits import USAGE, Failed
     from erxhub.cli.hosting import configured, log_to_stderr
     from erxhub.config import Config
+    from erxhub.high_water import FILE_NAME
     from erxhub.keys import HubKeys, HubKeysError
     from erxhub.rpc.server import IdentityFiles
 
@@ -100,7 +116,11 @@ def serve(
     config = Config(trust_domain=trust_domain, hub_id=hub_id, origin=origin or f"{trust_domain}/ledger")
     if metrics is not None:
         _check_loopback(metrics)
-    asyncio.run(_serve(db, keys, identity, address, configured(config, settings), metrics, ready_file))
+    config = configured(config, settings)
+    tracing = _traced(traces, config) if traces is not None else None
+    asyncio.run(
+        _serve(db, keys, identity, address, config, metrics, tracing, ready_file, high_water or keys_folder / FILE_NAME)
+    )
 
 
 async def _serve(
@@ -110,7 +130,9 @@ async def _serve(
     address: str,
     config: Config,
     metrics: str | None,
+    tracing: Tracing | None,
     ready_file: Path | None,
+    high_water: Path,
 ) -> None:
     import os
 
@@ -122,13 +144,26 @@ async def _serve(
     stopping = stop_signal()
     meter = RpcMeter(METHODS) if metrics is not None else None
     layers = [meter.metered] if meter is not None else []
-    hub = await started(await open_store(db), identity, keys, address, config, layers)
+    layers += [tracing.traced] if tracing is not None else []
+    hub = await started(await open_store(db), identity, keys, address, config, layers, high_water)
     facts: dict[str, object] = {"target": f"{address.rpartition(':')[0]}:{hub.port}", "pid": os.getpid()}
     async with AsyncExitStack() as stack:
+        if tracing is not None:
+            stack.push_async_callback(tracing.close)
         if metrics is not None and meter is not None:
             facts["metrics"] = await _operated(hub, meter, config, metrics, stack)
         write_ready(ready_file, **facts)
         await until_stopped(hub, stopping)
+
+
+def _traced(endpoint: str, config: Config) -> Tracing:
+    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.tracing import TracingMissing, otlp_tracing
+
+    try:
+        return otlp_tracing(endpoint, config.hub_id)
+    except TracingMissing as error:
+        raise Failed(f"--traces: {error}", USAGE) from None
 
 
 def _check_loopback(address: str) -> None:

@@ -30,6 +30,11 @@ MESSAGE_BYTES: Final = 1024 * 1024
 UNANSWERED_MAX: Final = 512
 """Requests that are kept to be sent again; more are not taken from the source."""
 
+_MET_THE_END: Final = "execute_batch"
+
+_Call: TypeAlias = (
+    "grpc.aio.StreamStreamCall[prescribing_pb2.UploadPrescriptionsRequest, prescribing_pb2.UploadPrescriptionsResponse]"
+)
 Request: TypeAlias = prescribing_pb2.UploadPrescriptionRequest
 Outcome: TypeAlias = prescribing_pb2.UploadPrescriptionResponse | Refusal | CallFailed
 
@@ -61,7 +66,7 @@ class BulkUpload:
                     return
                 except grpc.aio.AioRpcError as error:
                     failed = 1 if answered else failed + 1
-                    await self._connection.before_resuming(error, failed)
+                    await self._connection.before_resuming(_told(error), failed)
         finally:
             if self._coming is not None:
                 self._coming.cancel()
@@ -96,7 +101,7 @@ class BulkUpload:
         self._connection.check_reply(result.accepted, request)
         return result.accepted
 
-    async def _write(self, call: grpc.aio.StreamStreamCall[object, object]) -> None:
+    async def _write(self, call: _Call) -> None:
         """Send what is not answered, then the rest of the source; the source goes on where it was."""
         try:
             await self._send(call, tuple(self._unanswered))
@@ -108,7 +113,7 @@ class BulkUpload:
             return
 
     @staticmethod
-    async def _send(call: grpc.aio.StreamStreamCall[object, object], requests: Sequence[Request]) -> None:
+    async def _send(call: _Call, requests: Sequence[Request]) -> None:
         group: list[Request] = []
         size = 0
         for request in requests:
@@ -136,7 +141,7 @@ class BulkUpload:
                 self._coming = asyncio.ensure_future(anext(self._source, None))
             if group:
                 # Whoever is quick gets large messages, and nobody is waited for.
-                await self._connection.environment.sleep_ms(0)
+                await asyncio.wait({self._coming}, timeout=0)
                 if not self._coming.done():
                     return group
             # Shielded: the source is read once, however many streams it takes.
@@ -149,6 +154,18 @@ class BulkUpload:
             group.append(request)
             size += request.ByteSize()
         return group
+
+
+def _told(error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
+    """The error, but a lost stream for a message that met the end of its stream: gRPC then says INTERNAL, and no more.
+
+    Whatever really ended the stream ends the next one too, and says so.
+    """
+    if error.code() is grpc.StatusCode.INTERNAL and _MET_THE_END in (error.debug_error_string() or ""):
+        return grpc.aio.AioRpcError(
+            grpc.StatusCode.UNAVAILABLE, error.initial_metadata(), error.trailing_metadata(), error.details()
+        )
+    return error
 
 
 def _failure(packed: bytes) -> Refusal | CallFailed:

@@ -2,7 +2,7 @@
 
 Signatures are 64 bytes r‖s, public keys 65 bytes uncompressed, private keys 32 bytes, all big-endian. The
 work is done by OpenSSL (`sm2_openssl`) and, only where no OpenSSL with SM2 can be loaded, by plain Python
-(`sm2_pure`, about five times slower, under the interpreter lock and not constant in time); `backend()` says
+(`sm2_pure`, more than ten times slower, under the interpreter lock and not constant in time); `backend()` says
 which.
 
 Owns: choosing the backend, and refusing malformed input before a backend sees it.

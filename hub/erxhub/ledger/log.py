@@ -82,7 +82,8 @@ class MapProof(NamedTuple):
     proof: bytes
 
 
-class EntryProof(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class EntryProof:
     """Where an entry stands in the log, and the inclusion path from there."""
 
     index: int
@@ -126,7 +127,8 @@ class RowsFound:
 LogSteps = Generator[RowsWanted, RowsFound, _T]
 
 
-class Standing(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Standing:
     """What a store knows about an entry: its position, and how many checkpoints lie before it."""
 
     position: int

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from dataclasses import replace
+from typing import Final, TypeVar
 
 import asyncpg
 
@@ -28,7 +29,6 @@ from erxhub.ledger.log import (
 )
 from erxhub.ledger.postgres_homes import Homes
 from erxhub.ledger.postgres_session import Connection, connect, unavailable
-from erxhub.ledger.store import StoreUnavailable
 from erxhub.proof.tiles import TilePlace
 
 _T = TypeVar("_T")
@@ -161,7 +161,7 @@ async def checkpoint(connection: Connection, no: int | None, size: int | None) -
     if row is None or size not in (None, row[1]):
         return None
     lines = tuple(Cosignature(*line) for line in await connection.fetch(COSIGNATURES, row[0]))
-    return Checkpoint(*row, lines)
+    return replace(Checkpoint(*row), cosignatures=lines)
 
 
 async def checkpoints(connection: Connection, after_no: int, limit: int) -> list[Checkpoint]:
@@ -185,7 +185,8 @@ async def cosign(connection: Connection, no: int, lines: Sequence[Cosignature]) 
 
 async def witness_sizes(connection: Connection) -> dict[str, int]:
     """See `Store.witness_sizes`."""
-    return {witness: size for witness, size in await connection.fetch(WITNESS_SIZES)}
+    rows = await connection.fetch(WITNESS_SIZES)
+    return {row[0]: row[1] for row in rows}
 
 
 async def prove(connection: Connection, homes: Homes, wanted: ProofsWanted) -> Proofs:
@@ -228,7 +229,7 @@ async def tiles(connection: Connection, places: Collection[TilePlace]) -> dict[T
 
 async def pages(connection: Connection, paths: Collection[bytes]) -> dict[bytes, bytes]:
     """See `Store.pages`."""
-    return {path: data for path, data in await connection.fetch(PAGES, list(paths))}
+    return {row[0]: row[1] for row in await connection.fetch(PAGES, list(paths))}
 
 
 async def _run(connection: Connection, steps: LogSteps[_T]) -> _T:

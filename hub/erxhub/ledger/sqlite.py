@@ -443,9 +443,7 @@ class _Writer:
         self._roll_back()  # of an append whose own roll-back failed with the disk
         return _in_snapshot(_load, wanted)(self._connection)  # one transaction is also half the price of many
 
-    def run(
-        self, job: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
-    ) -> _T:
+    def run(self, job: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """A transaction that touches neither streams nor entries."""
         self._roll_back()  # as in load
         try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from erxhub.ledger import log
 from erxhub.ledger.log import (
@@ -17,6 +17,7 @@ from erxhub.ledger.log import (
     Checkpoint,
     Cosignature,
     LogEmpty,
+    LogSteps,
     PlacedLeaf,
     Proofs,
     ProofsWanted,
@@ -24,6 +25,8 @@ from erxhub.ledger.log import (
     Step,
 )
 from erxhub.proof.tiles import TilePlace
+
+_T = TypeVar("_T")
 
 # Cast, so that whoever verifies meets bytes and numbers also where somebody has put something else.
 _CHECKPOINT: Final = (
@@ -45,9 +48,7 @@ _LEAVES: Final = (
 )
 _TILE: Final = "SELECT CAST(hashes AS BLOB) FROM tile WHERE level = ? AND number = ?"
 _PAGE: Final = "SELECT CAST(data AS BLOB) FROM page WHERE path = ?"
-_POSITION: Final = (
-    "SELECT e.position FROM stream s JOIN entry e ON e.stream = s.no WHERE s.key = ? AND e.version = ?"
-)
+_POSITION: Final = "SELECT e.position FROM stream s JOIN entry e ON e.stream = s.no WHERE s.key = ? AND e.version = ?"
 _CHECKPOINTS_BEFORE: Final = (
     "SELECT no FROM checkpoint WHERE covered_position < ? ORDER BY covered_position DESC LIMIT 1"
 )
@@ -79,7 +80,8 @@ def checkpoints(connection: sqlite3.Connection, after_no: int, limit: int) -> li
 
 def _checkpoint(row: Sequence[Any], lines: tuple[Cosignature, ...]) -> Checkpoint:
     note = None if row[6] is None else bytes(row[6]).decode("utf-8", "replace")
-    return Checkpoint(*row[:6], note, lines)
+    no, size, root, map_root, covered_position, made_at_ms, _ = row
+    return Checkpoint(no, size, root, map_root, covered_position, made_at_ms, note, lines)
 
 
 def plan(connection: sqlite3.Connection, now_ms: int, leaves_max: int) -> Step | None:
@@ -193,7 +195,7 @@ def _rows(connection: sqlite3.Connection, statement: str, wanted: Sequence[tuple
     return found
 
 
-def _run(connection: sqlite3.Connection, steps: log.LogSteps[Any]) -> Any:
+def _run(connection: sqlite3.Connection, steps: LogSteps[_T]) -> _T:
     def read_tiles(places: Collection[TilePlace]) -> Mapping[TilePlace, bytes]:
         return tiles(connection, places)
 

@@ -53,7 +53,7 @@ class BundleMalformed(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is asked about: kind "prescription" (an rx_no), "trace_code" (a code) or "stream" (its key, 64 hex digits)."""
+    """What is asked about: a "prescription" (rx_no), a "trace_code" (the code), a "stream" (its key in hexadecimal)."""
 
     kind: str
     name: str
@@ -115,8 +115,9 @@ class Bundle:
     """What a bundle holds.
 
     `streams`: of a chain the prescription's, the encounter's (unless the prescription's content was erased) and the
-    ledger's; of an absence the one asked about, or none. `absence` is the map's proof that there is no such stream, None
-    when there is one. `genesis` proves that the ledger's first entry is the first leaf of the log; empty for an absence.
+    ledger's; of an absence the one asked about, or none. `absence` is the map's proof that there is no such stream,
+    None when there is one. `genesis` proves that the ledger's first entry is the first leaf of the log; of an absence
+    it is empty.
     `checkpoint` is a signed note with its cosignatures.
     """
 

@@ -56,8 +56,8 @@ class CheckpointRefused(Exception):
 def open_checkpoint(note: str, trust: Trust) -> OpenedCheckpoint:
     """Verify the note as the trust demands. Raises CheckpointRefused CHECKPOINT, FORMAT, WITNESS, QUORUM.
 
-    A bundle has one way of being written, so its note is stricter than notes are: the log's line comes first, the others
-    follow in the order of name and key id, and no key has two.
+    A bundle has one way of being written, so its note is stricter than notes are: the log's line comes first, the
+    others follow in the order of name and key id, and no key has two.
     """
     logs = trust.logs()
     try:

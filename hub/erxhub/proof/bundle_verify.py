@@ -39,6 +39,7 @@ from erxhub.proof.mapping import verify_absent, verify_present
 from erxhub.proof.merkle import ProofInvalid, verify_inclusion
 from erxhub.proof.reasons import Reason
 from erxhub.proof.records import map_value, maproot_leaf
+from erxhub.v1 import events_pb2
 
 DISPENSING: Final = ("dispense.outbound", "dispense.handed_over", "delivery.signed", "trace_code.sold")
 """Events with which goods go out, or reach somebody: none of them, and nothing was dispensed."""
@@ -46,7 +47,7 @@ DISPENSING: Final = ("dispense.outbound", "dispense.handed_over", "delivery.sign
 _DISPENSING_NUMBERS: Final = frozenset(BY_NAME[name].number for name in DISPENSING)
 _ERASED: Final = "content.erased"
 _RENEWED: Final = "prescription.renewed"
-_KEY_REGISTERED: Final = "signing_key.registered"
+_KEY_REGISTERED_NUMBER: Final = BY_NAME["signing_key.registered"].number
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,10 +98,16 @@ def verify_bundle(data: bytes, trust: Trust, asked: Subject | None = None, form:
     try:
         _Verification(verdict, trust, asked, form).run(data)
     except _Refused as refused:
-        verdict.faults.extend(refused.faults)
-        words = refused.faults[0].words
-        verdict.checks.append(Check(len(verdict.checks) + 1, words, held=False))
+        _fail(verdict, refused.faults)
+    except Exception as error:  # noqa: BLE001 contents that a lying hub made up: what cannot be judged proves nothing
+        fault = Fault(Reason.PAYLOAD, "", b"", 0, f"a content that cannot be judged ({type(error).__name__})")
+        _fail(verdict, (fault,))
     return verdict
+
+
+def _fail(verdict: Verdict, faults: Sequence[Fault]) -> None:
+    verdict.faults.extend(faults)
+    verdict.checks.append(Check(len(verdict.checks) + 1, faults[0].words, held=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,18 +279,18 @@ class _Verification:
         own = [*prescription, *encounter]
         self._verdict.entries = len(own)
         is_whole = self._contents(prescription, encounter, ledger)
+        self._causes(own, singles)
         if is_whole:
             rules = ChainRules(
                 rx_key,
-                *([each.stored() for each in part] for part in (prescription, encounter, ledger)),
-                [each.stored() for each in singles if isinstance(each.shown, FullEntry)],
+                prescription=_stored(prescription),
+                encounter=_stored(encounter),
+                ledger=_stored(ledger),
+                singles=_stored(each for each in singles if isinstance(each.shown, FullEntry)),
             )
             key = bundle.streams[1].key if encounter else None
             self._contents_hold(rules, bundle.subject.name, key, checkpoint)
-            self._causes(own, singles, rules.key_ids())
-            self._rules(rules)
-        else:
-            self._causes(own, singles, None)
+            self._rules(rules, singles)
 
     def _genesis(self, bundle: Bundle, ledger: list[_Entry]) -> None:
         try:
@@ -325,7 +332,7 @@ class _Verification:
         self._held(f"content erased in {len(bare)} entries: their existence and order are proven, their rules are not")
         return False
 
-    def _causes(self, own: list[_Entry], singles: list[_Entry], key_ids: set[str] | None) -> None:
+    def _causes(self, own: list[_Entry], singles: list[_Entry]) -> None:
         known = {entry.leaf_hash: entry for entry in (*own, *singles)}
         needed: set[bytes] = set()
         bare_allowed: set[bytes] = set()
@@ -341,8 +348,7 @@ class _Verification:
                 if BY_NUMBER.get(entry.type) is BY_NAME[_RENEWED]:
                     bare_allowed.add(cause)
         for single in singles:
-            is_signer = single.type == BY_NAME[_KEY_REGISTERED].number
-            if single.leaf_hash not in needed and not (is_signer and _registers(single, key_ids)):
+            if single.leaf_hash not in needed and single.type != _KEY_REGISTERED_NUMBER:
                 raise _Refused(single.fault(Reason.UNRELATED, "nothing in the bundle rests on it"))
             # A renewed prescription is another case: of it only the leaf is shown.
             if isinstance(single.shown, BareLeaf) and single.leaf_hash not in bare_allowed:
@@ -359,11 +365,16 @@ class _Verification:
         _none_of(rules.log_key(checkpoint.log_keys))
         self._held("the ledger was opened under this origin, and the key that signed is registered in it")
 
-    def _rules(self, rules: ChainRules) -> None:
+    def _rules(self, rules: ChainRules, singles: list[_Entry]) -> None:
         _none_of(rules.lifecycle())
         self._held("the events follow one another as the transition tables allow")
         _none_of(rules.links())
         self._held("diagnosis, prescription, transaction and delivery are joined by their leaf hashes")
+        _none_of(rules.renewals({single.leaf_hash: single.stream_key for single in singles}))
+        used = rules.key_ids()
+        for single in singles:
+            if single.type == _KEY_REGISTERED_NUMBER and _registered_key(single) not in used:
+                raise _Refused(single.fault(Reason.UNRELATED, "nothing here was signed with this key"))
         signers, faults = rules.signed()
         _none_of(faults)
         self._held(f"{len(signers)} signatures hold over the exact bytes, under keys registered and not revoked then")
@@ -375,15 +386,14 @@ class _Verification:
         self._held("quantities, money and drug trace codes agree")
 
 
-def _registers(single: _Entry, key_ids: set[str] | None) -> bool:
-    """Whether the entry registers one of the keys; of a chain with erased content nobody can say which were used."""
-    if key_ids is None:
-        return True
+def _stored(entries: Iterable[_Entry]) -> list[StoredEntry]:
+    return [entry.stored() for entry in entries]
+
+
+def _registered_key(single: _Entry) -> str:
+    """The id of the key that an entry registers; "" when its content is not there."""
     full = single.shown
-    if not isinstance(full, FullEntry):
-        return False
-    registered = BY_NAME[_KEY_REGISTERED].payload.FromString(full.payload)
-    return registered.key.key_id in key_ids  # type: ignore[attr-defined, no-any-return]
+    return events_pb2.SigningKeyRegistered.FromString(full.payload).key.key_id if isinstance(full, FullEntry) else ""
 
 
 def _entry(shown: Shown, place: tuple[str, bytes, int], prev: bytes) -> _Entry:

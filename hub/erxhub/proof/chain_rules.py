@@ -26,6 +26,7 @@ from erxhub.audit.chain import (
 from erxhub.audit.gaps import View, wrong_money, wrong_quantity
 from erxhub.audit.sales import Sale, sales_of
 from erxhub.core.fold import STATE_TYPES, At, EventMisplaced, evolve
+from erxhub.core.keys import prescription_key
 from erxhub.core.lifecycle import IllegalTransition
 from erxhub.crypto.certs import SigningCertificateError, signing_certificate
 from erxhub.crypto.suites import SUITES
@@ -139,6 +140,13 @@ class ChainRules:
                 "it does not rest on the entry of the other stream that it names",
             )
 
+    def renewals(self, stream_of: Mapping[bytes, bytes]) -> Iterator[Fault]:
+        """A renewal rests on the prescription that it names. `stream_of`: each single's stream key by leaf hash."""
+        for record in self._chain.rx.all("prescription.renewed"):
+            renewed = prescription_key(record.payload.renews_rx_no)
+            if any(stream_of.get(cause, renewed) != renewed for cause in record.header.causes):
+                yield _of(Reason.LINK, record, "it does not rest on the prescription that it renews")
+
     # ---- the ledger ----
 
     def origin(self, origin: str) -> Iterator[Fault]:
@@ -231,7 +239,7 @@ class ChainRules:
     # ---- figures ----
 
     def figures(self) -> Iterator[Fault]:
-        """Quantities, money and drug trace codes agree between the prescription, the claim, the account and the goods."""
+        """Quantities, money and drug trace codes agree between prescription, claim, account and goods."""
         last = self._chain.rx.records[-1]
         # The rules of a region are about times and what is demanded; the figures agree or not whatever they are.
         view = View(self._chain, self._sales, (), last.at_ms, _no_rules)

@@ -101,14 +101,14 @@ def update(changes: Mapping[bytes, bytes]) -> PageSteps[PagesUpdate]:
         for slot in page.waiting:
             page.slots[slot] = roots.pop(page.path + bytes((slot,)))
         written[page.path] = _encode(page.slots)
-        roots[page.path] = _fold(page.slots, page.depth)[-1].get(0, EMPTY_ROOT)
+        roots[page.path] = _top(page.slots, page.depth)
     return PagesUpdate(roots[ROOT_PATH], written)
 
 
 def root() -> PageSteps[bytes]:
     """The root that the uppermost page says. Raises PageDamaged."""
     found = yield (ROOT_PATH,)
-    return _fold(_decode(_page(found, ROOT_PATH)), 0)[-1].get(0, EMPTY_ROOT)
+    return _top(_decode(_page(found, ROOT_PATH)), 0)
 
 
 def prove(keys: Iterable[bytes]) -> PageSteps[dict[bytes, MapAnswer]]:
@@ -165,7 +165,7 @@ def _make(path: bytes, items: list[tuple[bytes, bytes]], written: dict[bytes, by
         slot: _make(path + bytes((slot,)), group, written) for slot, group in sorted(_by_slot(items, depth).items())
     }
     written[path] = _encode(slots)
-    return _fold(slots, depth)[-1][0]
+    return _top(slots, depth)
 
 
 def _by_slot(items: Iterable[tuple[bytes, bytes]], depth: int) -> dict[int, list[tuple[bytes, bytes]]]:
@@ -179,24 +179,48 @@ def _by_slot(items: Iterable[tuple[bytes, bytes]], depth: int) -> dict[int, list
     return groups
 
 
-def _fold(slots: Mapping[int, bytes], depth: int) -> list[dict[int, bytes]]:
-    """The hashes of a page, level by level: those of the slots first, at the end the one above all of them."""
-    level = {
+def _leaves(slots: Mapping[int, bytes]) -> dict[int, bytes]:
+    return {
         slot: content if len(content) == _HASH else sha256(_LEAF + content[:_HASH] + _LENGTH + content[_HASH:]).digest()
         for slot, content in slots.items()
     }
-    levels = [level]
+
+
+def _fold(slots: Mapping[int, bytes], depth: int) -> list[dict[int, bytes]]:
+    """The hashes of a page, level by level: those of the slots first, at the end the one above all of them."""
+    levels = [_leaves(slots)]
     for bit in range(depth + PAGE_BITS - 1, depth - 1, -1):
-        above: dict[int, bytes] = {}
-        for number, hash_ in level.items():
-            sibling = level.get(number ^ 1)
-            if sibling is None:
-                above[number >> 1] = hash_
-            elif number & 1:
-                above[number >> 1] = sha256(_NODE[bit] + sibling + hash_).digest()
-        level = above
-        levels.append(level)
+        levels.append(_above(levels[-1], bit))
     return levels
+
+
+def _top(slots: Mapping[int, bytes], depth: int) -> bytes:
+    """The hash above all of a page: the same as `_fold` ends with, for half the time."""
+    level = _leaves(slots)
+    bit = depth + PAGE_BITS - 1
+    if len(level) == _SLOTS:
+        row = [level[slot] for slot in range(_SLOTS)]
+        while len(row) > 1:
+            node = _NODE[bit]
+            row = [sha256(node + row[at] + row[at + 1]).digest() for at in range(0, len(row), 2)]
+            bit -= 1
+        return row[0]
+    while len(level) > 1:
+        level = _above(level, bit)
+        bit -= 1
+    return next(iter(level.values()), EMPTY_ROOT)
+
+
+def _above(level: Mapping[int, bytes], bit: int) -> dict[int, bytes]:
+    node = _NODE[bit]
+    above: dict[int, bytes] = {}
+    for number, hash_ in level.items():
+        sibling = level.get(number ^ 1)
+        if sibling is None:
+            above[number >> 1] = hash_
+        elif number & 1:
+            above[number >> 1] = sha256(node + sibling + hash_).digest()
+    return above
 
 
 def _descend(levels: list[dict[int, bytes]], depth: int, key: bytes, steps: list[bytes]) -> int | None:

@@ -73,7 +73,7 @@ def append(size: int, leaf_hashes: Sequence[bytes]) -> TileSteps[TilesUpdate]:
     level, count, hashes = 0, size, list(leaf_hashes)
     while hashes:
         full: list[bytes] = []
-        number, there = divmod(count, WIDTH)
+        number = count // WIDTH
         data = tiles.get(TilePlace(level, number), b"") + b"".join(hashes)
         for at in range(0, len(data), WIDTH * HASH_BYTES):
             place, tile = TilePlace(level, number), data[at : at + WIDTH * HASH_BYTES]

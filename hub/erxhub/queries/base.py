@@ -169,9 +169,7 @@ class View:
 
     async def _load(self, wanted: Lookups) -> None:
         loaded = await self._ctx.store.read(
-            Wanted(
-                names=frozenset(wanted.names), streams=frozenset(wanted.streams), catalog=frozenset(wanted.catalog)
-            )
+            Wanted(names=frozenset(wanted.names), streams=frozenset(wanted.streams), catalog=frozenset(wanted.catalog))
         )
         space = self._workspace
         for name in wanted.names:

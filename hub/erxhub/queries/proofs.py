@@ -1,7 +1,7 @@
 """What an auditor takes away: checkpoints, inclusion and consistency proofs, bundles of chains and of absences.
 
-Owns the gathering of what a bundle holds. It proves nothing itself: tree and map are the store's, formats are `proof`'s.
-Whatever it gives rests on a checkpoint that was signed and persisted before.
+Owns the gathering of what a bundle holds. It proves nothing itself: tree and map are the store's, formats are
+`proof`'s. Whatever it gives rests on a checkpoint that was signed and persisted before.
 """
 
 from __future__ import annotations

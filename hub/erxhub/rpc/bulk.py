@@ -136,7 +136,7 @@ class Bulk:
         finally:
             for task in (reading, ending):
                 task.cancel()
-            left = group if isinstance(group, list) else []
+            left: list[asyncio.Task[bytes]] = group if isinstance(group, list) else []
             while self._groups.waiting:
                 more = self._groups.waiting.popleft()
                 left = [*left, *more] if isinstance(more, list) else left

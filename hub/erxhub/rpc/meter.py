@@ -51,18 +51,24 @@ class RpcMeter:
         calls = self._calls[method.name][1]
         behavior: Any = handler
         if method.streams_out:
-            inner = behavior.stream_stream if method.streams_in else behavior.unary_stream
-            make: Any = grpc.stream_stream_rpc_method_handler if method.streams_in else None
-            return (make or grpc.unary_stream_rpc_method_handler)(_streaming(calls, inner, method.streams_in))
+            both = method.streams_in
+            make: Any = grpc.stream_stream_rpc_method_handler if both else grpc.unary_stream_rpc_method_handler
+            inner = behavior.stream_stream if both else behavior.unary_stream
+            made: grpc.RpcMethodHandler[Any, Any] = make(_streaming(calls, inner, streams_in=both))
+            return made
         inner = behavior.stream_unary if method.streams_in else behavior.unary_unary
-        counted = _single(calls, inner, method.streams_in)
+        counted = _single(calls, inner, streams_in=method.streams_in)
         if method.streams_in:
             return grpc.stream_unary_rpc_method_handler(counted)
         return grpc.unary_unary_rpc_method_handler(counted)
 
     def families(self) -> Iterator[Family]:
         """The go-grpc-prometheus families. A method appears from the start, with zeros."""
-        started, received, sent, handled, seconds = [], [], [], [], []
+        started: list[Sample] = []
+        received: list[Sample] = []
+        sent: list[Sample] = []
+        handled: list[Sample] = []
+        seconds: list[Sample] = []
         for method, calls in self._calls.values():
             labels = {"grpc_type": _type(method), "grpc_service": method.service, "grpc_method": method.rpc}
             started.append(Sample(labels, calls.started))
@@ -97,7 +103,7 @@ _OK: Final[int] = grpc.StatusCode.OK.value[0]
 _CANCELLED: Final[int] = grpc.StatusCode.CANCELLED.value[0]
 
 
-def _single(calls: _Calls, inner: Any, streams_in: bool) -> Any:
+def _single(calls: _Calls, inner: Any, *, streams_in: bool) -> Any:
     async def call(request: Any, context: _CONTEXT) -> Any:
         begun_us = machine_us()
         calls.started += 1
@@ -120,7 +126,7 @@ def _single(calls: _Calls, inner: Any, streams_in: bool) -> Any:
     return call
 
 
-def _streaming(calls: _Calls, inner: Any, streams_in: bool) -> Any:
+def _streaming(calls: _Calls, inner: Any, *, streams_in: bool) -> Any:
     async def call(request: Any, context: _CONTEXT) -> AsyncIterator[Any]:
         begun_us = machine_us()
         calls.started += 1

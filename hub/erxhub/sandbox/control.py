@@ -55,7 +55,7 @@ class Control(Protocol):
         """Wait, really."""
 
     async def goaway(self) -> None:
-        """Cut every connection of the data port and listen again; a call that asks for it is cut too."""
+        """Cut every connection of the namespace; a call that asks for it is cut too."""
 
     async def crash(self) -> None:
         """The namespace's hub loses its memory and starts again on its ledger; calls in flight, the asking one among

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
-from erxhub.app import HubCore, LedgerRefused, Shared, start_core
+from erxhub.app import HubCore, Shared, start_core
 from erxhub.config import Config
 from erxhub.crypto.ca import TrustDomain
 from erxhub.engine import HubStopped
@@ -26,6 +26,7 @@ from erxhub.rpc.methods import METHODS
 from erxhub.sandbox import inprocess
 from erxhub.sandbox.answers import lost_connection
 from erxhub.sandbox.clocks import SandboxClock
+from erxhub.sandbox.connections import Connections
 from erxhub.sandbox.errors import SandboxRefused
 from erxhub.sandbox.exchange import Exchanges, ExchangesState
 from erxhub.sandbox.faults import Faults
@@ -36,6 +37,7 @@ from erxhub.sandbox.magic import Magic, Prepared
 from erxhub.sandbox.observed import Observed
 from erxhub.sandbox.profiles import profile_rules
 from erxhub.sandbox.recorder import Recorder
+from erxhub.starting import LedgerRefused
 from erxhub.v1 import sandbox_pb2
 
 _log = logging.getLogger("erxhub.sandbox")
@@ -54,7 +56,7 @@ Behavior: TypeAlias = Callable[[Any, Observed], Any]
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What all namespaces of a sandbox stand on. `cut` cuts every connection of the data port."""
+    """What all namespaces of a sandbox stand on. `cut` cuts connections of the data port, and no others."""
 
     trust: TrustDomain
     keys: HubKeys
@@ -62,7 +64,7 @@ class Ground:
     config: Config
     machine: Clock
     pause: Pause
-    cut: Callable[[], Awaitable[None]]
+    cut: Callable[[Connections], None]
     started_us: int
 
 
@@ -107,6 +109,7 @@ class Namespace:
         self._ids = SeededIds(self._drawn_from)
         self.faults = Faults(plan.seed)
         self.faults.set(profile_rules(plan.profile))
+        self.connections = Connections()
         self.recorder = Recorder(self)
         self.exchanges = Exchanges(self, recorder=self.recorder, faults=self.faults, magic=Magic(self, prepared))
         self._core: HubCore | None = None
@@ -172,7 +175,8 @@ class Namespace:
         await self._ground.pause(ms)
 
     async def goaway(self) -> None:
-        await self._ground.cut()
+        self.exchanges.losing_connections()
+        self._ground.cut(self.connections)
 
     async def log_entries(self, after_position: int, limit: int) -> list[StoredEntry]:
         return await self.store.log(after_position, limit)

@@ -58,6 +58,7 @@ class Router:
             found = self._found(caller)
             if isinstance(found, Refused):
                 return await self._refuse(found, caller)
+            found.connections.note(context.peer())
             return await found.serve(name, request, caller)
 
         async def stream(request: Any, context: _CONTEXT) -> AsyncIterator[bytes]:
@@ -65,6 +66,7 @@ class Router:
             found = self._found(caller)
             if isinstance(found, Refused):
                 await self._refuse(found, caller)
+            found.connections.note(context.peer())
             async for message in found.serve_stream(name, request, caller):
                 yield message
 

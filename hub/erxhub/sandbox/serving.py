@@ -1,15 +1,13 @@
 """A running sandbox: its data port, its control port and its namespaces, begun and ended in order.
 
-Owns both ports. The data port can be cut: its server ends at once and a new one listens on the same port.
+Owns both ports.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
-from typing import Final
 
 from erxhub.app import Shared
 from erxhub.config import Config
@@ -17,6 +15,7 @@ from erxhub.crypto.ca import TrustDomain
 from erxhub.keys import HubKeys
 from erxhub.ports import Clock, Pause, machine_us
 from erxhub.rpc.server import FixedIdentity, HubServer, ServerIdentity
+from erxhub.sandbox.connections import Connections
 from erxhub.sandbox.control_port import ControlPort
 from erxhub.sandbox.ledgers import Ledger, MemoryLedger
 from erxhub.sandbox.namespace import Ground, Namespace, Plan
@@ -28,62 +27,30 @@ from erxhub.v1 import sandbox_pb2
 
 _log = logging.getLogger("erxhub.sandbox")
 
-_BIND_TRIES: Final = 50
-_BIND_PAUSE_MS: Final = 20
-
 
 class DataPort:
     """The port that hospitals and pharmacies call."""
 
-    def __init__(self, identity: ServerIdentity, config: Config, pause: Pause) -> None:
+    def __init__(self, identity: ServerIdentity, config: Config) -> None:
         self.port = 0
         self._identity = FixedIdentity(identity)
         self._config = config
-        self._pause = pause
-        self._host = ""
-        self._router: Router | None = None
         self._server: HubServer | None = None
-        self._turn = asyncio.Lock()
-        self._cuts: set[asyncio.Task[None]] = set()
 
     async def start(self, router: Router, address: str) -> None:
         """Listen on "host:port". Raises RuntimeError when it cannot."""
-        self._router = router
-        self._host = address.rpartition(":")[0]
         self._server = HubServer(router, self._identity, self._config)
         self.port = await self._server.start(address)
 
-    async def cut(self) -> None:
-        """Tell every connection to go away, and listen again. A call that asks for it ends with its connection."""
-        task = asyncio.create_task(self._cut(), name="goaway")
-        self._cuts.add(task)
-        task.add_done_callback(self._cuts.discard)
-        await asyncio.shield(task)
-
-    async def _cut(self) -> None:
-        async with self._turn:
-            server, router = self._server, self._router
-            if server is None or router is None:
-                return
-            await server.cut()
-            for left in reversed(range(_BIND_TRIES)):
-                server = HubServer(router, self._identity, self._config)
-                try:
-                    await server.start(f"{self._host}:{self.port}")
-                    break
-                except RuntimeError:
-                    # The system may take a moment to give the port back.
-                    if not left:
-                        raise
-                    await self._pause(_BIND_PAUSE_MS)
-            self._server = server
+    def cut(self, connections: Connections) -> None:
+        """Cut these, idle ones too. A call that asks for it ends with its connection."""
+        connections.cut(self.port)
 
     async def stop(self) -> None:
         """Let calls in flight end, and close."""
-        async with self._turn:
-            server, self._server = self._server, None
-            if server is not None:
-                await server.drain()
+        server, self._server = self._server, None
+        if server is not None:
+            await server.drain()
 
 
 @dataclass(slots=True)
@@ -137,7 +104,7 @@ async def start_sandbox(setting: Setting) -> Sandbox:
     async with AsyncExitStack() as undo:
         shared = Shared.make()
         undo.callback(shared.close)
-        data = DataPort(setting.identity, config, setting.pause)
+        data = DataPort(setting.identity, config)
         ground = Ground(
             trust=setting.trust,
             keys=setting.keys,
@@ -145,7 +112,7 @@ async def start_sandbox(setting: Setting) -> Sandbox:
             config=config,
             machine=setting.machine,
             pause=setting.pause,
-            cut=lambda: _cut(namespaces, data),
+            cut=data.cut,
             started_us=machine_us(),
         )
         namespaces = Namespaces(ground, Templates(setting.founder))
@@ -160,13 +127,6 @@ async def start_sandbox(setting: Setting) -> Sandbox:
         undo.pop_all()
     _log.info("the sandbox listens on port %d, its control on port %d", data.port, control_port)
     return Sandbox(namespaces, data, control, control_port, router, default, shared)
-
-
-async def _cut(namespaces: Namespaces, data: DataPort) -> None:
-    """Cut the data port; the calls of every namespace go with it."""
-    for namespace in namespaces.all():
-        namespace.exchanges.losing_connections()
-    await data.cut()
 
 
 async def _default(namespaces: Namespaces, setting: Setting) -> Namespace:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -90,6 +90,7 @@ class WitnessClient:
         *,
         log_keys: tuple[NoteKey, ...] = (),
         timeout_ms: int = 5_000,
+        confirmed: int = 0,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
@@ -104,7 +105,7 @@ class WitnessClient:
         self._log_keys = log_keys
         self._clock = clock
         self._timeout_ms = timeout_ms
-        self._confirmed = 0
+        self._confirmed = confirmed
 
     @property
     def name(self) -> str:
@@ -225,10 +226,19 @@ class WitnessClient:
         return _Response(int(head.line[0]), content_type.partition(";")[0].strip(), answer)
 
 
-def clients_of(policy: Policy, clock: Clock, log_keys: tuple[NoteKey, ...]) -> dict[str, WitnessClient]:
-    """A client for each witness of a policy that has a URL and a key we can verify, by its name in the policy."""
+def clients_of(
+    policy: Policy, clock: Clock, log_keys: tuple[NoteKey, ...], confirmed: Mapping[str, int] | None = None
+) -> dict[str, WitnessClient]:
+    """A client for each witness of a policy that has a URL and a key we can verify, by its name in the policy.
+
+    `confirmed`: name of a witness's key → the size that it cosigned last (`Store.witness_sizes`). Raises ValueError for
+    a URL that is none.
+    """
+    sizes = confirmed or {}
     return {
-        name: WitnessClient(witness.url, witness.key, clock, log_keys=log_keys)
+        name: WitnessClient(
+            witness.url, witness.key, clock, log_keys=log_keys, confirmed=sizes.get(witness.key.name, 0)
+        )
         for name, witness in policy.witnesses.items()
         if witness.url is not None and witness.key.type == COSIGNATURE
     }

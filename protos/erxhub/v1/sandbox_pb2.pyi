@@ -93,7 +93,7 @@ class _FaultActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FaultActi
     FAULT_ACTION_TRUNCATE_STREAM: _FaultAction.ValueType  # 8
     """A watch ends with UNAVAILABLE after `after_messages`."""
     FAULT_ACTION_GOAWAY: _FaultAction.ValueType  # 9
-    """The server tells every connection to go away and takes new ones at once."""
+    """Every connection of the namespace is cut, idle ones too, and new ones are taken at once."""
     FAULT_ACTION_CORRUPT_SIGNATURE: _FaultAction.ValueType  # 10
     """One bit of a signature in the reply is flipped: of a signed content, or of the receipt where there is none."""
     FAULT_ACTION_UNKNOWN_FIELDS: _FaultAction.ValueType  # 11
@@ -136,7 +136,7 @@ FAULT_ACTION_STALE_READ: FaultAction.ValueType  # 7
 FAULT_ACTION_TRUNCATE_STREAM: FaultAction.ValueType  # 8
 """A watch ends with UNAVAILABLE after `after_messages`."""
 FAULT_ACTION_GOAWAY: FaultAction.ValueType  # 9
-"""The server tells every connection to go away and takes new ones at once."""
+"""Every connection of the namespace is cut, idle ones too, and new ones are taken at once."""
 FAULT_ACTION_CORRUPT_SIGNATURE: FaultAction.ValueType  # 10
 """One bit of a signature in the reply is flipped: of a signed content, or of the receipt where there is none."""
 FAULT_ACTION_UNKNOWN_FIELDS: FaultAction.ValueType  # 11

@@ -1,0 +1,260 @@
+"""The auditor's verbs around bundles: taken from a real hub, checked in an empty folder without any network."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from click.testing import CliRunner, Result
+
+from erxhub.cli import audit_monitor
+from erxhub.cli.main import main
+from erxhub.crypto.suites import SigningKey
+from erxhub.proof.bundle_checkpoint import Trust
+from erxhub.proof.checkpoints import write_checkpoint
+from erxhub.proof.notes import COSIGNATURE, NoteKey
+from tests.chain import Chain
+from tests.live import AUDITOR, PERSON, Live, live_hub
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NOWHERE = "330100" + "1" * 21
+
+
+@dataclass
+class Desk:
+    """An auditor's folder, and a hub with one prescription that was handed over and one that was only uploaded."""
+
+    live: Live
+    folder: Path
+    sold: Chain
+    unsold: Chain
+
+    @property
+    def key(self) -> str:
+        """The log's key, as an auditor has it on paper."""
+        return self.live.hub.core.publisher.signer.key.vkey
+
+    async def run(self, *words: str) -> Result:
+        """A command in a thread, as the hub needs this one."""
+        return await asyncio.to_thread(self.run_here, *words)
+
+    def run_here(self, *words: str) -> Result:
+        environment = {"ERXHUB_HOME": str(self.folder / "home"), "ERXHUB_CONTEXT": None}
+        return CliRunner().invoke(main, words, env=environment, catch_exceptions=False)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def desk(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Desk]:
+    folder = tmp_path_factory.mktemp("auditor")
+    async with live_hub() as live:
+        identity = live.identity("auditor", AUDITOR)
+        for name, data in (("cert", identity.cert_pem), ("key", identity.key_pem), ("ca", identity.ca_pem)):
+            (folder / f"{name}.pem").write_bytes(data)
+        sold, unsold = Chain(live, PERSON), Chain(live, PERSON)
+        await sold.handed_over()
+        await unsold.uploaded()
+        made = Desk(live, folder, sold, unsold)
+        words = ("context", "add", "auditor", "--target", live.target, "--dir", str(folder), "--reason", "case T-1")
+        assert (await made.run(*words)).exit_code == 0
+        yield made
+
+
+@pytest.fixture
+def unplugged(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Result]:
+    """Runs a command in an empty folder of somebody who has no network and no contexts."""
+
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("the network is not to be used")
+
+    def run(*words: str) -> Result:
+        home = tmp_path / "nobody"
+        before = Path.cwd()
+        with monkeypatch.context() as patched:
+            patched.setattr(socket, "socket", refuse)
+            patched.setattr(asyncio, "run", refuse)
+            (tmp_path / "empty").mkdir(exist_ok=True)
+            os.chdir(tmp_path / "empty")
+            try:
+                environment = {"ERXHUB_HOME": str(home), "ERXHUB_CONTEXT": None}
+                return CliRunner().invoke(main, words, env=environment, catch_exceptions=False)
+            finally:
+                os.chdir(before)
+
+    return run
+
+
+def files_in(folder: Path) -> list[str]:
+    """The names in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+async def exported(desk: Desk, path: Path) -> None:
+    """A bundle of the prescription that was handed over."""
+    result = await desk.run("audit", "export", desk.sold.rx_no, "-o", str(path))
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == ""
+
+
+async def test_an_exported_bundle_is_verified_in_an_empty_folder_without_a_network(
+    desk: Desk, unplugged: Callable[..., Result], tmp_path: Path
+) -> None:
+    path = tmp_path / "rx.bundle"
+    await exported(desk, path)
+    result = unplugged("audit", "verify", str(path), "--log-key", desk.key, "--ca", str(desk.folder / "ca.pem"))
+    assert result.exit_code == 0, result.stdout
+    *checks, verdict = result.stdout.splitlines()
+    assert [line.split()[:2] for line in checks] == [[str(number), "ok"] for number in range(1, len(checks) + 1)]
+    assert verdict == f"VERIFIED: chain of prescription {desk.sold.rx_no}, unwitnessed"
+    told = json.loads(unplugged("audit", "verify", str(path), "--log-key", desk.key, "-o", "json").stdout)
+    assert (told["verified"], told["witnessed"], told["failures"]) == (True, False, [])
+
+
+async def test_the_logs_key_may_be_given_as_the_hub_lists_it(
+    desk: Desk, unplugged: Callable[..., Result], tmp_path: Path
+) -> None:
+    path = tmp_path / "rx.bundle"
+    await exported(desk, path)
+    public = desk.live.hub_keys.log.public_key.hex()
+    assert unplugged("audit", "verify", str(path), "--log-key", public).exit_code == 0
+    stranger = SigningKey.generate("EdDSA").public_key.hex()
+    refused = unplugged("audit", "verify", str(path), "--log-key", stranger)
+    assert refused.exit_code == 1
+    assert "CHECKPOINT" in refused.stdout
+
+
+async def test_an_altered_bundle_is_refused_with_stream_version_and_reason(
+    desk: Desk, unplugged: Callable[..., Result], tmp_path: Path
+) -> None:
+    path = tmp_path / "rx.bundle"
+    await exported(desk, path)
+    lines = path.read_text().split("\n")
+    entries = [at for at, line in enumerate(lines) if line.startswith("entry ")]
+    # The salts of the second and the third entry of the prescription.
+    fields = [lines[at].split(" ") for at in entries[1:3]]
+    fields[0][3], fields[1][3] = fields[1][3], fields[0][3]
+    for at, changed in zip(entries[1:3], fields, strict=True):
+        lines[at] = " ".join(changed)
+    path.write_text("\n".join(lines))
+    result = unplugged("audit", "verify", str(path), "--log-key", desk.key)
+    assert result.exit_code == 1
+    assert "REFUSED\n  LEAF_HASH  prescription/" in result.stdout
+    assert "version 2:" in result.stdout
+    told = json.loads(unplugged("audit", "verify", str(path), "--log-key", desk.key, "-o", "json").stdout)
+    assert [(fault["reason"], fault["version"]) for fault in told["failures"]] == [("LEAF_HASH", 2)]
+
+
+async def test_a_policy_without_its_witnesses_refuses_the_bundle(
+    desk: Desk, unplugged: Callable[..., Result], tmp_path: Path
+) -> None:
+    path, policy = tmp_path / "rx.bundle", tmp_path / "policy"
+    await exported(desk, path)
+    key = NoteKey("w", COSIGNATURE, SigningKey.generate("EdDSA").public_key)
+    policy.write_text(f"log {desk.key}\nwitness w {key.vkey}\nquorum w\n")
+    result = unplugged("audit", "verify", str(path), "--policy", str(policy))
+    assert result.exit_code == 1
+    assert "QUORUM" in result.stdout
+
+
+async def test_nothing_is_verified_under_no_key_at_all(
+    desk: Desk, unplugged: Callable[..., Result], tmp_path: Path
+) -> None:
+    path = tmp_path / "rx.bundle"
+    await exported(desk, path)
+    for words in (("audit", "verify", str(path)), ("audit", "verify", str(path), "--log-key", "x")):
+        assert unplugged(*words).exit_code == 2
+    assert unplugged("audit", "verify", "--log-key", desk.key).exit_code == 2
+
+
+async def test_an_absence_is_taken_and_checked_again_without_a_hub(
+    desk: Desk, unplugged: Callable[..., Result], tmp_path: Path
+) -> None:
+    path = tmp_path / "absent"
+    for subject in (NOWHERE, "8" * 20, desk.unsold.rx_no):
+        online = await desk.run("audit", "absent", subject, "-o", str(path), "--log-key", desk.key)
+        assert online.exit_code == 0, online.stdout
+        offline = unplugged("audit", "absent", subject, "--from", str(path), "--log-key", desk.key)
+        assert (offline.exit_code, offline.stdout) == (0, online.stdout)
+        assert unplugged("audit", "verify", str(path), "--log-key", desk.key).exit_code == 0
+    other = unplugged("audit", "absent", NOWHERE, "--from", str(path), "--log-key", desk.key)
+    assert other.exit_code == 1
+    assert "SUBJECT" in other.stdout
+
+
+async def test_no_absence_is_proven_of_what_was_sold(
+    desk: Desk, unplugged: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = await desk.run("audit", "absent", desk.sold.rx_no, "--log-key", desk.key)
+    assert result.exit_code == 1
+    assert "DISPENSED" in result.stdout
+    # A bundle that proves the chain proves no absence, whatever it says.
+    path = tmp_path / "rx.bundle"
+    await exported(desk, path)
+    swapped = unplugged("audit", "absent", desk.sold.rx_no, "--from", str(path), "--log-key", desk.key)
+    assert swapped.exit_code == 1
+
+
+async def test_an_export_of_nothing_leaves_no_file(desk: Desk, tmp_path: Path) -> None:
+    result = await desk.run("audit", "export", NOWHERE, "-o", str(tmp_path / "none"))
+    assert result.exit_code == 3
+    assert files_in(tmp_path) == []
+
+
+async def test_a_checkpoint_is_printed_as_the_note_that_it_is(desk: Desk) -> None:
+    printed = await desk.run("audit", "checkpoint")
+    assert printed.exit_code == 0
+    data = json.loads((await desk.run("audit", "checkpoint", "-o", "json")).stdout)
+    assert printed.stdout == data["note"]
+
+
+# ---- the monitor ----
+
+
+async def test_a_monitor_follows_a_log_that_grows(desk: Desk, tmp_path: Path) -> None:
+    state = tmp_path / "seen"
+    words = ("audit", "monitor", "--state", str(state), "--count", "1", "--log-key", desk.key)
+    sizes = []
+    for _ in range(2):
+        await exported(desk, tmp_path / "rx.bundle")  # the export itself is an entry, so the log grows
+        result = await desk.run(*words)
+        assert result.exit_code == 0, result.stderr
+        sizes.append(json.loads(state.read_text())["size"])
+    assert sizes[0] < sizes[1]
+
+
+@pytest.mark.parametrize(("reason", "more"), [("SHORTER", 50), ("FORKED", 0), ("FORKED", -1)])
+async def test_a_monitor_refuses_another_history_and_keeps_both_notes(
+    desk: Desk, tmp_path: Path, reason: str, more: int
+) -> None:
+    await exported(desk, tmp_path / "rx.bundle")
+    newest = await desk.live.hub.store.checkpoint()
+    assert newest is not None
+    signer = desk.live.hub.core.publisher.signer
+    note = signer.note(write_checkpoint(signer.key.name, newest.size + more, bytes(32)))
+    state = tmp_path / "seen"
+    audit_monitor.keep(state, audit_monitor.opened(note, Trust((signer.key,))))
+    before = state.read_bytes()
+    result = await desk.run("audit", "monitor", "--state", str(state), "--count", "1", "--log-key", desk.key)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"{reason}: ")
+    (evidence,) = [name for name in files_in(tmp_path) if name.startswith("seen.evidence-")]
+    told = json.loads((tmp_path / evidence).read_text())
+    assert (told["reason"], told["seen"]) == (reason, note)
+    assert told["shown"].startswith(signer.key.name)
+    assert state.read_bytes() == before
+
+
+async def test_a_monitor_does_not_begin_anew_over_a_state_that_it_cannot_read(desk: Desk, tmp_path: Path) -> None:
+    state = tmp_path / "seen"
+    state.write_text("{}")
+    result = await desk.run("audit", "monitor", "--state", str(state), "--count", "1", "--log-key", desk.key)
+    assert result.exit_code == 2
+    assert state.read_text() == "{}"

@@ -1,0 +1,120 @@
+"""The calls with which an auditor takes proofs away: what they give verifies outside, and what they refuse."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from erxhub.client import Refusal
+from erxhub.core.keys import prescription_key
+from erxhub.ledger.entry import leaf_hash
+from erxhub.proof.bundle import Form, Subject
+from erxhub.proof.bundle_checkpoint import Trust
+from erxhub.proof.bundle_verify import verify_bundle
+from erxhub.proof.checkpoints import open_checkpoint
+from erxhub.proof.merkle import verify_consistency, verify_inclusion
+from tests.chain import Chain
+from tests.live import EMPLOYEE, PERSON, Live, live_hub
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+NOWHERE = "330100" + "1" * 21
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def live() -> AsyncIterator[Live]:
+    """One hub for all, whose log grows from test to test."""
+    async with live_hub() as running:
+        yield running
+
+
+def trust(live: Live) -> Trust:
+    """The log's key alone."""
+    return Trust((live.hub.core.publisher.signer.key,))
+
+
+async def test_an_exported_bundle_verifies_and_the_export_is_recorded_like_a_trace(live: Live) -> None:
+    chain = await Chain(live, PERSON).handed_over()
+    auditor = await live.auditor()
+    reply = await auditor.export_bundle(rx_no=chain.rx_no)
+    verdict = verify_bundle(reply.bundle.encode(), trust(live), Subject("prescription", chain.rx_no), Form.CHAIN)
+    assert verdict.faults == []
+    trace = await auditor.trace(rx_no=chain.rx_no)
+    assert trace.accesses[-1].method == "AuditService/ExportBundle"
+
+
+async def test_bundles_verify_that_are_exported_while_chains_go_on(live: Live) -> None:
+    auditor = await live.auditor()
+    first = await Chain(live, PERSON).uploaded()
+    second = Chain(live, EMPLOYEE)
+
+    async def exported() -> str:
+        return (await auditor.export_bundle(rx_no=first.rx_no)).bundle
+
+    _, _, *bundles = await asyncio.gather(first.handed_over(), second.uploaded(), *(exported() for _ in range(12)))
+    assert [verify_bundle(str(text).encode(), trust(live)).faults for text in bundles] == [[]] * 12
+
+
+async def test_checkpoints_and_proofs_verify_with_the_logs_key(live: Live) -> None:
+    auditor = await live.auditor()
+    chain = await Chain(live, PERSON).uploaded()
+    proven = await auditor.prove_inclusion(stream_key=prescription_key(chain.rx_no), version=3)
+    key = live.hub.core.publisher.signer.key
+    before = open_checkpoint(proven.note, key.name, [key]).said
+    verify_inclusion(proven.index, before.size, leaf_hash(proven.leaf), list(proven.path), before.root)
+    await chain.handed_over()
+    await auditor.prove_absence(rx_no=NOWHERE)
+    newest = await auditor.checkpoint()
+    after = open_checkpoint(newest.note, key.name, [key]).said
+    assert (after.size, after.root) == (newest.size, newest.root)
+    path = (await auditor.prove_consistency(size1=before.size, size2=after.size)).path
+    verify_consistency(before.size, after.size, list(path), before.root, after.root)
+    assert (await auditor.checkpoint(size=before.size)).note == proven.note
+
+
+async def test_an_absence_is_given_by_number_by_code_and_by_stream(live: Live) -> None:
+    auditor = await live.auditor()
+    chain = await Chain(live, PERSON).uploaded()
+    key = prescription_key(chain.rx_no)
+    for reply, asked in (
+        (await auditor.prove_absence(rx_no=NOWHERE), Subject("prescription", NOWHERE)),
+        (await auditor.prove_absence(trace_code="8" * 20), Subject("trace_code", "8" * 20)),
+        (await auditor.prove_absence(stream_key=key), Subject("stream", key.hex())),
+    ):
+        verdict = verify_bundle(reply.bundle.encode(), trust(live), asked, Form.ABSENCE)
+        assert verdict.faults == []
+        assert verdict.entries == reply.entries
+    assert reply.entries > 0
+
+
+async def test_without_a_case_reason_nothing_is_given_away(live: Live) -> None:
+    auditor = await live.auditor()
+    chain = await Chain(live, PERSON).uploaded()
+    key = prescription_key(chain.rx_no)
+    for call in (
+        auditor.export_bundle(rx_no=chain.rx_no, case_reason=" "),
+        auditor.prove_absence(rx_no=chain.rx_no, case_reason=""),
+        auditor.prove_inclusion(stream_key=key, version=1, case_reason=""),
+    ):
+        with pytest.raises(Refusal) as refused:
+            await call
+        assert refused.value.code == "AUDIT_REASON"
+
+
+async def test_what_does_not_exist_is_refused_with_its_field(live: Live) -> None:
+    auditor = await live.auditor()
+    await auditor.prove_absence(rx_no=NOWHERE)
+    size = (await auditor.checkpoint()).size
+    for call, code, field in (
+        (auditor.export_bundle(rx_no=NOWHERE), "RX_UNKNOWN", "rx_no"),
+        (auditor.checkpoint(size=size + 1), "INPUT_MALFORMED", "size"),
+        (auditor.prove_inclusion(stream_key=bytes(32), version=1), "INPUT_MALFORMED", "version"),
+        (auditor.prove_consistency(size1=1, size2=size + 9), "INPUT_MALFORMED", "size2"),
+        (auditor.prove_consistency(size1=2, size2=1), "INPUT_MALFORMED", "size2"),
+    ):
+        with pytest.raises(Refusal) as refused:
+            await call
+        assert (refused.value.code, refused.value.field) == (code, field)
