@@ -196,6 +196,7 @@ async def live_hub(
     start_ms: int = START_MS,
     hub_keys: HubKeys | None = None,
     layers: Sequence[Layer] = (),
+    high_water: Path | None = None,
 ) -> AsyncIterator[Live]:
     """Start a hub on memory (or a SQLite file), seed it, and stop it at the end.
 
@@ -219,6 +220,7 @@ async def live_hub(
             ids=SeededIds(next(seeds)),
             pause=pause,
             layers=layers,
+            high_water=high_water,
         )
 
     if store is None:

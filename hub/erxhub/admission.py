@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import protovalidate
@@ -46,8 +46,7 @@ class Violation(NamedTuple):
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
+class _Key(NamedTuple):
     suite: str
     public_key: bytes
 
@@ -156,27 +155,32 @@ class SignatureProof:
 
         `statements` are the contents as `FieldRules.check` read them.
         """
-        contents = {name: getattr(request, name) for name in signed_fields if request.HasField(name)}
-        digests = {name: hashlib.sha256(signed.payload).digest() for name, signed in contents.items()}
+        digests: dict[str, bytes] = {}
+        facts: dict[str, list[SignatureFact]] = {}
+        signatures: list[tuple[str, str, bytes, bytes]] = []
+        for name in signed_fields:
+            if not request.HasField(name):
+                continue
+            signed: common_pb2.Signed = getattr(request, name)
+            payload = signed.payload
+            digests[name] = hashlib.sha256(payload).digest()
+            facts[name] = []
+            message = pae(signed.payload_type, payload)
+            signatures += [(name, each.key_id, message, each.signature) for each in signed.signatures]
         fields = request.DESCRIPTOR.fields_by_name
         if "file" in fields:
             digests["file"] = hashlib.sha256(request.file.data).digest()
-        if not contents:
+        if not facts:
             return self._certified(request, fields) or Evidence({}, digests)
-        ids = {signature.key_id for signed in contents.values() for signature in signed.signatures}
-        keys = await self._registered(ids)
+        keys = await self._registered({key_id for _, key_id, _, _ in signatures})
         checks: list[tuple[str, bytes, bytes, bytes]] = []
-        signed_by: list[tuple[str, str, _Key | None]] = []
-        for name, signed in contents.items():
-            message = pae(signed.payload_type, signed.payload)
-            for signature in signed.signatures:
-                key = keys.get(signature.key_id)
-                signed_by.append((name, signature.key_id, key))
-                if key is not None:
-                    checks.append((key.suite, key.public_key, message, signature.signature))
+        for _, key_id, message, signature in signatures:
+            known = keys.get(key_id)
+            if known is not None:
+                checks.append((known.suite, known.public_key, message, signature))
         verdicts = iter(await self._verifier.verify_all(checks))
-        facts: dict[str, list[SignatureFact]] = {name: [] for name in contents}
-        for name, key_id, key in signed_by:
+        for name, key_id, _, _ in signatures:
+            key = keys.get(key_id)
             # A signature by an unknown key was not verified, and is not valid.
             fact = SignatureFact(key_id, key.suite, next(verdicts)) if key else SignatureFact(key_id, "", False)
             facts[name].append(fact)
@@ -259,10 +263,10 @@ def content_of(raw: bytes, known: Mapping[int, bytes] | None = None) -> bytes:
         tag, position = _varint(raw, position)
         position = _skip(raw, position, tag & 7)
         number = tag >> 3
-        if number not in (_FIELD_REQUEST_ID, _FIELD_WAIT_FOR):
+        if number != _FIELD_REQUEST_ID and number != _FIELD_WAIT_FOR:
             parts.append((number, known[number] if number in known else raw[start:position]))
-    parts.sort(key=lambda part: part[0])
-    return b"".join(data for _, data in parts)
+    parts.sort(key=itemgetter(0))
+    return b"".join([data for _, data in parts])
 
 
 def _skip(raw: bytes, position: int, wire: int) -> int:
@@ -287,6 +291,8 @@ def _skip(raw: bytes, position: int, wire: int) -> int:
 
 
 def _varint(raw: bytes, position: int) -> tuple[int, int]:
+    if position < len(raw) and raw[position] < 0x80:  # as nearly all are
+        return raw[position], position + 1
     value = shift = 0
     while True:
         if position >= len(raw) or shift > 63:

@@ -66,6 +66,7 @@ class HubCore:
     verified_entries: int
     _sweep: asyncio.Task[None] | None
     _publishing: asyncio.Task[None] | None
+    _high_water: HighWater | None
 
     async def end_sweep(self) -> None:
         """End the background sweep."""
@@ -83,6 +84,8 @@ class HubCore:
                 await self.publisher.publish_all()
             except (StoreUnavailable, OSError, ValueError) as error:
                 _log.warning("the last entries are not in the log yet: %s", error)
+        if self._high_water is not None:
+            self._high_water.close()
 
     async def abandon(self) -> None:
         """End the lane where it stands, as when the process dies. The store stays open."""
@@ -192,7 +195,15 @@ async def start_core(
     clock = clock or SystemClock()
     water = HighWater(high_water) if high_water else None
     verification = await prove_start(store, keys.log, config, water)
-    engine = Engine(store, clock=clock, ids=ids or SystemIds(), keys=keys, packs=shared.packs, config=config)
+    engine = Engine(
+        store,
+        clock=clock,
+        ids=ids or SystemIds(),
+        keys=keys,
+        packs=shared.packs,
+        config=config,
+        acknowledging=water.acknowledge if water else None,
+    )
     await engine.start()
     publisher = Publisher(store, keys.log, clock=clock, config=config, pause=pause, high_water=water)
     reads = ReadContext(
@@ -219,7 +230,7 @@ async def start_core(
     )
     sweep = asyncio.create_task(_sweep(engine, config, pause), name="sweep") if sweeps else None
     publishing = asyncio.create_task(publisher.run(), name="publishing") if publishes else None
-    return HubCore(engine, dispatcher, reads, store, publisher, verification.entries, sweep, publishing)
+    return HubCore(engine, dispatcher, reads, store, publisher, verification.entries, sweep, publishing, water)
 
 
 def settle_memory() -> None:

@@ -12,7 +12,7 @@ import asyncio
 import hmac
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, Literal, NamedTuple
@@ -158,7 +158,10 @@ class Engine:
         keys: HubKeys,
         packs: PackLibrary,
         config: Config,
+        acknowledging: Callable[[int], None] | None = None,
     ) -> None:
+        """`acknowledging` is told the newest position after each commit, before any reply to it leaves."""
+        self._acknowledging = acknowledging
         self.store = store
         self.counters = Counters()
         self.config = config
@@ -498,6 +501,8 @@ class Engine:
             self.counters.conflicts += len(conflicts)
             self.counters.busy += len(busy)
             self._turn(can_write=True)
+            if self._acknowledging is not None:
+                self._acknowledging(result.last_position)
         if batch.writes:
             self.counters.batches += 1
         self._accesses.written(batch.accesses)
@@ -611,6 +616,8 @@ class Engine:
             return None
         if reply.method == REVERSED:
             return Refused("SETL_TERMINAL", field="request_id", detail={"reason": "reversed before it arrived"})
+        if not reply.content_mac and reply.method == command.method:
+            return Refused("CONTENT_ERASED", field="request_id")
         if reply.method != command.method or not hmac.compare_digest(reply.content_mac, job.content_mac):
             return Refused("IDEMPOTENCY_CONFLICT", field="request_id")
         return reply

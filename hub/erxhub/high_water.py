@@ -1,7 +1,11 @@
-"""The high-water file: the newest checkpoint that this hub published, kept outside the database's folder.
+"""The high-water mark: how far this hub's ledger once was, kept outside the database's folder.
 
-Owns the file, and the evidence beside it. Whoever restores an older database does not restore this file with it, so
-that the next start sees that history became shorter. It must never go back to a smaller size.
+Owns two files, and the evidence beside them: the newest checkpoint that was published, and the position of the newest
+entry that was acknowledged. Whoever restores an older database does not restore them with it, so that the next start
+sees that history became shorter. A mark must never go back.
+
+The position is written after each commit and not forced to the disk: it outlives the process and not the machine, so a
+power cut leaves an older one at worst. That is enough against a journal that is cut short or altered after a crash.
 """
 
 from __future__ import annotations
@@ -10,14 +14,19 @@ import asyncio
 import base64
 import binascii
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 
 FILE_NAME: Final = "high-water.json"
 _FORMAT: Final = 1
+_POSITION_BYTES: Final = 8
+
+_log = logging.getLogger("erxhub.high_water")
 
 
 class HighWaterUnreadable(Exception):
@@ -39,7 +48,11 @@ class HighWater:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._position_path = path.with_suffix(".position")
+        self._position_file: int | None = None
+        self._writing = Lock()
         self._written = 0
+        self._acknowledged = 0
 
     def read(self) -> Mark | None:
         """The mark, None before the first one. Raises HighWaterUnreadable."""
@@ -58,17 +71,50 @@ class HighWater:
 
     async def write(self, mark: Mark) -> None:
         """Replace the mark, durably and as a whole; a smaller one than before is passed over. Raises OSError."""
-        if mark.size <= self._written:
+        if mark.size > self._written:
+            await asyncio.to_thread(self._write, mark)
+
+    def _write(self, mark: Mark) -> None:
+        # One thread at a time: a caller that was cancelled leaves its thread at work.
+        with self._writing:
+            if mark.size <= self._written:
+                return
+            said = {
+                "format": _FORMAT,
+                "origin": mark.origin,
+                "size": mark.size,
+                "root": base64.b64encode(mark.root).decode(),
+                "note": mark.note,
+            }
+            _replace(self.path, said)
+            self._written = mark.size
+
+    def position(self) -> int:
+        """The newest position that was acknowledged, as far as the file knows; 0 without one."""
+        try:
+            data = self._position_path.read_bytes()
+        except OSError:
+            return 0
+        return int.from_bytes(data, "big") if len(data) == _POSITION_BYTES else 0
+
+    def acknowledge(self, position: int) -> None:
+        """Move the position on. A disk that does not take it is logged and holds nobody up."""
+        if position <= self._acknowledged:
             return
-        said = {
-            "format": _FORMAT,
-            "origin": mark.origin,
-            "size": mark.size,
-            "root": base64.b64encode(mark.root).decode(),
-            "note": mark.note,
-        }
-        await asyncio.to_thread(_replace, self.path, said)
-        self._written = mark.size
+        try:
+            if self._position_file is None:
+                flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+                self._position_file = os.open(self._position_path, flags, 0o600)
+            os.pwrite(self._position_file, position.to_bytes(_POSITION_BYTES, "big"), 0)
+            self._acknowledged = position
+        except OSError as error:
+            _log.warning("%s cannot be written: %s", self._position_path, error.strerror)
+
+    def close(self) -> None:
+        """Close the file of positions."""
+        if self._position_file is not None:
+            os.close(self._position_file)
+            self._position_file = None
 
     def keep_evidence(self, name: str, evidence: Mapping[str, Any]) -> Path:
         """A file beside the mark that says what was seen; an earlier one of this name stays as it is."""

@@ -16,7 +16,7 @@ from erxhub.core.model import Accepted, Target
 from erxhub.crypto.receipt import receipt_message
 from erxhub.crypto.suites import SigningKey
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH, SALT_BYTES, Entry, EntryKind, Header, seal
-from erxhub.ledger.store import Blob, Listing, NewName, NewState, Reads, Reply, Write
+from erxhub.ledger.store import Blob, Erasure, Listing, NewName, NewState, Reads, Reply, Write
 from erxhub.ports import Draw
 from erxhub.v1 import common_pb2
 
@@ -63,9 +63,6 @@ def write_of(
     """All that a draft leaves; `reads` where other hubs write too."""
     states = []
     listings = [Listing(space, key, stream, version) for (space, key), stream, version in tx.listings]
-    first_versions: dict[bytes, int] = {}
-    for event in tx.pending:
-        first_versions.setdefault(event.stream_key, event.version)
     for key, working in tx.changed.items():
         states.append(
             NewState(
@@ -77,7 +74,8 @@ def write_of(
             )
         )
         if working.kind == "prescription":
-            since = first_versions[key].to_bytes(8, "big")
+            first = next(event.version for event in tx.pending if event.stream_key == key)
+            since = first.to_bytes(8, "big")
             listings += [
                 Listing(index.FEED, code.encode(), key, working.version, since)
                 for code in index.watchers(working.state)
@@ -85,11 +83,14 @@ def write_of(
     return Write(
         entries=tuple(sealed),
         states=tuple(states),
-        names=tuple(NewName(space, key, stream) for (space, key), stream in tx.names),
+        names=tuple([NewName(space, key, stream) for (space, key), stream in tx.names]),
         listings=tuple(listings),
         blobs=tuple(Blob(*blob) for blob in outcome.blobs) if outcome else (),
         catalog_rows=outcome.catalog_rows if outcome else (),
         replies=replies,
+        erasures=tuple(Erasure(key, tx.changed[key].version, names) for key, names in outcome.erasures)
+        if outcome
+        else (),
         reads=reads,
         denies=any(space in index.DENYING for (space, _), _ in tx.names),
     )

@@ -30,10 +30,10 @@ LEDGER_DAMAGED: Final = "LEDGER_DAMAGED"
 
 _STEPS: Final[Mapping[str, tuple[str, str]]] = {
     ROLLBACK_DETECTED: (
-        "The hub has published more than this database holds. Stop here: keep the database as it is, bring back the"
-        " newest backup or the replica that has everything, and start again; a ledger that stays shorter must not go on"
-        " under this origin.",
-        "本枢纽已公布的内容多于此数据库所存。请勿继续：原样保留该数据库，恢复最新的备份或完整的副本后重新启动；"
+        "The hub has published or acknowledged more than this database holds. Stop here: keep the database as it is,"
+        " bring back the newest backup or the replica that has everything, and start again; a ledger that stays shorter"
+        " must not go on under this origin.",
+        "本枢纽已公布或已确认的内容多于此数据库所存。请勿继续：原样保留该数据库，恢复最新的备份或完整的副本后重新启动；"
         "若无法恢复，不得以原日志名称继续运行。",
     ),
     LEDGER_DAMAGED: (
@@ -43,6 +43,9 @@ _STEPS: Final[Mapping[str, tuple[str, str]]] = {
         "再恢复能通过校验的最新备份。",
     ),
 }
+
+_TRIES: Final = 20
+"""Looks at a log that another hub takes on meanwhile."""
 
 
 class LedgerRefused(Exception):
@@ -67,8 +70,9 @@ async def prove_start(store: Store, log_key: PrivateKey, config: Config, high_wa
     Raises LedgerRefused, StoreUnavailable, HighWaterUnreadable.
     """
     mark = high_water.read() if high_water else None
+    acknowledged = high_water.position() if high_water else 0
     try:
-        return await _prove(store, log_key, config, mark)
+        return await _prove(store, log_key, config, mark, acknowledged)
     except LedgerRefused as refused:
         if high_water is not None:
             name = f"evidence-{refused.code.lower().replace('_', '-')}-{refused.evidence['size']}"
@@ -77,12 +81,16 @@ async def prove_start(store: Store, log_key: PrivateKey, config: Config, high_wa
         raise
 
 
-async def _prove(store: Store, log_key: PrivateKey, config: Config, mark: Mark | None) -> Verification:
+async def _prove(
+    store: Store, log_key: PrivateKey, config: Config, mark: Mark | None, acknowledged: int, tries: int = _TRIES
+) -> Verification:
     newest = await store.checkpoint()
     last = await store.last_position()
 
     def refuse(code: str, found: str, verification: Verification | None = None) -> LedgerRefused:
-        return LedgerRefused(code, found, _evidence(code, found, config, last, newest, mark), verification)
+        return LedgerRefused(
+            code, found, _evidence(code, found, config, (last, acknowledged), newest, mark), verification
+        )
 
     if mark is not None and mark.origin != config.origin:
         raise HighWaterUnreadable(f"the high-water file is of the log {mark.origin}, and this is {config.origin}")
@@ -92,7 +100,10 @@ async def _prove(store: Store, log_key: PrivateKey, config: Config, mark: Mark |
         raise refuse(
             ROLLBACK_DETECTED, f"the newest checkpoint covers {newest.covered_position} entries, and {last} are here"
         )
-    start = max(0, min(last - config.start_verify_entries, newest.covered_position if newest else 0))
+    if last < acknowledged:
+        raise refuse(ROLLBACK_DETECTED, f"{acknowledged} entries were acknowledged, and {last} are here")
+    covered = newest.covered_position if newest else last
+    start = max(0, min(last - config.start_verify_entries, covered))
     verification = await verify_ledger(store, from_position=start)
     if verification.findings:
         raise refuse(LEDGER_DAMAGED, _places(verification), verification)
@@ -102,6 +113,8 @@ async def _prove(store: Store, log_key: PrivateKey, config: Config, mark: Mark |
         fault = await _log_fault(store, newest, start, await _log_keys(store, log_key, config), config)
     except (ValueError, TypeError, IndexError) as error:
         fault = f"the log cannot be read ({error})"
+    if fault and tries and await _has_moved(store, newest):
+        return await _prove(store, log_key, config, mark, acknowledged, tries - 1)
     if fault:
         raise refuse(LEDGER_DAMAGED, fault)
     if mark is not None:
@@ -109,6 +122,12 @@ async def _prove(store: Store, log_key: PrivateKey, config: Config, mark: Mark |
         if different:
             raise refuse(ROLLBACK_DETECTED, different)
     return verification
+
+
+async def _has_moved(store: Store, newest: Checkpoint) -> bool:
+    """Whether another hub took the log on while it was read: edge tiles and map pages are written over then."""
+    there = await store.checkpoint() if store.others is not None else newest
+    return there is not None and there.no > newest.no
 
 
 async def _log_fault(
@@ -216,14 +235,15 @@ def _size(checkpoint: Checkpoint | None) -> int:
 
 
 def _evidence(
-    code: str, found: str, config: Config, last: int, newest: Checkpoint | None, mark: Mark | None
+    code: str, found: str, config: Config, entries: tuple[int, int], newest: Checkpoint | None, mark: Mark | None
 ) -> Mapping[str, Any]:
     return {
         "code": code,
         "found": found,
         "origin": config.origin,
         "size": _size(newest),
-        "entries": last,
+        "entries": entries[0],
+        "entries_acknowledged": entries[1],
         "published": mark and {"size": mark.size, "root": _b64(mark.root), "note": mark.note},
         "stored": newest
         and {

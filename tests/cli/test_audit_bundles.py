@@ -22,6 +22,7 @@ from erxhub.proof.bundle_checkpoint import Trust
 from erxhub.proof.checkpoints import write_checkpoint
 from erxhub.proof.notes import COSIGNATURE, NoteKey
 from tests.chain import Chain
+from tests.cli.conftest import Erxhub
 from tests.live import AUDITOR, PERSON, Live, live_hub
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -213,6 +214,15 @@ async def test_a_checkpoint_is_printed_as_the_note_that_it_is(desk: Desk) -> Non
     assert printed.exit_code == 0
     data = json.loads((await desk.run("audit", "checkpoint", "-o", "json")).stdout)
     assert printed.stdout == data["note"]
+
+
+async def test_a_dev_hub_has_a_log_too(at_dev: Erxhub, dev_home: Path) -> None:
+    listed = await asyncio.to_thread(at_dev, "keys", "list", "--keys", str(dev_home / "keys"), "-o", "json")
+    key = next(row["public"] for row in json.loads(listed.stdout) if row["key"] == "log")
+    words = ("audit", "absent", NOWHERE, "--log-key", key, "--reason", "case 1")
+    result = await asyncio.to_thread(at_dev, *words)
+    assert result.exit_code == 0, result.stdout + result.stderr
+    assert result.stdout.endswith(f"VERIFIED: absence of prescription {NOWHERE}, unwitnessed\n")
 
 
 # ---- the monitor ----

@@ -82,7 +82,8 @@ def checked(erxhub: Erxhub, database: str) -> dict[str, object]:
 
 def test_a_ledger_is_made_checked_copied_and_put_back(engine: Engine, erxhub: Erxhub, tmp_path: Path) -> None:
     database, backup = engine.new(), tmp_path / "backup"
-    for ran in (list(range(1, newest("sqlite") + 1)), []):
+    scripts = newest("postgres" if database.startswith("postgresql") else "sqlite")
+    for ran in (list(range(1, scripts + 1)), []):
         made = erxhub("db", "migrate", "--db", database, "-o", "json")
         assert made.exit_code == OK, made.stderr
         assert json.loads(made.stdout)["scripts_run"] == ran
@@ -138,7 +139,7 @@ def test_a_schema_of_a_newer_release_is_refused(tmp_path: Path, erxhub: Erxhub) 
     database = tmp_path / "hub.db"
     erxhub("db", "migrate", "--db", str(database))
     with sqlite3.connect(database) as shell:
-        shell.execute("UPDATE schema_version SET version = version + 98")
+        shell.execute("INSERT INTO schema_version VALUES (99)")
     for verb in ("check", "migrate"):
         result = erxhub("db", verb, "--db", str(database))
         assert result.exit_code == USAGE

@@ -66,7 +66,7 @@ def test_the_clock_of_the_database_is_compared_with_this_machines(
 ) -> None:
     url = postgres_server.url(database, "hub")
     behind = ManualClock(SystemClock().now_ms() - 90_000)
-    facts = asyncio.run(look_at_postgres(url, behind))
+    facts = asyncio.run(look_at_postgres(url, behind.now_ms))
     assert 90_000 <= facts.skew_ms < 120_000
     assert _clock(facts).result == "FAIL"
     assert "chrony" in _clock(facts).detail

@@ -200,6 +200,17 @@ async def unfreeze_prescription(live: Live) -> Case:
     )
 
 
+async def erase_content(live: Live) -> Case:
+    agency, chain = await live.agency(), await Chain(live).uploaded()
+    live.clock.advance(400 * DAY_MS)
+    await live.hub.engine.sweep()
+    return left(
+        lambda: agency.erase_content(rx_no=chain.rx_no, legal_basis="保存期满"),
+        encounter="content.erased",
+        prescription="content.erased",
+    )
+
+
 async def import_catalog(live: Live) -> Case:
     agency = await live.agency()
     disease = catalog_pb2.Disease(code="I10.x00x002", name="高血压", is_diagnosis=True)
@@ -723,6 +734,7 @@ CASES: dict[str, Callable[[Live], Awaitable[Case]]] = {
     "RegistryService/RevokeCertificate": revoke_certificate,
     "RegistryService/FreezePrescription": freeze_prescription,
     "RegistryService/UnfreezePrescription": unfreeze_prescription,
+    "RegistryService/EraseContent": erase_content,
     "RegistryService/ImportCatalog": import_catalog,
     "RegistryService/GetInstitution": get_institution,
     "RegistryService/ListInstitutions": list_institutions,

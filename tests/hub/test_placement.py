@@ -4,9 +4,11 @@ import pytest
 from google.protobuf.message import Message
 
 from erxhub.core import events
-from erxhub.core.keys import stream_key
+from erxhub.core.keys import PlacedKey, prescription_key, stream_key, trace_code_key
 from erxhub.ledger.entry import Entry, EntryKind, Header, seal
 from erxhub.ledger.placement import HASH_SHARDS, caller_shard, keyed_shard, stream_shard
+from erxhub.ledger.postgres_homes import Homes
+from erxhub.ledger.postgres_plan import Home
 from erxhub.ledger.store import Write
 from erxhub.placement import AreaPlacement
 from erxhub.v1 import events_pb2, state_pb2
@@ -97,6 +99,24 @@ def test_a_list_shows_its_area_or_none(space: str, key: bytes, area: str) -> Non
 )
 def test_a_caller_shows_its_area_or_none(caller: str, area: str) -> None:
     assert PLACEMENT.of_caller(caller) == area
+
+
+@pytest.mark.parametrize(("digits", "area"), [("330100", "330100"), ("000100", ""), ("3301", ""), ("", "")])
+def test_a_prescription_is_looked_for_where_its_number_says(digits: str, area: str) -> None:
+    assert PLACEMENT.of_number(digits) == area
+
+
+def test_key_of_a_number_is_its_bytes_and_tells_the_area() -> None:
+    key = prescription_key("330100" + "0" * 21)
+    assert key == stream_key("prescription", b"330100" + b"0" * 21)
+    homes = Homes(PLACEMENT)
+    assert homes.told(key) == (330100, True)
+    assert homes.told(trace_code_key("8")) == (stream_shard("", trace_code_key("8")), True)
+    assert homes.told(bytes(key)) is None
+    beside = PlacedKey.made(PERSON, beside=key, surely=False)
+    assert homes.told(beside) is None  # until the neighbour is known
+    homes.remember({key: Home(330100, 1)})
+    assert homes.told(beside) == (330100, False)
 
 
 def test_shards_are_what_they_were() -> None:

@@ -19,14 +19,16 @@ from erxhub.keys import HubKeys
 from erxhub.ledger.entry import Entry
 from erxhub.ledger.log import LogEmpty, ProofsWanted
 from erxhub.ledger.memory import MemoryStore
-from erxhub.ledger.sqlite import open_sqlite
+from erxhub.ledger.sqlite import copy_sqlite, open_sqlite
 from erxhub.ledger.store import Store, StoreUnavailable, Write
 from erxhub.ports import ManualClock, SeededIds
 from erxhub.proof.checkpoints import open_checkpoint
 from erxhub.proof.pages import PageDamaged
 from erxhub.publishing import Publisher
 from erxhub.starting import LEDGER_DAMAGED, ROLLBACK_DETECTED, LedgerRefused, prove_start
+from tests.chain import Chain
 from tests.ledger.contract import T0_MS, append_all, key_of, next_entry, stream_of
+from tests.live import live_hub
 
 KEYS = HubKeys.generate(SeededIds(11))
 CONFIG = Config(checkpoint_leaves_max=16)
@@ -339,3 +341,42 @@ async def test_a_long_log_is_proved_at_its_end_only_and_across_tiles(home: Home)
     home.intrude("UPDATE tile SET hashes = zeroblob(8192) WHERE level = 0 AND number = 2")
     with pytest.raises(LedgerRefused, match="another leaf"):
         await home.start(config)
+
+
+async def test_a_ledger_shorter_than_what_was_acknowledged_is_refused(home: Home) -> None:
+    await home.publish("ab")
+    water = HighWater(home.water)
+    assert water.position() == 0
+    water.acknowledge(2)
+    await home.start()
+    water.acknowledge(3)
+    water.close()
+    with pytest.raises(LedgerRefused, match="3 entries were acknowledged, and 2 are here"):
+        await home.start()
+    water._position_path.write_bytes(b"torn")
+    await home.start()
+
+
+# --- a hub -----------------------------------------------------------------------------------------
+
+
+async def test_a_hub_publishes_by_itself_marks_what_it_said_and_refuses_an_older_file(home: Home) -> None:
+    before = home.database.with_name("before")
+    config = Config(checkpoint_interval_ms=20, drain_ms=200, drain_quiet_ms=0)
+    async with live_hub(database=home.database, config=config, hub_keys=KEYS, high_water=home.water) as live:
+        copy_sqlite(home.database, before)  # a backup of the running hub, in the middle of its day
+        chain = Chain(live)
+        await chain.uploaded()
+        store, publisher = live.hub.store, live.hub.core.publisher
+        uploaded = await store.last_position()
+        assert (await publisher.reached(uploaded)).note is not None
+        assert HighWater(home.water).position() == uploaded
+    mark = HighWater(home.water).read()
+    assert mark is not None
+    assert mark.size > HighWater(home.water).position() >= uploaded  # the last step was at the hub's end
+    await home.start()
+    before.replace(home.database)
+    for suffix in ("-wal", "-shm"):
+        home.database.with_name(home.database.name + suffix).unlink(missing_ok=True)
+    with pytest.raises(LedgerRefused, match=ROLLBACK_DETECTED):
+        await home.start()

@@ -496,6 +496,7 @@ AGENCY_CALLS: dict[str, Callable[[Any, Chain], Awaitable[Any]]] = {
     "GetPerson": lambda client, chain: client.get_person(person_no=PERSON),
     "FreezePrescription": lambda client, chain: client.freeze_prescription(rx_no=chain.rx_no, case_no="CASE-1"),
     "UnfreezePrescription": lambda client, chain: client.unfreeze_prescription(rx_no=chain.rx_no, case_no="CASE-1"),
+    "EraseContent": lambda client, chain: client.erase_content(rx_no=chain.rx_no, legal_basis="保存期满"),
     "ChangePersonStatus": lambda client, chain: client.change_person_status(
         person_no="33010000990004", status=registry_pb2.PERSON_STATUS_PAUSED, reason="停保示例"
     ),
@@ -520,6 +521,7 @@ AGENCY_TABLE = {
     "GetPerson": ("RECORD_UNKNOWN", "RECORD_UNKNOWN", "OK"),
     "FreezePrescription": ("RX_UNKNOWN", "RX_UNKNOWN", "OK"),
     "UnfreezePrescription": ("RX_UNKNOWN", "RX_UNKNOWN", "OK"),
+    "EraseContent": ("RX_UNKNOWN", "RX_UNKNOWN", "RETENTION"),
     "ChangePersonStatus": ("RECORD_UNKNOWN", "RECORD_UNKNOWN", "OK"),
     "ChangePractitionerStatus": ("RECORD_UNKNOWN", "RECORD_UNKNOWN", "OK"),
     "ChangeAgreementStatus": ("RECORD_UNKNOWN", "RECORD_UNKNOWN", "OK"),

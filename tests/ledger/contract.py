@@ -13,6 +13,7 @@ from erxhub.ledger.entry import Entry, EntryKind, Header, seal
 from erxhub.ledger.store import (
     Blob,
     CatalogRow,
+    Erasure,
     Head,
     Listing,
     ListingRow,
@@ -46,6 +47,7 @@ def next_entry(
     causes: tuple[bytes, ...] = (),
     recorded_at_ms: int = T0_MS,
     request_id: str = "request",
+    number: int = 7,
 ) -> Entry:
     """The entry of the stream `name` that follows `before`."""
     version = 1 if before is None else before.header.version + 1
@@ -54,7 +56,7 @@ def next_entry(
         stream_key=key_of(name, kind),
         version=version,
         kind=EntryKind.EVENT,
-        type=7,
+        type=number,
         recorded_at_ms=recorded_at_ms,
         actor="hospital/H11010100001",
         request_id=request_id,
@@ -107,6 +109,33 @@ def stored(position: int, entry: Entry) -> StoredEntry:
         payload=entry.payload,
         version=entry.header.version,
     )
+
+
+CALLER = "hospital/H11010100001"
+
+ERASED = 0x0121
+"""The type of the entry that says that content is erased."""
+
+
+async def two_of_a_kind(store: Store) -> tuple[Entry, Entry]:
+    """Streams `kept` (version 1) and `gone` (version 2), each with all that may lie beside entries; `gone` first."""
+    newest = {}
+    for name in ("gone", "kept"):
+        entry = next_entry(name, request_id=f"request {name}")
+        write = Write(
+            entries=(entry,),
+            states=(state_at(entry),),
+            names=(NewName("hospital_rx", name.encode(), key_of(name)),),
+            listings=(Listing("list", b"all", key_of(name), 1),),
+            blobs=(Blob(key_of(name), bytes(32), f"file of {name}".encode()),),
+            replies=(reply_to(entry, CALLER, f"request {name}"),),
+        )
+        await append_all(store, [write])
+        newest[name] = entry
+    second = next_entry("gone", newest["gone"], request_id="second")
+    await append_all(store, [Write((second,), (state_at(second),), (NewName("settlement", b"gone", key_of("gone")),))])
+    await append_all(store, [Write((next_entry("other"),))])
+    return newest["kept"], second
 
 
 class StoreContract:
@@ -529,6 +558,52 @@ class StoreContract:
             with pytest.raises(ValueError):
                 await store.append([good, write])
         assert await store.last_position() == 0
+
+    async def test_erasure_takes_what_a_stream_says_and_leaves_that_it_is_there(self, store: Store) -> None:
+        kept, gone = await two_of_a_kind(store)
+        said = next_entry("gone", gone, number=ERASED)
+        names = (("hospital_rx", b"gone"), ("hospital_rx", b"kept"))
+        erasure = Erasure(key_of("gone"), said.header.version, names)
+        own = reply_to(said, CALLER, "erase")
+        write = Write((said,), (state_at(said, b"bare"),), replies=(own,), erasures=(erasure,))
+        assert await append_all(store, [write]) == 5
+        found = await store.entries(key_of("gone"), 0, 10)
+        assert [entry.payload for entry in found] == [None, None, said.payload]
+        assert [entry.salt for entry in found] == [None, None, said.salt]
+        assert [entry.leaf_hash for entry in found][1:] == [gone.leaf_hash, said.leaf_hash]
+        assert [entry.payload is None for entry in await store.log(0, 10)] == [True, False, True, False, False]
+        assert await store.blob(key_of("gone"), bytes(32)) is None
+        assert await store.blob(key_of("kept"), bytes(32)) == b"file of kept"
+        assert [row.stream_key for row in await store.listing("list", b"all", 0, 10)] == [key_of("kept")]
+        assert [(row.space, row.key) for row in await store.names(None, 10)] == [
+            ("hospital_rx", b"kept"),
+            ("settlement", b"gone"),
+        ]
+        asked = frozenset({(CALLER, name) for name in ("request gone", "request kept", "erase")})
+        replies = (await store.load(Wanted(replies=asked))).replies
+        emptied = reply_to(gone, CALLER, "request gone")._replace(content_mac=b"", body=b"", version=1)
+        assert replies[CALLER, "request gone"] == emptied
+        assert replies[CALLER, "request kept"] == reply_to(kept, CALLER, "request kept")
+        assert replies[CALLER, "erase"] == own
+        assert (await verify_ledger(store)).findings == []
+        await append_all(store, [Write(entries=(next_entry("gone", said),))])
+
+    async def test_erasure_that_conflicts_takes_nothing(self, store: Store) -> None:
+        kept, gone = await two_of_a_kind(store)
+        late = next_entry("gone", next_entry("gone", gone, request_id="rival"), number=ERASED)
+        write = Write((late,), erasures=(Erasure(key_of("gone"), late.header.version),))
+        good = next_entry("kept", kept)
+        assert (await store.append([write, Write((good,))])).conflicts == {0}
+        assert [entry.payload is None for entry in await store.log(0, 10)] == [False] * 5
+        assert await store.blob(key_of("gone"), bytes(32)) == b"file of gone"
+
+    async def test_erasure_without_an_entry_of_its_own_is_a_bug(self, store: Store) -> None:
+        _, gone = await two_of_a_kind(store)
+        said = next_entry("gone", gone, number=ERASED)
+        for erasure in (Erasure(key_of("kept"), 2), Erasure(key_of("gone"), 2), Erasure(key_of("gone"), 4)):
+            with pytest.raises(ValueError):
+                await store.append([Write((said,), erasures=(erasure,))])
+        assert [entry.payload is None for entry in await store.log(0, 10)] == [False] * 4
 
     async def test_cancelled_append_is_written_as_a_whole_or_not_at_all(self, store: Store) -> None:
         batch = [Write(entries=tuple(stream_of(f"s{number}", 3))) for number in range(40)]

@@ -25,7 +25,7 @@ NEXT = {
 def next_release(monkeypatch: pytest.MonkeyPatch) -> int:
     """A release with one script more; its number."""
     scripts = migrations.scripts
-    number = max(scripts("sqlite")) + 1
+    number = max((*scripts("sqlite"), *scripts("postgres"))) + 1
     monkeypatch.setattr(migrations, "scripts", lambda engine: {**scripts(engine), number: NEXT[engine]})
     return number
 

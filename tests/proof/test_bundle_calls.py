@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -11,6 +12,8 @@ import pytest_asyncio
 from erxhub.client import Refusal
 from erxhub.core.keys import prescription_key
 from erxhub.ledger.entry import leaf_hash
+from erxhub.ledger.sqlite import open_sqlite
+from erxhub.ledger.store import Store
 from erxhub.proof.bundle import Form, Subject
 from erxhub.proof.bundle_checkpoint import Trust
 from erxhub.proof.bundle_verify import verify_bundle
@@ -18,6 +21,8 @@ from erxhub.proof.checkpoints import open_checkpoint
 from erxhub.proof.merkle import verify_consistency, verify_inclusion
 from tests.chain import Chain
 from tests.live import EMPLOYEE, PERSON, Live, live_hub
+from tests.postgres import PostgresServer
+from tests.several.ground import new_ledger, open_store
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -118,3 +123,20 @@ async def test_what_does_not_exist_is_refused_with_its_field(live: Live) -> None
         with pytest.raises(Refusal) as refused:
             await call
         assert (refused.value.code, refused.value.field) == (code, field)
+
+
+@pytest.mark.parametrize("engine", ["sqlite", "postgres"])
+async def test_bundles_come_from_every_engine(engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    store: Store
+    if engine == "sqlite":
+        store = await open_sqlite(tmp_path / "hub.db")
+    else:
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        store = await open_store(new_ledger(server))
+    async with live_hub(store=store) as live:
+        auditor = await live.auditor()
+        chain = await Chain(live, PERSON).handed_over()
+        text = (await auditor.export_bundle(rx_no=chain.rx_no)).bundle
+        assert verify_bundle(text.encode(), trust(live)).faults == []
+        absent = (await auditor.prove_absence(rx_no=NOWHERE)).bundle
+        assert verify_bundle(absent.encode(), trust(live), None, Form.ABSENCE).faults == []

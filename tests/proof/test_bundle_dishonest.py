@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from erxhub.core.events import BY_NAME
+from erxhub.core.keys import prescription_key
 from erxhub.crypto.envelope import pae
+from erxhub.ledger.store import Store, StoredEntry
 from erxhub.proof.bundle import read_bundle, write_bundle
 from erxhub.proof.bundle_verify import Verdict, verify_bundle
 from erxhub.proof.reasons import Reason
@@ -184,3 +187,45 @@ async def test_content_that_is_not_shown_has_to_be_erased_by_an_entry(live: Live
     bare = dataclasses.replace(bundle, streams=(bare_stream(bundle.streams[0]), *bundle.streams[1:]))
     verdict = verify_bundle(write_bundle(bare).encode(), closing.trust)
     assert {fault.reason for fault in verdict.faults} == {Reason.CONTENT_MISSING}
+
+
+async def test_content_that_is_gone_is_taken_for_erased_only_where_an_entry_says_so(live: Live) -> None:
+    chain = await Chain(live, PERSON).uploaded()
+    store: Store = live.hub.store
+
+    def erasing(told: Told) -> Iterable[Told]:
+        yield told
+        if told.name == "prescription.effective" and told.header.stream_key == prescription_key(chain.rx_no):
+            yield Told("content.erased", told.header, BY_NAME["content.erased"].payload())
+
+    class Emptied:
+        """The store, without the content of the prescription."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(store, name)
+
+        async def entries(self, stream_key: bytes, after_version: int, limit: int) -> list[StoredEntry]:
+            found = await store.entries(stream_key, after_version, limit)
+            gone = stream_key == prescription_key(chain.rx_no)
+            return [
+                dataclasses.replace(one, salt=None, payload=None) if gone and one.version <= erased else one
+                for one in found
+            ]
+
+    # Everything, with no entry that says so.
+    closing, erased = Closing(live), 1_000
+    found = await chain_bundle(dataclasses.replace(closing.context, store=Emptied()), chain.rx_no)  # type: ignore[arg-type]
+    assert found is not None
+    verdict = verify_bundle(found[0].encode(), closing.trust)
+    assert {fault.reason for fault in verdict.faults} == {Reason.CONTENT_MISSING}
+    assert verdict.erased == len(read_bundle(found[0].encode()).streams[0].entries)
+
+    # Everything before the entry that says so.
+    store = await lied(live.hub.store, erasing)
+    closing = Closing(live, store=store)
+    erased = len(await store.entries(prescription_key(chain.rx_no), 0, 100)) - 1
+    found = await chain_bundle(dataclasses.replace(closing.context, store=Emptied()), chain.rx_no)  # type: ignore[arg-type]
+    assert found is not None
+    verdict = verify_bundle(found[0].encode(), closing.trust)
+    assert verdict.faults == []
+    assert (verdict.erased, verdict.entries) == (erased, erased + 1)

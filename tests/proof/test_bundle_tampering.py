@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from random import Random
 
 import pytest
 
+from erxhub.proof.bundle import Form, read_bundle, write_bundle
 from erxhub.proof.bundle_checkpoint import Trust
 from erxhub.proof.bundle_verify import verify_bundle
 from tests.chain import Chain
@@ -23,10 +25,11 @@ CAMPAIGN = 12_000
 
 @dataclass(frozen=True)
 class Bundles:
-    """Two sound bundles of one log, the second made later, and what an auditor knows."""
+    """Two sound bundles of one log, the second made later, two absences, and what an auditor knows."""
 
     one: bytes
     two: bytes
+    absences: tuple[bytes, bytes]
     trust: Trust
 
 
@@ -48,7 +51,11 @@ async def bundles() -> Bundles:
             second = Chain(live, EMPLOYEE)
             await second.uploaded()
             two = await closing.chain(second.rx_no)
-            made["made"] = Bundles(one, two, closing.trust)
+            absences = (
+                await closing.absence("trace_code", "8" * 20),
+                await closing.absence("prescription", second.rx_no),
+            )
+            made["made"] = Bundles(one, two, absences, closing.trust)
     return made["made"]
 
 
@@ -77,3 +84,27 @@ async def tried(count: int, seed: int) -> Counter[str]:
 @pytest.mark.campaign
 async def test_every_alteration_is_found_with_the_right_reason(rounds: Callable[[int, int], int]) -> None:
     assert set(await tried(rounds(CHECKED, CAMPAIGN), seed=5)) == set(every_kind())
+
+
+async def test_no_alteration_of_an_absence_goes_unnoticed() -> None:
+    made = await bundles()
+    random = Random(7)
+    for _ in range(200):
+        data = random.choice(made.absences)
+        at = random.randrange(len(data))
+        changed = data[:at] + bytes([data[at] ^ 1 << random.randrange(7)]) + data[at + 1 :]
+        # The subject is what the file says until somebody asks; whoever asks is not deceived.
+        asked = read_bundle(data).subject
+        assert not verify_bundle(changed, made.trust, asked, Form.ABSENCE).holds
+
+
+async def test_parts_of_two_absences_prove_neither() -> None:
+    made = await bundles()
+    one, two = (read_bundle(data) for data in made.absences)
+    for swapped in (
+        dataclasses.replace(one, absence=two.absence, streams=two.streams),
+        dataclasses.replace(one, absence=two.absence, streams=one.streams),
+        dataclasses.replace(two, absence=one.absence, streams=()),
+        dataclasses.replace(two, subject=one.subject),
+    ):
+        assert not verify_bundle(write_bundle(swapped).encode(), made.trust).holds

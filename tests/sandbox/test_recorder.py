@@ -2,11 +2,16 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from erxhub.client import ClientFailure
+from erxhub.ledger.store import AppendResult, Write
 from erxhub.rpc.methods import METHODS
+from erxhub.sandbox.control import Control
 from erxhub.sandbox.recorder import Filter, Recorder, all_of
 from erxhub.v1 import dispensing_pb2, prescribing_pb2
 from tests.chain import Chain
@@ -173,3 +178,11 @@ async def test_clearing_counts_from_one_again() -> None:
         await stub.ListPrescriptions(listing())
         (exchange,) = await live.traffic()
         assert exchange.number == 1
+
+
+def test_a_write_that_was_left_out_as_busy_or_beaten_is_taken_for_nobodys() -> None:
+    recorder = Recorder(cast(Control, SimpleNamespace()))
+    batch = [SimpleNamespace(entries=[SimpleNamespace(header_bytes=name)]) for name in (b"busy", b"beaten", b"written")]
+    result = AppendResult(frozenset({1}), 7, frozenset({0}))
+    recorder.committed(cast(Sequence[Write], batch), result)
+    assert recorder._left == [(7, b"written")]

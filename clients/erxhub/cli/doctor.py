@@ -265,7 +265,7 @@ async def _postgres(url: str) -> list[Check]:
         with failures_of(url):
             from erxhub.ledger.postgres_inspection import look_at_postgres
 
-            facts = await look_at_postgres(url, SystemClock())
+            facts = await look_at_postgres(url, SystemClock().now_ms)
     except Failed as error:
         step = "start the server, or check address, database, role and password"
         return [Check(REACHABLE, FAIL, f"{error.message}; {step}")]

@@ -321,3 +321,20 @@ async def _all(page: Callable[..., Awaitable[Any]], field: str) -> AsyncIterator
         token = reply.next_page_token
         if not token:
             return
+
+
+@registry.command("erase", example="erxhub registry erase RX_NO --basis '处方管理办法第五十条：保存期满'")
+@click.argument("rx_no")
+@click.option("--basis", "legal_basis", required=True, help="The law or decision (清除依据); it stays in the ledger.")
+@request_id_option
+@with_client("agency")
+async def erase(
+    client: AgencyClient, ctx: Context, out: Output, rx_no: str, legal_basis: str, request_id: str | None
+) -> None:
+    """Erase what a prescription said, once it need not be kept any longer (清除保存期满的处方内容).
+
+    It cannot be undone. That the entries exist, and their order, remain provable. Refused while a retention class keeps
+    it, with the earliest day. On PostgreSQL the bytes leave the disk with the next `erxhub db scrub`.
+    """
+    reply = await client.erase_content(rx_no=rx_no, legal_basis=legal_basis, request_id=request_id)
+    out.reply(reply)

@@ -339,6 +339,21 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         )
         return await self.connection.unary(self._registry.UnfreezePrescription, request, timeout_s)
 
+    # --- the end of retention ---
+
+    async def erase_content(
+        self, *, rx_no: str, legal_basis: str, request_id: str | None = None, timeout_s: float | None = None
+    ) -> registry_pb2.EraseContentResponse:
+        """Erases what a prescription's entries say, once no retention class keeps it (清除保存期满的处方内容).
+
+        It cannot be undone. That the entries exist and their order remain provable. Refused with RETENTION, and the
+        earliest day, while it has to be kept. `legal_basis` stays in the ledger: no personal data.
+        """
+        request = registry_pb2.EraseContentRequest(
+            request_id=self._id(request_id), rx_no=rx_no, legal_basis=legal_basis
+        )
+        return await self.connection.unary(self._registry.EraseContent, request, timeout_s)
+
     # --- code lists ---
 
     async def import_catalog(

@@ -241,8 +241,11 @@ class WorkingDraft:
 
     def _working(self, stream_key: bytes) -> Working | None:
         self.read.add(stream_key)
+        working = self.changed.get(stream_key)
+        if working is not None:
+            return working
         try:
-            return self.changed.get(stream_key) or self._workspace.streams[stream_key]
+            return self._workspace.streams[stream_key]
         except KeyError:
             self._wanted.streams.add(stream_key)
             raise Missing from None

@@ -725,6 +725,46 @@ def _delivery_ended(event: str) -> Callable[[Any, Any, At], None]:
     return fold
 
 
+# ---- erasure ----
+
+
+def _encounter_erased(state: state_pb2.EncounterState, payload: events_pb2.ContentErased, at: At) -> None:
+    """What stays is whose it was to handle and how it ended, and nothing of the person."""
+    state.CopyFrom(
+        state_pb2.EncounterState(
+            encounter_id=state.encounter_id,
+            status=state.status,
+            hospital_code=state.hospital_code,
+            erased_version=at.version,
+        )
+    )
+
+
+def _prescription_erased(state: state_pb2.PrescriptionState, payload: events_pb2.ContentErased, at: At) -> None:
+    """As for an encounter; the statuses are unchanged."""
+    state.CopyFrom(
+        state_pb2.PrescriptionState(
+            rx_no=state.rx_no,
+            rx_status=state.rx_status,
+            use_status=state.use_status,
+            content=common_pb2.Prescription(hospital_code=state.content.hospital_code),
+            orders=[
+                state_pb2.Order(
+                    order_no=order.order_no,
+                    pharmacy_code=order.pharmacy_code,
+                    status=order.status,
+                    review=order.review,
+                    claim=state_pb2.Claim(status=order.claim.status),
+                    dispense=state_pb2.DispenseRecord(status=order.dispense.status),
+                    delivery=state_pb2.DeliveryRecord(status=order.delivery.status),
+                )
+                for order in state.orders
+            ],
+            erased_version=at.version,
+        )
+    )
+
+
 _FOLDS: Final[Mapping[tuple[str, str], Callable[[Any, Any, At], None]]] = {
     ("ledger", "ledger.opened"): _ledger_opened,
     ("ledger", "hub_key.registered"): _hub_key_registered,
@@ -763,6 +803,8 @@ _FOLDS: Final[Mapping[tuple[str, str], Callable[[Any, Any, At], None]]] = {
     ("encounter", "diagnosis.amended"): _diagnosis("diagnosis.amended"),
     ("encounter", "encounter.closed"): _encounter_ended("encounter.closed"),
     ("encounter", "encounter.cancelled"): _encounter_ended("encounter.cancelled"),
+    ("encounter", "content.erased"): _encounter_erased,
+    ("prescription", "content.erased"): _prescription_erased,
     ("prescription", "prescription.prechecked"): _prechecked,
     ("prescription", "prescription.rule_warned"): _nothing,
     ("prescription", "prescription.override_recorded"): _nothing,

@@ -7,7 +7,7 @@ answer that each of them gives when it fails. Every guard returns the thing or a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final, NamedTuple, TypeVar
@@ -64,6 +64,11 @@ _PAYLOAD_TYPES: Final[Mapping[type[Message], str]] = {
 def about(refused: Refused, *targets: Target) -> Refused:
     """The same refusal, recorded under what it was about as well."""
     return replace(refused, targets=tuple(dict.fromkeys((*refused.targets, *targets))))
+
+
+def erased(field: str, *targets: Target) -> Refused:
+    """CONTENT_ERASED, to somebody who may know that there was a content."""
+    return Refused("CONTENT_ERASED", field=field, targets=targets)
 
 
 # ---- areas ----
@@ -299,6 +304,8 @@ def visit(tx: Draft, command: Command, encounter_id: str, field: str = "encounte
         return Refused("ENCOUNTER_STATE", field=field, detail=unknown)
     if found.hospital_code != command.caller.id:
         return Refused("ENCOUNTER_STATE", field=field, detail=unknown, targets=(Target(key, found.person_key),))
+    if found.erased_version:
+        return erased(field, Target(key))
     return Visit(key, found, field)
 
 
@@ -310,12 +317,12 @@ def claimed(command: Command, field: str, message_type: type[StatementT]) -> Sta
 
     Refusals: SIG_INVALID (another type of content), INPUT_MALFORMED (it does not parse).
     """
+    read = command.evidence.statements.get(field)
+    if isinstance(read, message_type):  # admission reads a content as what its payload_type says
+        return read
     content: common_pb2.Signed = getattr(command.request, field)
     if content.payload_type != _PAYLOAD_TYPES[message_type]:
         return Refused("SIG_INVALID", field=f"{field}.payload_type")
-    read = command.evidence.statements.get(field)
-    if isinstance(read, message_type):
-        return read
     try:
         return message_type.FromString(content.payload)
     except DecodeError:
@@ -342,7 +349,8 @@ def signed(
     statement = claimed(command, field, message_type)
     if isinstance(statement, Refused):
         return statement
-    fact = next(iter(command.evidence.signatures.get(field, ())), None)
+    facts = command.evidence.signatures.get(field)
+    fact = facts[0] if facts else None
     key = _signing_key(tx, fact, subject_code, institution_code)
     if fact is None or key is None:
         return Refused("SIG_CERT", field=f"{field}.signatures[0].key_id")
@@ -374,12 +382,11 @@ def _signing_key(
     return None
 
 
-def _keys(tx: Draft, subject_code: str, institution_code: str) -> Iterator[registry_pb2.SigningKeyRecord]:
+def _keys(tx: Draft, subject_code: str, institution_code: str) -> Iterable[registry_pb2.SigningKeyRecord]:
     if subject_code == institution_code:
         key = tx.find("institution", subject_code.encode())
         seal = tx.state(key, state_pb2.InstitutionState) if key else None
-        yield from seal.keys if seal else ()
-    else:
-        key = tx.find("practitioner", subject_code.encode())
-        holder = tx.state(key, state_pb2.PractitionerState) if key else None
-        yield from holder.keys if holder else ()
+        return seal.keys if seal else ()
+    key = tx.find("practitioner", subject_code.encode())
+    holder = tx.state(key, state_pb2.PractitionerState) if key else None
+    return holder.keys if holder else ()

@@ -131,7 +131,8 @@ class Accepted(NamedTuple):
 
     `reply` is the response without its receipt; `targets` is what the reply shows of persons. `blobs` are (stream key,
     SHA-256, data), `catalog_rows` are (dataset, edition, code, body). `taken_request_id` is a request id of the caller
-    that no later request may use. `attach_upload` is the stream whose uploaded bytes go into the reply as they are.
+    that no later request may use. `erasures` are (stream key, names) of streams whose newest entry here says that what
+    was before it is erased, and with it these names. `attach_upload` is the stream whose uploaded bytes go into the reply as they are.
     """
 
     reply: Message
@@ -140,6 +141,7 @@ class Accepted(NamedTuple):
     catalog_rows: tuple[tuple[str, str, str, bytes], ...] = ()
     taken_request_id: str = ""
     attach_upload: bytes = b""
+    erasures: tuple[tuple[bytes, tuple[tuple[str, bytes], ...]], ...] = ()
 
 
 Outcome = Accepted | Refused

@@ -159,7 +159,9 @@ def seen_by_pharmacy(tx: Draft, command: Command, rx_no: str) -> Seen | Refused:
     if rx is None:
         return unknown()
     seen = Seen(key, rx, command.caller.id)
-    return seen if _is_related(rx, command.caller.id) else unknown(seen.targets)
+    if not _is_related(rx, command.caller.id):
+        return unknown(seen.targets)
+    return guards.erased("rx_no", Target(key)) if rx.erased_version else seen
 
 
 def seen_by_patient(

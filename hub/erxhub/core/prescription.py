@@ -184,6 +184,8 @@ def _facts(
     renewed = None
     if asked.renews_rx_no:
         renewed = tx.state(prescription_key(asked.renews_rx_no), state_pb2.PrescriptionState)
+        if renewed is not None and renewed.erased_version:
+            renewed = None  # what it said is not known any more
     return Facts(
         prescription=asked,
         encounter=encounter,
@@ -332,6 +334,8 @@ def _issued_here(tx: Draft, command: Command, rx_key: bytes) -> state_pb2.Prescr
         return Refused("RX_UNKNOWN", field="rx_no")
     if state.content.hospital_code != command.caller.id:
         return Refused("RX_UNKNOWN", field="rx_no", targets=(Target(rx_key, state.person_key),))
+    if state.erased_version:
+        return guards.erased("rx_no", Target(rx_key))
     return state
 
 
@@ -567,6 +571,8 @@ def _in_area(tx: Draft, command: Command, rx_no: str, trigger: str) -> state_pb2
     targets = (Target(rx_key, state.person_key),)
     if not guards.area_covers(command.caller.area_code, rx_no[:6]):
         return Refused("RX_UNKNOWN", field="rx_no", targets=targets)
+    if state.erased_version:
+        return guards.erased("rx_no", Target(rx_key))
     status = state_name(Machine.RX, state.rx_status)
     if not lifecycle.permits(Machine.RX, status, trigger, Role.AGENCY):
         return Refused(

@@ -29,7 +29,8 @@ def next_due_ms(stream_kind: str, state: Any) -> int | None:
     found = _DEADLINES.get(stream_kind)
     if found is None:
         return None
-    return min([deadline.at_ms + 1 for deadline in found(state)], default=None)
+    first = min([deadline.at_ms for deadline in found(state)], default=None)
+    return None if first is None else first + 1
 
 
 def fire_due(tx: Draft, stream_kind: str, stream_key: bytes) -> None:
@@ -69,11 +70,14 @@ def _end_agreement(kind: Any) -> Callable[[Draft, bytes], None]:
 
 
 def _prescription(state: state_pb2.PrescriptionState) -> Iterator[_Deadline]:
-    for held in state.authorizations:
+    if state.erased_version:
+        return  # the instants went with the content
+    # `or ()`: protobuf takes longer to find out that a list is empty than to say so.
+    for held in state.authorizations or ():
         name = state_name(Machine.AUTHORIZATION, held.status)
         if lifecycle.permits(Machine.AUTHORIZATION, name, "time over", Role.TIMER):
             yield _Deadline(held.expires_at_ms, 0, _expire_authorization(held.secret_mac))
-    for order in state.orders:
+    for order in state.orders or ():
         claim = state_name(Machine.SETTLEMENT, order.claim.status)
         if lifecycle.permits(Machine.SETTLEMENT, claim, "time over", Role.TIMER):
             yield _Deadline(order.claim.quote_expires_at_ms, 1, _expire_quote(order.order_no))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH
 from erxhub.ledger.log import Checkpoint, Cosignature, Proofs, ProofsWanted
 from erxhub.ledger.memory_log import MemoryLog
 from erxhub.ledger.store import (
     AppendResult,
+    Erasure,
     Head,
     ListingRow,
     Loaded,
@@ -26,6 +28,7 @@ from erxhub.ledger.store import (
     Write,
     check_limit,
     check_write,
+    requests_of,
 )
 from erxhub.proof.tiles import TilePlace
 
@@ -307,8 +310,28 @@ class MemoryStore:
             self._blobs.setdefault((blob.stream_key, blob.digest), blob.data)
         for dataset, edition, code, body in write.catalog_rows:
             self._catalog.setdefault((dataset, edition), {})[code] = body
+        for erasure in write.erasures:
+            self._erase(erasure)
         for reply in write.replies:
             self._replies[reply.caller, reply.request_id] = reply
+
+    def _erase(self, erasure: Erasure) -> None:
+        key = erasure.stream_key
+        gone = self._streams[key][: erasure.version - 1]
+        for entry in gone:
+            bare = replace(entry, salt=None, payload=None)
+            self._log[entry.position - 1] = self._streams[key][entry.version - 1] = bare
+        for place in [place for place in self._blobs if place[0] == key]:
+            del self._blobs[place]
+        for place, rows in self._listings.items():
+            self._listings[place] = [row for row in rows if row.stream_key != key or row.version >= erasure.version]
+        for name in erasure.names:
+            if self._names.get(name) == key:
+                del self._names[name]
+        for request in requests_of(entry.header for entry in gone):
+            reply = self._replies.get(request)
+            if reply is not None and reply.stream_key == key:
+                self._replies[request] = reply._replace(content_mac=b"", body=b"")
 
 
 def _position(row: ListingRow) -> int:

@@ -1,9 +1,9 @@
 """The ledger on PostgreSQL, for any number of hubs over one database.
 
-Owns this hub's connections, at most sixteen: one writes, one is the sequencer's, one the log's, the others read. It must
-never write domain state outside `append`, never acknowledge what is not durable (synchronous_commit, checked when it
-opens), and never return from an append before readers of every hub find it in lists and log, while some hub gives
-positions.
+Owns this hub's connections, at most sixteen: one writes, one is the sequencer's, one the log's, the others read.
+It must never write domain state outside `append`, never acknowledge what is not durable (synchronous_commit, checked
+when it opens), and never return from an append before readers of every hub find it in lists and log, while some hub
+gives positions.
 """
 
 from __future__ import annotations

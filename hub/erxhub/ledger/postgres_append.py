@@ -17,7 +17,7 @@ from erxhub.ledger.placement import Placement, caller_shard, keyed_shard
 from erxhub.ledger.postgres_homes import Homes
 from erxhub.ledger.postgres_plan import Asked, Facts, Home, Plan, Standing, asked
 from erxhub.ledger.postgres_session import Connection
-from erxhub.ledger.store import Write
+from erxhub.ledger.store import Erasure, Write, requests_of
 
 _CATALOG_ROWS_AT_ONCE: Final = 20_000  # some 6 MB of an import in one statement
 
@@ -127,6 +127,8 @@ SELECT w.shard, $1, w.ordinal, w.stream, w.version, w.list_shard, w.space, w.key
 FROM unnest($2::integer[], $3::bigint[], $4::bigint[], $5::integer[], $6::text[], $7::bytea[], $8::bytea[])
     WITH ORDINALITY AS w(shard, stream, version, list_shard, space, key, value, ordinal)
 """
+ERASABLE: Final = "SELECT header FROM entry WHERE shard = $1 AND stream = $2 AND version < $3"
+ERASE: Final = "SELECT erase($1, $2, $3, $4, $5, $6, $7, $8, $9)"
 
 
 class Learned(Exception):
@@ -244,6 +246,8 @@ class Appender:
         blobs = {(*homes[b.stream_key], b.digest): b.data for write in plan.fitting for b in write.blobs}
         if blobs:
             await connection.execute(INSERT_BLOBS, *_columns(((*at, data) for at, data in blobs.items()), 4))
+        for erasure in chain.from_iterable(write.erasures for write in plan.fitting):
+            await self._erase(connection, erasure, homes[erasure.stream_key])
         ticket, transaction_id = await connection.fetchrow(DRAW_TICKET)  # type: ignore[misc]
         listed = list(self._list_rows(plan, homes))
         if placed:
@@ -252,6 +256,15 @@ class Appender:
             await connection.execute(INSERT_UNLISTED, ticket, *_columns(listed, 7))
         shards = frozenset(row[0] for row in chain(placed, listed))
         return Gathered(ticket, transaction_id, {key: homes[key] for key in plan.begun}, shards)
+
+    async def _erase(self, connection: Connection, erasure: Erasure, home: Home) -> None:
+        headers = [row[0] for row in await connection.fetch(ERASABLE, *home, erasure.version)]
+        names = ((self._name_shard(*name), *name) for name in erasure.names)
+        replies = (
+            (caller_shard(self.placement.of_caller(caller), caller), caller, request_id)
+            for caller, request_id in sorted(requests_of(headers))
+        )
+        await connection.execute(ERASE, *home, erasure.version, *_columns(names, 3), *_columns(replies, 3))
 
     async def _begin_streams(self, connection: Connection, plan: Plan, facts: Facts, homes: dict[bytes, Home]) -> None:
         if not plan.begun:

@@ -5,6 +5,7 @@ Owns the questions. It changes nothing, takes no lease, and never fails where an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,7 +14,6 @@ import asyncpg
 from erxhub.ledger.migrations import postgres_version
 from erxhub.ledger.postgres_session import DURABLE, Connection, check_privileges, connect, unavailable
 from erxhub.ledger.store import StoreFormatError
-from erxhub.ports import Clock
 
 _ASKED_TIMES: Final = 3
 
@@ -38,8 +38,8 @@ class PostgresFacts:
     is_standby: bool = False
 
 
-async def look_at_postgres(url: str, clock: Clock) -> PostgresFacts:
-    """Ask everything over one connection. Raises StoreUnavailable."""
+async def look_at_postgres(url: str, now_ms: Callable[[], int]) -> PostgresFacts:
+    """Ask everything over one connection; `now_ms` is this machine's clock. Raises StoreUnavailable."""
     connection = await connect(url)
     facts = PostgresFacts()
     try:
@@ -58,7 +58,7 @@ async def look_at_postgres(url: str, clock: Clock) -> PostgresFacts:
                 await check_privileges(connection)
         except StoreFormatError as error:
             facts.privileges = str(error)
-        facts.skew_ms, facts.skew_uncertain_ms = await _skew(connection, clock)
+        facts.skew_ms, facts.skew_uncertain_ms = await _skew(connection, now_ms)
     except (asyncpg.PostgresError, OSError) as error:
         raise unavailable(error) from error
     finally:
@@ -66,13 +66,13 @@ async def look_at_postgres(url: str, clock: Clock) -> PostgresFacts:
     return facts
 
 
-async def _skew(connection: Connection, clock: Clock) -> tuple[int, int]:
+async def _skew(connection: Connection, now_ms: Callable[[], int]) -> tuple[int, int]:
     """The database's clock less this machine's, from the quickest of some answers, and how uncertain that is."""
     found = []
     for _ in range(_ASKED_TIMES):
-        before_ms = clock.now_ms()
+        before_ms = now_ms()
         there_ms: int = await connection.fetchval("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
-        after_ms = clock.now_ms()
+        after_ms = now_ms()
         took_ms = max(0, after_ms - before_ms)
         found.append((took_ms, there_ms - before_ms - took_ms // 2))
     took_ms, skew_ms = min(found)

@@ -76,7 +76,8 @@ JOIN stream s ON s.shard = e.shard AND s.no = e.stream {_CONTENT}
 WHERE i.idx > $1 ORDER BY i.idx LIMIT $2
 """
 _LISTING: Final = (
-    "SELECT l.position, s.key, l.version, l.value, l.home, l.stream FROM listing l JOIN stream s ON s.shard = l.home AND s.no = l.stream"
+    "SELECT l.position, s.key, l.version, l.value, l.home, l.stream"
+    " FROM listing l JOIN stream s ON s.shard = l.home AND s.no = l.stream"
     " WHERE l.shard = $1 AND l.space = $2 AND l.key = $3"
 )
 LISTING_UP: Final = f"{_LISTING} AND l.position > $4 ORDER BY l.position LIMIT $5"

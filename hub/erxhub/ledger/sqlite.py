@@ -28,6 +28,7 @@ from erxhub.ledger.log import Checkpoint, Cosignature, Proofs, ProofsWanted
 from erxhub.ledger.migrations import check_version, newest, run_sqlite, sqlite_version
 from erxhub.ledger.store import (
     AppendResult,
+    Erasure,
     Head,
     ListingRow,
     Loaded,
@@ -41,6 +42,7 @@ from erxhub.ledger.store import (
     Write,
     check_limit,
     check_write,
+    requests_of,
 )
 from erxhub.proof.tiles import TilePlace
 
@@ -420,6 +422,7 @@ class _Rows:
     blobs: list[tuple[Any, ...]] = field(default_factory=list)
     catalog_rows: list[tuple[Any, ...]] = field(default_factory=list)
     replies: list[tuple[Any, ...]] = field(default_factory=list)
+    erasures: list[tuple[int, Erasure]] = field(default_factory=list)  # with the stream's number
 
 
 class _Conflict(Exception):
@@ -436,6 +439,7 @@ class _Writer:
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._heads: dict[bytes, _StreamHead] = {}  # what was written last comes last
+        self._wal_keeps_erased = False
         self._last_stream: int = connection.execute("SELECT ifnull(max(no), 0) FROM stream").fetchone()[0]
         self._last_position: int = connection.execute("SELECT ifnull(max(position), 0) FROM entry").fetchone()[0]
 
@@ -495,6 +499,7 @@ class _Writer:
                     raise _Conflict
                 self._gather(rows, write, new_streams_are_new=False)
                 self._insert(rows)
+                rows.erasures[:0] = written.erasures
                 written = rows
             except (_Conflict, sqlite3.IntegrityError) as error:
                 if isinstance(error, sqlite3.IntegrityError) and error.sqlite_errorcode not in _CONFLICT:
@@ -516,6 +521,16 @@ class _Writer:
             cache[key] = head
         while len(cache) > _HEADS_CACHED:
             del cache[next(iter(cache))]
+        if rows.erasures or self._wal_keeps_erased:
+            self._empty_wal()
+
+    def _empty_wal(self) -> None:
+        """Fold the WAL into the file and cut it to nothing: it holds what was erased. Tried again when a reader is in
+        the way, and when the disk is: the erasure itself is committed.
+        """
+        self._wal_keeps_erased = True
+        with suppress(sqlite3.Error):
+            self._wal_keeps_erased = bool(self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
 
     def _roll_back(self) -> None:
         if self._connection.in_transaction:
@@ -566,6 +581,7 @@ class _Writer:
             rows.replies.append(
                 (reply.caller, reply.request_id, reply.method, reply.content_mac, reply.body, of, reply.version)
             )
+        rows.erasures.extend((heads[erasure.stream_key].no, erasure) for erasure in write.erasures)
 
     def _insert(self, rows: _Rows) -> None:
         for statement, parameters in (
@@ -590,6 +606,31 @@ class _Writer:
         ):
             if parameters:
                 self._connection.executemany(statement, parameters)
+        for no, erasure in rows.erasures:
+            self._erase(no, erasure)
+
+    def _erase(self, no: int, erasure: Erasure) -> None:
+        execute, before = self._connection.execute, (no, erasure.version)
+        execute("INSERT INTO erasure VALUES (?, ?)", before)
+        headers = execute("SELECT header FROM entry WHERE stream = ? AND version < ?", before).fetchall()
+        for place in requests_of(row[0] for row in headers):
+            # A reply is never changed: what is left of it takes its place.
+            found = execute(
+                "DELETE FROM reply WHERE caller = ? AND request_id = ? AND stream = ? AND version < ?"
+                " RETURNING caller, request_id, method, stream, version",
+                (*place, *before),
+            ).fetchall()
+            for caller, request_id, method, stream, version in found:
+                bare = (caller, request_id, method, b"", b"", stream, version)
+                execute("INSERT INTO reply VALUES (?, ?, ?, ?, ?, ?, ?)", bare)
+        execute("DELETE FROM content WHERE stream = ? AND version < ?", before)
+        execute("DELETE FROM blob WHERE stream = ?", (no,))
+        execute(
+            "DELETE FROM listing WHERE position IN (SELECT position FROM entry WHERE stream = ? AND version < ?)",
+            before,
+        )
+        for space, key in erasure.names:
+            execute("DELETE FROM name WHERE space = ? AND key = ? AND stream = ?", (space, key, no))
 
     def _stream_no(self, rows: _Rows, key: bytes) -> int:
         head = rows.heads.get(key) or self._heads.get(key) or self._find_head(key)
@@ -751,6 +792,7 @@ def _prepare_writer(connection: sqlite3.Connection, database: str) -> _Writer:
     connection.execute(f"PRAGMA cache_size = -{_WRITER_CACHE_KIB}")
     connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
     connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute("PRAGMA secure_delete = ON")  # what is erased, or replaced in a state, is overwritten
     if not version:
         run_sqlite(connection, version)  # a new file is made here; an old one by whoever decides it
     return _Writer(connection)

@@ -9,11 +9,11 @@ only way to write domain state in all of them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from erxhub.ledger.entry import Entry
+from erxhub.ledger.entry import Entry, Header
 from erxhub.ledger.log import Checkpoint, Cosignature, Proofs, ProofsWanted
 from erxhub.proof.tiles import TilePlace
 
@@ -127,6 +127,20 @@ class Reads(NamedTuple):
     """(space, key, position of the newest row or 0) of lists that were read to their end."""
 
 
+class Erasure(NamedTuple):
+    """Takes away what a stream says, and leaves that it is there.
+
+    Gone are salt and payload of every entry before `version`, which is the entry of this Write that says so, the
+    stream's blobs, the rows of lists that name those entries, the given names, and what the replies to their requests
+    said. Of a reply remains that there was one: its method, an empty body and an empty `content_mac`.
+    """
+
+    stream_key: bytes
+    version: int
+    names: tuple[tuple[str, bytes], ...] = ()
+    """(space, key) of names of the stream that lead nowhere from now on."""
+
+
 class Write(NamedTuple):
     """All that one command leaves; it is written as a whole or not at all."""
 
@@ -137,6 +151,7 @@ class Write(NamedTuple):
     blobs: tuple[Blob, ...] = ()
     catalog_rows: tuple[CatalogRow | tuple[str, str, str, bytes], ...] = ()
     replies: tuple[Reply, ...] = ()
+    erasures: tuple[Erasure, ...] = ()
     reads: Reads | None = None
     denies: bool = False
     """Whether it gives a name that other decisions know to be absent (`Reads.absent`): it waits for those on their way,
@@ -354,9 +369,11 @@ def check_write(write: Write) -> None:
 
     That is: entries of one stream that do not follow one another, a state that is not that of its stream's last
     entry here, two states of one stream, one entry listed twice under one (space, key), half a reference in the
-    reply.
+    reply, an erasure whose own entry is not the stream's last one here and the only one.
     """
     last: dict[bytes, Entry] = {}
+    if write.erasures:
+        _check_erasures(write)
     for entry in write.entries:
         header = entry.header
         before = last.get(header.stream_key)
@@ -377,6 +394,26 @@ def check_write(write: Write) -> None:
     for reply in write.replies:
         if (reply.stream_key is None) != (reply.version is None):
             raise ValueError("a reply names a stream and a version, or neither")
+
+
+def _check_erasures(write: Write) -> None:
+    own: dict[bytes, list[int]] = {}
+    for entry in write.entries:
+        own.setdefault(entry.header.stream_key, []).append(entry.header.version)
+    for erasure in write.erasures:
+        if own.pop(erasure.stream_key, []) != [erasure.version] or erasure.version < 2:
+            raise ValueError("an erasure has one entry of its own, which follows what is erased")
+
+
+def requests_of(headers: Iterable[bytes]) -> set[tuple[str, str]]:
+    """(caller, request id) under which replies to the commands of these entries can be kept. Raises HeaderMalformed."""
+    found = set()
+    for data in headers:
+        header = Header.decode(data)
+        if header.request_id:
+            # An actor is the caller's kind and id, and behind them whoever acted for him.
+            found.add(("/".join(header.actor.split("/")[:2]), header.request_id))
+    return found
 
 
 def check_limit(limit: int) -> None:

@@ -18,7 +18,9 @@ from erxhub.core.keys import prescription_key, trace_code_key
 
 FIRST_LINE: Final = "erxhub/bundle@v1"
 UNWITNESSED: Final = "unwitnessed"
-"""The policy name of a bundle whose checkpoint carries no cosignature."""
+"""The policy word of a bundle whose checkpoint carries no cosignature."""
+WITNESSED: Final = "witnessed"
+"""That of one whose checkpoint does; by whom, and whether it is enough, is for the verifier's own policy."""
 
 BUNDLE_BYTES_MAX: Final = 64 * 1024 * 1024
 """A chain has some 100 KB; the ledger's own stream grows by a revocation at a time."""
@@ -200,8 +202,8 @@ class _Reader:
         self._at = 1
         form, subject = self._about()
         (policy,) = self._fields("policy", 1)
-        if not _TOKEN.fullmatch(policy):
-            raise self._bad("not a policy's name")
+        if policy not in (UNWITNESSED, WITNESSED):
+            raise self._bad("neither witnessed nor unwitnessed")
         map_root = self._sized(self._fields("maproot", 1)[0], _HASH)
         map_root_path = self._path()
         streams = tuple(self._streams())

@@ -45,7 +45,7 @@ DISPENSING: Final = ("dispense.outbound", "dispense.handed_over", "delivery.sign
 """Events with which goods go out, or reach somebody: none of them, and nothing was dispensed."""
 
 _DISPENSING_NUMBERS: Final = frozenset(BY_NAME[name].number for name in DISPENSING)
-_ERASED: Final = "content.erased"
+_ERASED_NUMBER: Final = BY_NAME["content.erased"].number
 _RENEWED: Final = "prescription.renewed"
 _KEY_REGISTERED_NUMBER: Final = BY_NAME["signing_key.registered"].number
 
@@ -247,7 +247,7 @@ class _Verification:
         if len(bundle.streams) != 1 or bundle.singles:
             raise _file(Reason.STREAM_MISSING, "neither an absence nor the one stream that was asked about")
         stream = bundle.streams[0]
-        if stream.key != key:
+        if (stream.kind, stream.key) != (bundle.subject.kind, key):
             raise _file(Reason.STREAM_KEY, "the stream is not the one that was asked about")
         entries = self._whole(bundle, stream)
         self._verdict.entries = len(entries)
@@ -325,10 +325,11 @@ class _Verification:
             if not encounter:
                 raise _Refused(prescription[0].fault(Reason.STREAM_MISSING, "the encounter's stream is not here"))
             return True
-        erasure = BY_NAME.get(_ERASED)
-        erased = [entry for entry in prescription if erasure is not None and entry.type == erasure.number]
-        if not erased:
-            raise _Refused(bare[0].fault(Reason.CONTENT_MISSING, "content is left out that was never erased"))
+        for stream in (prescription, encounter):
+            erased_at = max((entry.version for entry in stream if entry.type == _ERASED_NUMBER), default=0)
+            for entry in stream:
+                if isinstance(entry.shown, BareLeaf) and entry.version > erased_at:
+                    raise _Refused(entry.fault(Reason.CONTENT_MISSING, "content is left out that was never erased"))
         self._held(f"content erased in {len(bare)} entries: their existence and order are proven, their rules are not")
         return False
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from erxhub.core import guards
 from erxhub.core.consequences import statuses
 from erxhub.core.keys import prescription_key
 from erxhub.core.model import Accepted, Caller, Refused, Target
@@ -28,6 +29,8 @@ async def get_prescription(
     target = Target(key, state.person_key)
     if state.content.hospital_code != caller.id:
         return unknown((target,))
+    if state.erased_version:
+        return guards.erased("rx_no", Target(key))
     reply = prescribing_pb2.GetPrescriptionResponse(
         rx_no=state.rx_no,
         statuses=statuses(state),

@@ -20,6 +20,7 @@ from erxhub.ledger.log import Checkpoint, EntryProof, LogEmpty, ProofsWanted
 from erxhub.ledger.store import StoredEntry, Wanted
 from erxhub.proof.bundle import (
     UNWITNESSED,
+    WITNESSED,
     BareLeaf,
     Bundle,
     Form,
@@ -37,8 +38,6 @@ from erxhub.v1 import audit_pb2
 _ENTRIES_AT_ONCE: Final = 256
 _ROUNDS_MAX: Final = 8
 """So often a stream may have grown while its proof was made; by then somebody writes to it without a pause."""
-
-_WITNESSED: Final = "witnessed"
 
 Place = tuple[bytes, int]
 """A stream key and a version."""
@@ -234,11 +233,7 @@ async def absence_bundle(ctx: ReadContext, subject: Subject) -> tuple[str, int]:
         proofs = await ctx.store.prove(ProofsWanted((key,)))
         found = proofs.map[key]
         if found.head == _head(entries) and proofs.checkpoint.note is not None:
-            whole = (
-                [WholeStream(entries[0].stream_kind, key, found.proof, tuple(map(read.bare, entries)))]
-                if entries
-                else []
-            )
+            whole = [WholeStream(subject.kind, key, found.proof, tuple(map(read.bare, entries)))] if entries else []
             bundle = Bundle(
                 form=Form.ABSENCE,
                 subject=subject,
@@ -268,7 +263,7 @@ def cosigned(checkpoint: Checkpoint) -> str:
 
 
 def _policy(checkpoint: Checkpoint) -> str:
-    return _WITNESSED if checkpoint.cosignatures else UNWITNESSED
+    return WITNESSED if checkpoint.cosignatures else UNWITNESSED
 
 
 async def _newest_signed(ctx: ReadContext) -> Checkpoint | None:

@@ -1953,6 +1953,37 @@ class DeliveryCancelled(_message.Message):
 Global___DeliveryCancelled: _TypeAlias = DeliveryCancelled  # noqa: Y015
 
 @_typing.final
+class ContentErased(_message.Message):
+    """---- erasure ----
+
+    What the entries before this one said is gone; that they exist and their order stay provable.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEGAL_BASIS_FIELD_NUMBER: _builtins.int
+    RETENTION_CLASS_FIELD_NUMBER: _builtins.int
+    KEPT_UNTIL_MS_FIELD_NUMBER: _builtins.int
+    legal_basis: _builtins.str
+    retention_class: _registry_pb2.RetentionClass.ValueType
+    kept_until_ms: _builtins.int
+    """Until then it had to be kept, ms since 1970."""
+    def __init__(
+        self,
+        *,
+        legal_basis: _builtins.str = ...,
+        retention_class: _registry_pb2.RetentionClass.ValueType = ...,
+        kept_until_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept_until_ms", b"kept_until_ms", "legal_basis", b"legal_basis", "retention_class", b"retention_class"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContentErased: _TypeAlias = ContentErased  # noqa: Y015
+
+@_typing.final
 class AccessTarget(_message.Message):
     """---- accesses and refusals ----
 

@@ -149,6 +149,44 @@ AGREEMENT_STATUS_SUSPENDED: AgreementStatus.ValueType  # 2
 AGREEMENT_STATUS_TERMINATED: AgreementStatus.ValueType  # 3
 Global___AgreementStatus: _TypeAlias = AgreementStatus  # noqa: Y015
 
+class _RetentionClass:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RetentionClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RetentionClass.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RETENTION_CLASS_UNSPECIFIED: _RetentionClass.ValueType  # 0
+    RETENTION_CLASS_ORDINARY: _RetentionClass.ValueType  # 1
+    """普通、急诊、儿科处方."""
+    RETENTION_CLASS_PSYCHOTROPIC_2: _RetentionClass.ValueType  # 2
+    """毒性药品、第二类精神药品处方."""
+    RETENTION_CLASS_NARCOTIC: _RetentionClass.ValueType  # 3
+    """麻醉药品、第一类精神药品处方."""
+    RETENTION_CLASS_ONLINE_SALE: _RetentionClass.ValueType  # 4
+    """药品网络销售记录."""
+    RETENTION_CLASS_DRUG_EXPIRY: _RetentionClass.ValueType  # 5
+    """网售药品有效期届满后."""
+    RETENTION_CLASS_INTERNET_CONSULTATION: _RetentionClass.ValueType  # 6
+    """互联网诊疗记录."""
+
+class RetentionClass(_RetentionClass, metaclass=_RetentionClassEnumTypeWrapper):
+    """保存期限: why a record has to be kept."""
+
+RETENTION_CLASS_UNSPECIFIED: RetentionClass.ValueType  # 0
+RETENTION_CLASS_ORDINARY: RetentionClass.ValueType  # 1
+"""普通、急诊、儿科处方."""
+RETENTION_CLASS_PSYCHOTROPIC_2: RetentionClass.ValueType  # 2
+"""毒性药品、第二类精神药品处方."""
+RETENTION_CLASS_NARCOTIC: RetentionClass.ValueType  # 3
+"""麻醉药品、第一类精神药品处方."""
+RETENTION_CLASS_ONLINE_SALE: RetentionClass.ValueType  # 4
+"""药品网络销售记录."""
+RETENTION_CLASS_DRUG_EXPIRY: RetentionClass.ValueType  # 5
+"""网售药品有效期届满后."""
+RETENTION_CLASS_INTERNET_CONSULTATION: RetentionClass.ValueType  # 6
+"""互联网诊疗记录."""
+Global___RetentionClass: _TypeAlias = RetentionClass  # noqa: Y015
+
 @_typing.final
 class Licences(_message.Message):
     """Licences of an institution (资质)."""
@@ -795,6 +833,63 @@ class FreezePrescriptionResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FreezePrescriptionResponse: _TypeAlias = FreezePrescriptionResponse  # noqa: Y015
+
+@_typing.final
+class EraseContentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RX_NO_FIELD_NUMBER: _builtins.int
+    LEGAL_BASIS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    rx_no: _builtins.str
+    legal_basis: _builtins.str
+    """The law or the decision that asks for it (清除依据). It stays in the ledger: no personal data."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        rx_no: _builtins.str = ...,
+        legal_basis: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["legal_basis", b"legal_basis", "request_id", b"request_id", "rx_no", b"rx_no"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseContentRequest: _TypeAlias = EraseContentRequest  # noqa: Y015
+
+@_typing.final
+class EraseContentResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    RETENTION_CLASS_FIELD_NUMBER: _builtins.int
+    KEPT_UNTIL_MS_FIELD_NUMBER: _builtins.int
+    ENCOUNTER_ERASED_FIELD_NUMBER: _builtins.int
+    retention_class: Global___RetentionClass.ValueType
+    """The class that kept it longest, and until when, ms since 1970."""
+    kept_until_ms: _builtins.int
+    encounter_erased: _builtins.bool
+    """Whether the visit was erased too."""
+    @_builtins.property
+    def receipt(self) -> _common_pb2.Receipt: ...
+    def __init__(
+        self,
+        *,
+        receipt: _common_pb2.Receipt | None = ...,
+        retention_class: Global___RetentionClass.ValueType = ...,
+        kept_until_ms: _builtins.int = ...,
+        encounter_erased: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["receipt", b"receipt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encounter_erased", b"encounter_erased", "kept_until_ms", b"kept_until_ms", "receipt", b"receipt", "retention_class", b"retention_class"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EraseContentResponse: _TypeAlias = EraseContentResponse  # noqa: Y015
 
 @_typing.final
 class UnfreezePrescriptionRequest(_message.Message):

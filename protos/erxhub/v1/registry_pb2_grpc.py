@@ -90,6 +90,11 @@ class RegistryServiceStub:
                 request_serializer=erxhub_dot_v1_dot_registry__pb2.UnfreezePrescriptionRequest.SerializeToString,
                 response_deserializer=erxhub_dot_v1_dot_registry__pb2.UnfreezePrescriptionResponse.FromString,
                 _registered_method=True)
+        self.EraseContent = channel.unary_unary(
+                '/erxhub.v1.RegistryService/EraseContent',
+                request_serializer=erxhub_dot_v1_dot_registry__pb2.EraseContentRequest.SerializeToString,
+                response_deserializer=erxhub_dot_v1_dot_registry__pb2.EraseContentResponse.FromString,
+                _registered_method=True)
         self.ImportCatalog = channel.stream_unary(
                 '/erxhub.v1.RegistryService/ImportCatalog',
                 request_serializer=erxhub_dot_v1_dot_registry__pb2.ImportCatalogRequest.SerializeToString,
@@ -209,6 +214,14 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def EraseContent(self, request, context):
+        """Erases what a prescription's entries say, once it need not be kept any longer (清除保存期满的处方内容); that they exist
+        and their order remain provable. The visit is erased with the last of its prescriptions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ImportCatalog(self, request_iterator, context):
         """Imports one edition of a code list: a header, then rows (导入目录). Only by agencies that act for the whole ledger.
         """
@@ -315,6 +328,11 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     servicer.UnfreezePrescription,
                     request_deserializer=erxhub_dot_v1_dot_registry__pb2.UnfreezePrescriptionRequest.FromString,
                     response_serializer=erxhub_dot_v1_dot_registry__pb2.UnfreezePrescriptionResponse.SerializeToString,
+            ),
+            'EraseContent': grpc.unary_unary_rpc_method_handler(
+                    servicer.EraseContent,
+                    request_deserializer=erxhub_dot_v1_dot_registry__pb2.EraseContentRequest.FromString,
+                    response_serializer=erxhub_dot_v1_dot_registry__pb2.EraseContentResponse.SerializeToString,
             ),
             'ImportCatalog': grpc.stream_unary_rpc_method_handler(
                     servicer.ImportCatalog,
@@ -650,6 +668,33 @@ class RegistryService:
             '/erxhub.v1.RegistryService/UnfreezePrescription',
             erxhub_dot_v1_dot_registry__pb2.UnfreezePrescriptionRequest.SerializeToString,
             erxhub_dot_v1_dot_registry__pb2.UnfreezePrescriptionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EraseContent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/erxhub.v1.RegistryService/EraseContent',
+            erxhub_dot_v1_dot_registry__pb2.EraseContentRequest.SerializeToString,
+            erxhub_dot_v1_dot_registry__pb2.EraseContentResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,6 +57,10 @@ class RegistryServiceStub:
     """Freezes a prescription under a case or rule (冻结处方)."""
     UnfreezePrescription: _grpc.UnaryUnaryMultiCallable[_registry_pb2.UnfreezePrescriptionRequest, _registry_pb2.UnfreezePrescriptionResponse]
     """Lifts a freeze (解冻处方)."""
+    EraseContent: _grpc.UnaryUnaryMultiCallable[_registry_pb2.EraseContentRequest, _registry_pb2.EraseContentResponse]
+    """Erases what a prescription's entries say, once it need not be kept any longer (清除保存期满的处方内容); that they exist
+    and their order remain provable. The visit is erased with the last of its prescriptions.
+    """
     ImportCatalog: _grpc.StreamUnaryMultiCallable[_registry_pb2.ImportCatalogRequest, _registry_pb2.ImportCatalogResponse]
     """Imports one edition of a code list: a header, then rows (导入目录). Only by agencies that act for the whole ledger."""
     GetInstitution: _grpc.UnaryUnaryMultiCallable[_registry_pb2.GetInstitutionRequest, _registry_pb2.GetInstitutionResponse]
@@ -101,6 +105,10 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     """Freezes a prescription under a case or rule (冻结处方)."""
     UnfreezePrescription: _aio.UnaryUnaryMultiCallable[_registry_pb2.UnfreezePrescriptionRequest, _registry_pb2.UnfreezePrescriptionResponse]  # type: ignore[assignment]
     """Lifts a freeze (解冻处方)."""
+    EraseContent: _aio.UnaryUnaryMultiCallable[_registry_pb2.EraseContentRequest, _registry_pb2.EraseContentResponse]  # type: ignore[assignment]
+    """Erases what a prescription's entries say, once it need not be kept any longer (清除保存期满的处方内容); that they exist
+    and their order remain provable. The visit is erased with the last of its prescriptions.
+    """
     ImportCatalog: _aio.StreamUnaryMultiCallable[_registry_pb2.ImportCatalogRequest, _registry_pb2.ImportCatalogResponse]  # type: ignore[assignment]
     """Imports one edition of a code list: a header, then rows (导入目录). Only by agencies that act for the whole ledger."""
     GetInstitution: _aio.UnaryUnaryMultiCallable[_registry_pb2.GetInstitutionRequest, _registry_pb2.GetInstitutionResponse]  # type: ignore[assignment]
@@ -208,6 +216,16 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_registry_pb2.UnfreezePrescriptionResponse, _abc.Awaitable[_registry_pb2.UnfreezePrescriptionResponse]]:
         """Lifts a freeze (解冻处方)."""
+
+    @_abc_1.abstractmethod
+    def EraseContent(
+        self,
+        request: _registry_pb2.EraseContentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_registry_pb2.EraseContentResponse, _abc.Awaitable[_registry_pb2.EraseContentResponse]]:
+        """Erases what a prescription's entries say, once it need not be kept any longer (清除保存期满的处方内容); that they exist
+        and their order remain provable. The visit is erased with the last of its prescriptions.
+        """
 
     @_abc_1.abstractmethod
     def ImportCatalog(

@@ -484,6 +484,7 @@ class EncounterState(_message.Message):
     REGISTERED_AT_MS_FIELD_NUMBER: _builtins.int
     STARTED_AT_MS_FIELD_NUMBER: _builtins.int
     VOUCHER_KEY_FIELD_NUMBER: _builtins.int
+    ERASED_VERSION_FIELD_NUMBER: _builtins.int
     encounter_id: _builtins.str
     status: Global___EncounterStatus.ValueType
     hospital_code: _builtins.str
@@ -500,6 +501,8 @@ class EncounterState(_message.Message):
     registered_at_ms: _builtins.int
     started_at_ms: _builtins.int
     voucher_key: _builtins.bytes
+    erased_version: _builtins.int
+    """Version of the entry that says that the content was erased; 0 while it is there."""
     @_builtins.property
     def diagnoses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Diagnosis]: ...
     def __init__(
@@ -521,10 +524,11 @@ class EncounterState(_message.Message):
         registered_at_ms: _builtins.int = ...,
         started_at_ms: _builtins.int = ...,
         voucher_key: _builtins.bytes = ...,
+        erased_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested", b"attested", "diagnoses", b"diagnoses", "diagnosis_version", b"diagnosis_version", "doctor_code", b"doctor_code", "encounter_id", b"encounter_id", "first_visit", b"first_visit", "follow_up_proven", b"follow_up_proven", "hospital_code", b"hospital_code", "med_type", b"med_type", "person_key", b"person_key", "person_no", b"person_no", "registered_at_ms", b"registered_at_ms", "started_at_ms", b"started_at_ms", "status", b"status", "visit_kind", b"visit_kind", "voucher_key", b"voucher_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested", b"attested", "diagnoses", b"diagnoses", "diagnosis_version", b"diagnosis_version", "doctor_code", b"doctor_code", "encounter_id", b"encounter_id", "erased_version", b"erased_version", "first_visit", b"first_visit", "follow_up_proven", b"follow_up_proven", "hospital_code", b"hospital_code", "med_type", b"med_type", "person_key", b"person_key", "person_no", b"person_no", "registered_at_ms", b"registered_at_ms", "started_at_ms", b"started_at_ms", "status", b"status", "visit_kind", b"visit_kind", "voucher_key", b"voucher_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -976,6 +980,7 @@ class PrescriptionState(_message.Message):
     HOSPITAL_REVIEWER_CODE_FIELD_NUMBER: _builtins.int
     CASE_NO_FIELD_NUMBER: _builtins.int
     PRECHECKED_AT_MS_FIELD_NUMBER: _builtins.int
+    ERASED_VERSION_FIELD_NUMBER: _builtins.int
     rx_no: _builtins.str
     rx_status: _common_pb2.RxStatus.ValueType
     use_status: _common_pb2.RxUseStatus.ValueType
@@ -997,6 +1002,8 @@ class PrescriptionState(_message.Message):
     hospital_reviewer_code: _builtins.str
     case_no: _builtins.str
     prechecked_at_ms: _builtins.int
+    erased_version: _builtins.int
+    """Version of the entry that says that the content was erased; 0 while it is there."""
     @_builtins.property
     def content(self) -> _common_pb2.Prescription: ...
     @_builtins.property
@@ -1038,10 +1045,11 @@ class PrescriptionState(_message.Message):
         hospital_reviewer_code: _builtins.str = ...,
         case_no: _builtins.str = ...,
         prechecked_at_ms: _builtins.int = ...,
+        erased_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorizations", b"authorizations", "case_no", b"case_no", "content", b"content", "encounter_key", b"encounter_key", "file_media_type", b"file_media_type", "file_sha256", b"file_sha256", "fills_allowed", b"fills_allowed", "hospital_reviewer_code", b"hospital_reviewer_code", "lapsed", b"lapsed", "lines", b"lines", "orders", b"orders", "person_key", b"person_key", "prechecked_at_ms", b"prechecked_at_ms", "prescription_sha256", b"prescription_sha256", "qr_values", b"qr_values", "reviewed", b"reviewed", "rx_no", b"rx_no", "rx_status", b"rx_status", "rx_trace_code", b"rx_trace_code", "trace_code_used", b"trace_code_used", "undo_doctor_code", b"undo_doctor_code", "undo_reason", b"undo_reason", "undo_requested", b"undo_requested", "uploaded_version", b"uploaded_version", "use_before_hold", b"use_before_hold", "use_status", b"use_status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["authorizations", b"authorizations", "case_no", b"case_no", "content", b"content", "encounter_key", b"encounter_key", "erased_version", b"erased_version", "file_media_type", b"file_media_type", "file_sha256", b"file_sha256", "fills_allowed", b"fills_allowed", "hospital_reviewer_code", b"hospital_reviewer_code", "lapsed", b"lapsed", "lines", b"lines", "orders", b"orders", "person_key", b"person_key", "prechecked_at_ms", b"prechecked_at_ms", "prescription_sha256", b"prescription_sha256", "qr_values", b"qr_values", "reviewed", b"reviewed", "rx_no", b"rx_no", "rx_status", b"rx_status", "rx_trace_code", b"rx_trace_code", "trace_code_used", b"trace_code_used", "undo_doctor_code", b"undo_doctor_code", "undo_reason", b"undo_reason", "undo_requested", b"undo_requested", "uploaded_version", b"uploaded_version", "use_before_hold", b"use_before_hold", "use_status", b"use_status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

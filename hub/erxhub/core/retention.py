@@ -1,0 +1,155 @@
+"""How long a record has to be kept, and the erasure of what it says when that time is over (保存期限, P-10, P-11, P-13).
+
+Owns the retention classes of a prescription, the rule that the longest wins, and which names go with the content. How
+the content goes is the store's. It must never touch an entry: that it exists, and its place, stay provable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import date, timedelta
+from typing import Final, NamedTuple
+
+from erxhub.core import guards
+from erxhub.core.index import hospital_rx_name
+from erxhub.core.keys import prescription_key
+from erxhub.core.lifecycle import START, Machine, Role, permits
+from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused, Target
+from erxhub.policy.codes import has_fact
+from erxhub.policy.pack import DAY_MS, china_date
+from erxhub.policy.rules import Rules
+from erxhub.v1 import common_pb2, events_pb2, registry_pb2, state_pb2
+
+PRESCRIPTIONS_LOOKED_AT: Final = 100
+"""Prescriptions of one visit that are asked for; a visit with as many keeps its content."""
+
+_CHINA_MS: Final = 8 * 3_600_000
+_EPOCH: Final = date(1970, 1, 1)
+
+_PARAMETERS: Final[Mapping[int, str]] = {
+    registry_pb2.RETENTION_CLASS_ORDINARY: "retention_ordinary",
+    registry_pb2.RETENTION_CLASS_PSYCHOTROPIC_2: "retention_psychotropic_2",
+    registry_pb2.RETENTION_CLASS_NARCOTIC: "retention_narcotic",
+    registry_pb2.RETENTION_CLASS_ONLINE_SALE: "retention_online_sale",
+    registry_pb2.RETENTION_CLASS_DRUG_EXPIRY: "retention_drug_expiry",
+    registry_pb2.RETENTION_CLASS_INTERNET_CONSULTATION: "retention_internet_consultation",
+}
+
+
+class Kept(NamedTuple):
+    """`last_on` is the last day in China on which the record has to be there."""
+
+    last_on: date
+    retention_class: registry_pb2.RetentionClass.ValueType
+
+    @property
+    def until_ms(self) -> int:
+        """The last millisecond of that day."""
+        return ((self.last_on - _EPOCH).days + 1) * DAY_MS - _CHINA_MS - 1
+
+
+def kept(rules: Rules, rx: state_pb2.PrescriptionState, encounter: state_pb2.EncounterState | None) -> Kept:
+    """How long the record is kept, by the longest class that applies, under the parameters in force today."""
+    ended_on = china_date(max(_instants(rx, encounter)))
+    classes = [(retention_class, ended_on) for retention_class in _classes(rx, encounter)]
+    sold = [order for order in rx.orders if _is_online_sale(order)]
+    if sold:
+        classes.append((registry_pb2.RETENTION_CLASS_ONLINE_SALE, ended_on))
+        expiries = [date.fromisoformat(lot.expires_on) for order in sold for lot in order.dispense.lots]
+        if expiries:
+            classes.append((registry_pb2.RETENTION_CLASS_DRUG_EXPIRY, max(expiries)))
+    return max(
+        Kept(_years_later(from_on, rules.integer(_PARAMETERS[retention_class])), retention_class)
+        for retention_class, from_on in classes
+    )
+
+
+def _classes(
+    rx: state_pb2.PrescriptionState, encounter: state_pb2.EncounterState | None
+) -> Iterator[registry_pb2.RetentionClass.ValueType]:
+    kind = rx.content.rx_type
+    if has_fact("rx_type_code", kind, "narcotic"):
+        yield registry_pb2.RETENTION_CLASS_NARCOTIC
+    elif has_fact("rx_type_code", kind, "psychotropic_2"):
+        yield registry_pb2.RETENTION_CLASS_PSYCHOTROPIC_2
+    else:
+        yield registry_pb2.RETENTION_CLASS_ORDINARY
+    if encounter is not None and encounter.visit_kind == common_pb2.VISIT_KIND_INTERNET:
+        yield registry_pb2.RETENTION_CLASS_INTERNET_CONSULTATION
+
+
+def _is_online_sale(order: state_pb2.Order) -> bool:
+    """Ordered from afar, or brought to the door; and paid for."""
+    from_afar = order.by_patient or order.mode == common_pb2.FULFILMENT_MODE_DELIVERY
+    return from_afar and order.claim.settled_at_ms > 0
+
+
+def _instants(rx: state_pb2.PrescriptionState, encounter: state_pb2.EncounterState | None) -> Iterator[int]:
+    """The instants of a record's steps, with the end of its validity: the newest ends it."""
+    yield from (rx.prechecked_at_ms, rx.content.prescribed_at_ms, rx.content.valid_until_ms)
+    if encounter is not None:
+        yield from (encounter.registered_at_ms, encounter.started_at_ms)
+    for order in rx.orders:
+        yield from (order.created_at_ms, order.downloaded_at_ms, order.reviewed_at_ms, order.claim.quoted_at_ms)
+        yield from (order.claim.settled_at_ms, order.dispense.out_at_ms, order.handed_over_at_ms)
+        yield order.delivery.last_step_at_ms
+
+
+def _years_later(day: date, years: int) -> date:
+    try:
+        return day.replace(year=day.year + years)
+    except ValueError:  # 29 February
+        return date(day.year + years, 3, 1)
+
+
+def erase_content(tx: Draft, command: Command) -> Outcome:
+    """Erase what a prescription's entries say, once no class keeps it any longer (清除内容, I25).
+
+    The encounter goes with the last prescription of it. Leaves `content.erased` in each stream.
+    Refusals: RX_UNKNOWN (not of the agency's area), CONTENT_ERASED, RETENTION with the earliest day and the class.
+    """
+    request: registry_pb2.EraseContentRequest = command.request
+    rx_key = prescription_key(request.rx_no)
+    rx = tx.state(rx_key, state_pb2.PrescriptionState)
+    if rx is None:
+        return Refused("RX_UNKNOWN", field="rx_no")
+    target = Target(rx_key, rx.person_key)
+    if not guards.area_covers(command.caller.area_code, request.rx_no[:6]):
+        return Refused("RX_UNKNOWN", field="rx_no", targets=(target,))
+    if not _may_erase(rx):
+        return guards.erased("rx_no", Target(rx_key))
+    encounter_key = rx.encounter_key
+    encounter = tx.state(encounter_key, state_pb2.EncounterState)
+    kept_by = kept(tx.rules(request.rx_no[:6]), rx, encounter)
+    if tx.now_ms <= kept_by.until_ms:
+        detail = {
+            "earliest": (kept_by.last_on + timedelta(days=1)).isoformat(),
+            "retention_class": registry_pb2.RetentionClass.Name(kept_by.retention_class).removeprefix("RETENTION_CLASS_"),
+        }
+        return Refused("RETENTION", field="rx_no", detail=detail, targets=(target,))
+    own_names = (hospital_rx_name(rx.content.hospital_code, rx.content.hospital_rx_no),)
+    erased = events_pb2.ContentErased(
+        legal_basis=request.legal_basis, retention_class=kept_by.retention_class, kept_until_ms=kept_by.until_ms
+    )
+    with_visit = encounter is not None and _may_erase(encounter) and _is_last(tx, rx_key, encounter_key)
+    erasures: list[tuple[bytes, tuple[tuple[str, bytes], ...]]] = [(rx_key, own_names)]
+    if with_visit:
+        tx.emit("encounter", encounter_key, "content.erased", erased)
+        erasures.append((encounter_key, ()))
+    tx.emit("prescription", rx_key, "content.erased", erased)
+    reply = registry_pb2.EraseContentResponse(
+        retention_class=kept_by.retention_class, kept_until_ms=kept_by.until_ms, encounter_erased=with_visit
+    )
+    return Accepted(reply, erasures=tuple(erasures))
+
+
+def _may_erase(state: state_pb2.PrescriptionState | state_pb2.EncounterState) -> bool:
+    return permits(Machine.CONTENT, "ERASED" if state.erased_version else START, "erase content", Role.AGENCY)
+
+
+def _is_last(tx: Draft, rx_key: bytes, encounter_key: bytes) -> bool:
+    """Whether every other prescription of the visit was erased before: then it is no longer in the visit's list."""
+    return set(tx.listing("encounter_rx", encounter_key, PRESCRIPTIONS_LOOKED_AT)) <= {rx_key}
+
+
+HANDLERS: Final[Mapping[str, Handler]] = {"RegistryService/EraseContent": erase_content}

@@ -1,0 +1,146 @@
+"""Erasure: what a prescription said is gone everywhere, and that it was there is still proven."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from erxhub.client import Refusal
+from erxhub.core.events import BY_NUMBER
+from erxhub.core.keys import prescription_key
+from erxhub.ledger.entry import Header
+from erxhub.ledger.store import Wanted
+from erxhub.v1 import events_pb2, registry_pb2, state_pb2
+from tests.chain import Chain
+from tests.live import AGENCY, DAY_MS, PERSON, Live, live_hub
+
+BASIS = "处方管理办法第五十条：保存期满"
+MARKER = "清除标记erasure-marker-7c1e9a"
+
+
+async def refusal(call: Any) -> Refusal:
+    with pytest.raises(Refusal) as found:
+        await call
+    return found.value
+
+
+async def erased(live: Live, chain: Chain, years: int = 1) -> registry_pb2.EraseContentResponse:
+    """The prescription erased, as soon as it may be."""
+    live.advance((365 * years + years // 4 + 10) * DAY_MS)
+    while await live.hub.engine.sweep():
+        pass
+    return await (await live.agency()).erase_content(rx_no=chain.rx_no, legal_basis=BASIS)
+
+
+async def test_a_record_that_must_be_kept_is_refused_with_the_earliest_day() -> None:
+    async with live_hub() as live:
+        chain = await Chain(live).uploaded()
+        agency = await live.agency()
+        found = await refusal(agency.erase_content(rx_no=chain.rx_no, legal_basis=BASIS))
+        assert (found.code, found.field) == ("RETENTION", "rx_no")
+        # Written on 2026-11-20 and valid for three days.
+        assert found.metadata["earliest"] == "2027-11-24"
+        assert found.metadata["retention_class"] == "ORDINARY"
+        assert found.retriable
+
+
+async def test_the_record_of_an_online_sale_is_kept_longest() -> None:
+    async with live_hub() as live:
+        chain = await Chain(live).delivered()
+        found = await refusal((await live.agency()).erase_content(rx_no=chain.rx_no, legal_basis=BASIS))
+        assert (found.code, found.metadata["retention_class"]) == ("RETENTION", "ONLINE_SALE")
+        assert found.metadata["earliest"].startswith("2031-11-2")
+
+
+async def test_reads_and_repeats_of_an_erased_prescription_say_so() -> None:
+    async with live_hub() as live:
+        chain = await Chain(live).handed_over()
+        hospital, agency = await live.hospital(), await live.agency()
+        stored = [entry for entry in await live.hub.store.entries(prescription_key(chain.rx_no), 0, 99)]
+        request_ids = {BY_NUMBER[(h := Header.decode(entry.header)).type].name: h.request_id for entry in stored}
+        reply = await erased(live, chain)
+        assert reply.retention_class == registry_pb2.RETENTION_CLASS_ORDINARY
+        assert reply.encounter_erased
+        assert (await refusal(hospital.get_prescription(rx_no=chain.rx_no))).code == "CONTENT_ERASED"
+        assert [row.rx_no for row in (await hospital.list_prescriptions()).prescriptions] == []
+        mine = await (await live.channel()).list_prescriptions(person_no=PERSON)
+        assert [row.rx_no for row in mine.prescriptions] == []
+        again = agency.freeze_prescription(rx_no=chain.rx_no, case_no="CASE-1")
+        assert (await refusal(again)).code == "CONTENT_ERASED"
+        assert (await refusal(agency.erase_content(rx_no=chain.rx_no, legal_basis=BASIS))).code == "CONTENT_ERASED"
+        pharmacy = await live.pharmacy()
+        repeat = pharmacy.release(rx_no=chain.rx_no, request_id=request_ids["dispense.handed_over"])
+        assert (await refusal(repeat)).code == "IDEMPOTENCY_CONFLICT"
+        close = hospital.close_encounter(encounter_id=chain.encounter_id)
+        assert (await refusal(close)).code == "CONTENT_ERASED"
+
+
+async def test_a_repeated_request_of_an_erased_prescription_answers_content_erased() -> None:
+    async with live_hub() as live:
+        chain = await Chain(live).uploaded()
+        agency = await live.agency()
+        call = {"rx_no": chain.rx_no, "case_no": "CASE-1", "request_id": "freeze-once-1"}
+        await agency.freeze_prescription(**call)
+        await agency.freeze_prescription(**call)
+        await erased(live, chain)
+        found = await refusal(agency.freeze_prescription(**call))
+        assert (found.code, found.field) == ("CONTENT_ERASED", "request_id")
+
+
+async def test_an_erased_stream_keeps_its_entries_and_says_why() -> None:
+    async with live_hub() as live:
+        chain = await Chain(live).handed_over()
+        key = prescription_key(chain.rx_no)
+        before = await live.hub.store.entries(key, 0, 99)
+        reply = await erased(live, chain)
+        after = await live.hub.store.entries(key, 0, 99)
+        # Deadlines may have ended something in between.
+        assert [entry.leaf_hash for entry in after][: len(before)] == [entry.leaf_hash for entry in before]
+        assert {entry.payload for entry in after[:-1]} == {None}
+        said = events_pb2.ContentErased.FromString(after[-1].payload or b"")
+        assert (said.legal_basis, said.kept_until_ms) == (BASIS, reply.kept_until_ms)
+        state = state_pb2.PrescriptionState.FromString((await live.hub.store.read(Wanted(streams=frozenset({key})))).heads[key].body)
+        assert state.erased_version == len(after)
+        assert not state.person_key
+        assert not state.content.lines
+        auditor = await live.auditor()
+        verified = await auditor.verify_ledger()
+        assert list(verified.findings) == []
+        assert verified.verified
+
+
+async def test_a_visit_is_erased_with_the_last_of_its_prescriptions() -> None:
+    async with live_hub() as live:
+        first = await Chain(live).uploaded()
+        second = Chain(live, encounter_id=first.encounter_id)
+        second.prescription = second.written()
+        await second.prechecked()
+        assert second.rx_no != first.rx_no
+        assert not (await erased(live, first)).encounter_erased
+        assert (await (await live.agency()).erase_content(rx_no=second.rx_no, legal_basis=BASIS)).encounter_erased
+
+
+async def test_the_bytes_leave_the_database_file(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    async with live_hub(database=path) as live:
+        chains = []
+        for number in range(6):
+            chain = await Chain(live, hospital_rx_no=f"erasure-marker-7c1e9a-{number}").diagnosed()
+            chain.prescription.department = MARKER
+            chains.append(await (chain.handed_over() if number % 2 else chain.uploaded()))
+        assert found_in(path) > 0
+        for chain in chains:
+            await erased(live, chain, years=1) if chain is chains[0] else await (await live.agency()).erase_content(
+                rx_no=chain.rx_no, legal_basis=BASIS
+            )
+        assert found_in(path) == 0
+        assert path.with_name("ledger.db-wal").stat().st_size == 0
+    assert found_in(path) == 0
+
+
+def found_in(path: Path) -> int:
+    """How often the marker stands in the files of a ledger, in pages that are free as well."""
+    files = path.parent.glob(f"{path.name}*")
+    return sum(file.read_bytes().count(b"erasure-marker-7c1e9a") for file in files)
