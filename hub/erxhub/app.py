@@ -219,6 +219,7 @@ async def start_core(
         running=lambda: engine.feeds_watches,
         page_key=hashlib.sha256(keys.content_mac_key() + b"page").digest(),
         covering=publisher.covering,
+        evidence=water.evidence if water else tuple,
     )
     dispatcher = Dispatcher(
         engine=engine,

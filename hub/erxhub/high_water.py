@@ -25,6 +25,8 @@ from typing import Any, Final
 FILE_NAME: Final = "high-water.json"
 _FORMAT: Final = 1
 _POSITION_BYTES: Final = 8
+_EVIDENCE: Final = "evidence-"
+_EVIDENCE_MAX: Final = 100
 
 _log = logging.getLogger("erxhub.high_water")
 
@@ -41,6 +43,15 @@ class Mark:
     size: int
     root: bytes
     note: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptEvidence:
+    """A file that a refused start left: its name, the refusal's code, and when it was written (UTC ms)."""
+
+    name: str
+    code: str
+    written_at_ms: int
 
 
 class HighWater:
@@ -122,6 +133,17 @@ class HighWater:
         if not path.exists():
             _replace(path, evidence)
         return path
+
+    def evidence(self) -> list[KeptEvidence]:
+        """What refused starts left beside the mark, by name; it counts until somebody takes it away."""
+        found = []
+        for path in sorted(self.path.parent.glob(f"{_EVIDENCE}*.json"))[:_EVIDENCE_MAX]:
+            try:
+                code, written_at = str(json.loads(path.read_bytes())["code"]), path.stat().st_mtime
+            except (OSError, ValueError, KeyError, TypeError):
+                code, written_at = "EVIDENCE", 0.0
+            found.append(KeptEvidence(path.name, code, int(written_at * 1_000)))
+        return found
 
 
 def _replace(path: Path, said: Mapping[str, Any]) -> None:

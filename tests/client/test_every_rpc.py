@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from erxhub.client import AgencyClient, AuditorClient, Connection, HospitalClient, PatientClient, PharmacyClient
+from erxhub.client import (
+    AgencyClient,
+    AuditorClient,
+    Connection,
+    HospitalClient,
+    MirrorClient,
+    PatientClient,
+    PharmacyClient,
+)
 from erxhub.client.base import Client
 from erxhub.crypto.suites import SigningKey
 from erxhub.v1 import common_pb2, options_pb2, signed_pb2
@@ -21,6 +29,7 @@ CLIENTS: list[tuple[int, type[Client], str, str]] = [
     (options_pb2.CALLER_KIND_CHANNEL, PatientClient, "channel", "app-1"),
     (options_pb2.CALLER_KIND_AGENCY, AgencyClient, "agency", "330100"),
     (options_pb2.CALLER_KIND_AUDITOR, AuditorClient, "auditor", "auditor-1"),
+    (options_pb2.CALLER_KIND_MIRROR, MirrorClient, "mirror", "mirror-1"),
 ]
 # The rest of the arguments follows from their types.
 SPECIAL: dict[str, Any] = {

@@ -12,7 +12,7 @@ from erxhub.core.events import BY_NUMBER
 from erxhub.core.keys import prescription_key
 from erxhub.ledger.entry import Header
 from erxhub.ledger.store import Wanted
-from erxhub.v1 import events_pb2, registry_pb2, state_pb2
+from erxhub.v1 import audit_pb2, events_pb2, registry_pb2, state_pb2
 from tests.chain import Chain
 from tests.live import AGENCY, DAY_MS, PERSON, Live, live_hub
 
@@ -63,7 +63,7 @@ async def test_reads_and_repeats_of_an_erased_prescription_say_so() -> None:
         reply = await erased(live, chain)
         assert reply.retention_class == registry_pb2.RETENTION_CLASS_ORDINARY
         assert reply.encounter_erased
-        assert (await refusal(hospital.get_prescription(rx_no=chain.rx_no))).code == "CONTENT_ERASED"
+        assert (await refusal(hospital.get(rx_no=chain.rx_no))).code == "CONTENT_ERASED"
         assert [row.rx_no for row in (await hospital.list_prescriptions()).prescriptions] == []
         mine = await (await live.channel()).list_prescriptions(person_no=PERSON)
         assert [row.rx_no for row in mine.prescriptions] == []
@@ -109,6 +109,21 @@ async def test_an_erased_stream_keeps_its_entries_and_says_why() -> None:
         verified = await auditor.verify_ledger()
         assert list(verified.findings) == []
         assert verified.verified
+
+
+async def test_a_trace_of_an_erased_prescription_says_that_existence_and_order_are_proven() -> None:
+    async with live_hub() as live:
+        chain = await Chain(live).handed_over()
+        await erased(live, chain)
+        traced = await (await live.auditor()).trace(rx_no=chain.rx_no, verify=True)
+        assert audit_pb2.Light.Name(traced.light) == "LIGHT_ERASED"
+        assert list(traced.gaps) == []
+        assert traced.verified
+        assert {flow.summary for flow in traced.flows} == {"content erased: existence and order proven"}
+        assert [entry.type for entry in traced.entries][-1] == "content.erased"
+        assert "ordinary" in traced.entries[-1].summary
+        assert {entry.summary for entry in traced.entries[:-1]} == {"content erased: existence and order proven"}
+        assert traced.accesses
 
 
 async def test_a_visit_is_erased_with_the_last_of_its_prescriptions() -> None:

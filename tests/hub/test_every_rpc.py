@@ -722,6 +722,16 @@ async def prove_absence(live: Live) -> Case:
     return left(lambda: auditor.prove_absence(trace_code="80000000000000000009"), shows=[""])
 
 
+async def list_checkpoints(live: Live) -> Case:
+    auditor = await live.auditor()
+    return left(auditor.checkpoints)
+
+
+async def report_anomalies(live: Live) -> Case:
+    auditor, _ = await live.auditor(), await Chain(live).uploaded()
+    return left(auditor.report_anomalies, shows=[""])
+
+
 CASES: dict[str, Callable[[Live], Awaitable[Case]]] = {
     "RegistryService/RegisterInstitution": register_institution,
     "RegistryService/RegisterPerson": register_person,
@@ -793,6 +803,8 @@ CASES: dict[str, Callable[[Live], Awaitable[Case]]] = {
     "AuditService/ProveConsistency": prove_consistency,
     "AuditService/ExportBundle": export_bundle,
     "AuditService/ProveAbsence": prove_absence,
+    "AuditService/ListCheckpoints": list_checkpoints,
+    "AuditService/ReportAnomalies": report_anomalies,
 }
 
 

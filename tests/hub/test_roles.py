@@ -77,6 +77,7 @@ BESIDES = {
     "AuditService/GetCheckpoint": {"mirror"},
     "AuditService/ProveInclusion": {"mirror"},
     "AuditService/ProveConsistency": {"mirror"},
+    "AuditService/ListCheckpoints": {"mirror"},
 }
 INSTEAD = {"VoucherService/VerifyVoucher": {"hospital", "pharmacy"}}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from urllib.parse import urlsplit, urlunsplit
 
@@ -11,9 +12,20 @@ import pytest
 
 from erxhub.ledger.migrations import migrate_postgres, newest
 from erxhub.ledger.postgres import CONNECTIONS_MAX, PostgresStore, open_postgres
-from erxhub.ledger.store import NewName, StoreFormatError, StoreUnavailable, Wanted, Write
+from erxhub.ledger.scrub import scrub_postgres
+from erxhub.ledger.store import Blob, Erasure, Listing, NewName, StoreFormatError, StoreUnavailable, Wanted, Write
 from erxhub.ledger.verify import verify_ledger
-from tests.ledger.contract import StoreContract, append_all, key_of, next_entry, reply_to, state_at, stream_of
+from tests.ledger.contract import (
+    CALLER,
+    ERASED,
+    StoreContract,
+    append_all,
+    key_of,
+    next_entry,
+    reply_to,
+    state_at,
+    stream_of,
+)
 from tests.ledger.cutting_proxy import Cut, CuttingProxy
 from tests.ledger.log_contract import LogContract
 from tests.postgres import PostgresServer, start_server, stop_server
@@ -323,3 +335,56 @@ async def test_migration_runs_once_also_when_two_begin_it(postgres_server: Postg
 async def test_server_that_is_away_is_unavailable() -> None:
     with pytest.raises(StoreUnavailable):
         await open_postgres("postgresql://hub@127.0.0.1:1/none")
+
+
+# --- erasure --------------------------------------------------------------------------------------
+
+
+async def test_hub_erases_only_where_an_entry_says_so(store: PostgresStore, url: str) -> None:
+    entry = next_entry("a", request_id="request of a")
+    await append_all(store, [Write((entry,), (state_at(entry),)), Write((next_entry("b"),))])
+    connection = await asyncpg.connect(url)
+    call = "SELECT erxhub.erase(shard, stream, version, $1, $2, $3, $1, $2, $2) FROM erxhub.entry"
+    try:
+        for reason in ("no entry says", "no entry says"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError, match=reason):
+                await connection.execute(call, [], [], [])
+        with pytest.raises(asyncpg.InsufficientPrivilegeError, match="no entry says"):
+            await connection.execute(call.replace("version,", "99,"), [], [], [])
+    finally:
+        await connection.close()
+    assert [stored.payload is None for stored in await store.log(0, 10)] == [False, False]
+
+
+async def test_scrubbed_server_holds_no_erased_byte(
+    store: PostgresStore, postgres_server: PostgresServer, database: str
+) -> None:
+    marker = b"erased-marker-51f0c2"
+    entry = next_entry("gone", payload=marker * 400, request_id="request of gone")
+    write = Write(
+        entries=(entry,),
+        states=(state_at(entry, marker * 3),),
+        names=(NewName("hospital_rx", marker, key_of("gone")),),
+        listings=(Listing("list", marker, key_of("gone"), 1, marker),),
+        blobs=(Blob(key_of("gone"), bytes(32), marker * 2_000),),
+        replies=(reply_to(entry, CALLER, "request of gone")._replace(body=marker * 2),),
+    )
+    await append_all(store, [write])
+    postgres_server.sql("ANALYZE; CHECKPOINT", database)
+    said = next_entry("gone", entry, number=ERASED)
+    erasure = Erasure(key_of("gone"), 2, (("hospital_rx", marker),))
+    await append_all(store, [Write((said,), (state_at(said, b"bare"),), erasures=(erasure,))])
+    assert files_with(postgres_server, marker)
+    assert await scrub_postgres(postgres_server.url(database)) > 0
+    assert files_with(postgres_server, marker) == []
+    assert (await verify_ledger(store)).findings == []
+
+
+def files_with(server: PostgresServer, marker: bytes) -> list[str]:
+    """The files of the server that hold some bytes."""
+    found = []
+    for file in (server.folder / "data").rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            if file.is_file() and marker in file.read_bytes():
+                found.append(str(file.relative_to(server.folder)))
+    return found

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from erxhub.core.keys import prescription_key
 from erxhub.crypto.suites import SigningKey
-from erxhub.proof.bundle import Form, Subject, read_bundle, write_bundle
+from erxhub.proof.bundle import BareLeaf, Form, Subject, read_bundle, write_bundle
 from erxhub.proof.bundle_checkpoint import Trust
 from erxhub.proof.bundle_verify import Verdict, verify_bundle
 from erxhub.proof.notes import LogSigner
@@ -123,6 +124,20 @@ async def test_a_bundle_stays_the_same_proof_while_the_log_goes_on(live: Live) -
     after = await closing.chain(chain.rx_no)
     assert [verify_bundle(data, closing.trust).faults for data in (before, after)] == [[], []]
     assert len(after) > len(before)
+
+
+async def test_of_a_renewed_prescription_only_the_leaf_is_shown(live: Live) -> None:
+    first = await Chain(live, PERSON).handed_over()
+    live.advance(MINUTE_MS)
+    second = await Chain(live, PERSON).diagnosed()
+    second.prescription.renews_rx_no = first.rx_no
+    await second.uploaded()
+    closing = Closing(live)
+    data = await closing.chain(second.rx_no)
+    verdict = verify_bundle(data, closing.trust)
+    assert verdict.faults == []
+    bare = [single.entry for single in read_bundle(data).singles if isinstance(single.entry, BareLeaf)]
+    assert [entry.leaf[3:35] for entry in bare] == [prescription_key(first.rx_no)]
 
 
 # ---- whom to believe ----

@@ -92,10 +92,10 @@ def test_white_space_comments_and_octets() -> None:
     ("line", "wanted"),
     [
         ("log\n", "FIELDS"),
-        (f"log {LOG.key.vkey} url more\n", "FIELDS"),
+        ("log VKEY url more\n", "FIELDS"),
         ("witness W\n", "FIELDS"),
-        (f"witness W {LOG.key.vkey} url more\n", "FIELDS"),
-        (f"witness none {WITNESSES[0].key.vkey}\n", "RESERVED_NAME"),
+        ("witness W VKEY url more\n", "FIELDS"),
+        ("witness none VKEY\n", "RESERVED_NAME"),
         ("quorum\n", "FIELDS"),
         ("quorum none none\n", "FIELDS"),
         ("quorum W9\n", "QUORUM"),
@@ -112,7 +112,8 @@ def test_white_space_comments_and_octets() -> None:
     ],
 )
 def test_lines_that_are_refused(line: str, wanted: str) -> None:
-    assert reason(line) == wanted
+    # The key is put in here: names of tests must be the same in every process of a run.
+    assert reason(line.replace("VKEY", WITNESSES[0].key.vkey)) == wanted
 
 
 @pytest.mark.parametrize("wanted", ["0", "-1", "+1", "01", "1.0", "2", "9" * 5_000, "Any", "one"])

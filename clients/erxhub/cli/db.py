@@ -19,7 +19,7 @@ from erxhub.cli.stores import database_option
 
 @group("db", example="erxhub db check --db hub.db")
 def db() -> None:
-    """The ledger's database: migrate, check, backup, restore. For a SQLite file and for PostgreSQL.
+    """The ledger's database: migrate, check, backup, restore, scrub. For a SQLite file and for PostgreSQL.
 
     On PostgreSQL, migrate, backup and restore run as the role that owns the ledger; a hub and check run as a role that
     was granted erxhub_hub and owns nothing.
@@ -145,6 +145,29 @@ def restore(db: str, source: Path, out: Output) -> None:
             version = version_sqlite(source)
             copy_sqlite(source, db)
     out.object({"database": shown(db), "restored_from": str(source), "schema": version})
+
+
+@db.command("scrub", example="erxhub db scrub --db hub.db")
+@database_option
+@output_option
+def scrub(db: str, out: Output) -> None:
+    """After an erasure: write the tables anew, so that no byte of what was erased is left in them or in the WAL.
+
+    No hub may have a SQLite file open. On PostgreSQL hubs wait meanwhile; it needs a superuser. Backups, replicas and
+    archived WAL keep what they have until they expire.
+    """
+    import asyncio
+
+    from erxhub.cli.stores import engine_of, failures_of, is_postgres, shown
+    from erxhub.ledger.scrub import scrub_postgres, scrub_sqlite
+
+    found: dict[str, Any] = {"database": shown(db), "engine": engine_of(db), "scrubbed": True}
+    with failures_of(db):
+        if is_postgres(db):
+            found["wal_segments_filled"] = asyncio.run(scrub_postgres(db))
+        else:
+            scrub_sqlite(db)
+    out.object(found)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ VERBS: Final = {
     "reset": ("erxhub.cli.reset:reset", "A sandbox as it was when it was created."),
     "serve": ("erxhub.cli.serve:serve", "A hub for good: keys, certificates and a database of your own."),
     "status": ("erxhub.cli.status:status", "How a running hub of this machine does."),
-    "db": ("erxhub.cli.db:db", "The ledger's database: migrate, check, backup, restore."),
+    "db": ("erxhub.cli.db:db", "The ledger's database: migrate, check, backup, restore, scrub."),
     "ca": ("erxhub.cli.ca:ca", "The trust domain: certificates and signing keys."),
     "keys": ("erxhub.cli.keys:keys", "The hub's own keys."),
     "seed": ("erxhub.cli.seeding:seed", "Register the fictional world with a running hub."),

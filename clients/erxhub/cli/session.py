@@ -28,6 +28,7 @@ _CLIENTS: Final = {
     "channel": "PatientClient",
     "agency": "AgencyClient",
     "auditor": "AuditorClient",
+    "mirror": "MirrorClient",
 }
 SANDBOX_ROLE: Final = "sandbox"
 

@@ -26,6 +26,7 @@ LIGHTS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "GREEN": ("绿灯 链条完整", "every step is there, in order, and the flows agree"),
         "OPEN": ("进行中", "the next step is still possible and its time has not run out"),
         "CLOSED": ("已终结", "ended regularly without a sale"),
+        "ERASED": ("内容已清除", "content erased, existence and order proven"),
         "RED": ("红灯 存在缺口", "a gap exists"),
     }
 )
@@ -63,6 +64,7 @@ _STYLES: Final[Mapping[str, str]] = MappingProxyType(
         "GREEN": "\x1b[1;32m",
         "OPEN": "\x1b[1;33m",
         "CLOSED": "\x1b[1;36m",
+        "ERASED": "\x1b[1;36m",
         "RED": "\x1b[1;31m",
         "information": "\x1b[36m",
         "fund": "\x1b[33m",

@@ -18,6 +18,7 @@ from erxhub.client.failures import (
 )
 from erxhub.client.fault_rules import fault_rule
 from erxhub.client.hospital import HospitalClient
+from erxhub.client.mirror import MirrorClient
 from erxhub.client.patient import PatientClient
 from erxhub.client.pharmacy import PharmacyClient
 from erxhub.client.receipts import check_receipt
@@ -37,6 +38,7 @@ __all__ = [
     "Environment",
     "HospitalClient",
     "HubUnreachable",
+    "MirrorClient",
     "NationalRequestIds",
     "PatientClient",
     "PharmacyClient",

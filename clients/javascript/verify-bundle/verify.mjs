@@ -416,7 +416,7 @@ class BundleReader {
     const subject = { kind, name, key: subjectKey(kind, name) };
     this.ensure(form === 'absence' || kind === 'prescription', "the chain is a prescription's");
     const [policy] = this.fields('policy', 1);
-    this.ensure(TOKEN.test(policy), "not a policy's name");
+    this.ensure(['witnessed', 'unwitnessed'].includes(policy), 'neither witnessed nor unwitnessed');
     const mapRoot = this.sized(this.fields('maproot', 1)[0], 32);
     const mapRootPath = this.path();
     const streams = this.streams();
@@ -706,7 +706,7 @@ class Verification {
     }
     if (streams.length !== 1 || singles.length)
       throw new Refused('STREAM_MISSING', 'neither an absence nor the one stream that was asked about');
-    if (!streams[0].key.equals(subject.key))
+    if (streams[0].kind !== subject.kind || !streams[0].key.equals(subject.key))
       throw new Refused('STREAM_KEY', 'the stream is not the one that was asked about');
     const entries = this.whole(streams[0]);
     const out = entries.find((entry) => HANDED_OUT.has(entry.type));
@@ -760,8 +760,11 @@ class Verification {
       if (!encounter.length) throw new Refused('STREAM_MISSING', "the encounter's stream is not here", prescription[0]);
       return true;
     }
-    if (!prescription.some((entry) => eventOf(entry)?.name === 'content.erased'))
-      throw new Refused('CONTENT_MISSING', 'content is left out that was never erased', bare[0]);
+    for (const stream of [prescription, encounter]) {
+      const erasedAt = stream.findLast((entry) => eventOf(entry)?.name === 'content.erased')?.version ?? 0n;
+      const never = stream.find((entry) => !entry.header && entry.version > erasedAt);
+      if (never) throw new Refused('CONTENT_MISSING', 'content is left out that was never erased', never);
+    }
     this.held(`content erased in ${bare.length} entries: their existence and order are proven, their rules are not`);
     return false;
   }
@@ -1626,7 +1629,9 @@ class Lifecycle {
   follow(prescription, encounter) {
     this.each(prescription, (entry) => this.prescription(entry));
     const visit = { encounter: START };
-    this.each(encounter, ({ name }) => advance(visit, 'encounter', name));
+    this.each(encounter, ({ name }) => {
+      if (name !== 'content.erased') advance(visit, 'encounter', name);
+    });
   }
   each(entries, step) {
     for (const entry of entries) {
@@ -1640,6 +1645,12 @@ class Lifecycle {
   prescription({ name, says, recordedAt }) {
     const [area] = name.split('.');
     if (NO_STATUS.has(name)) return;
+    if (name === 'content.erased') {
+      // The statuses stay, and nothing else.
+      Object.assign(this, { lines: new Set(), authorizations: [], useBeforeHold: START });
+      for (const order of this.orders) order.downloaded = false;
+      return;
+    }
     if (name === 'prescription.prechecked') {
       advance(this, 'rx', name);
       ensure(says.content.lines.every((line) => quantityE4(line.quantity) !== null), 'a quantity that is no decimal');

@@ -77,6 +77,7 @@ class Record:
     leaf_hash: bytes
     event: EventType
     payload: Any
+    is_erased: bool = False
 
     @property
     def name(self) -> str:
@@ -157,7 +158,7 @@ def read_entry(entry: StoredEntry) -> Record | None:
             payload = None
     if entry.stream_kind not in event.stream_kinds:
         payload = None
-    return Record(entry.position, header, entry.leaf_hash, event, payload)
+    return Record(entry.position, header, entry.leaf_hash, event, payload, entry.payload is None)
 
 
 def _emptied(record: Record) -> Record:
@@ -231,6 +232,11 @@ class Chain:
     def person_key(self) -> bytes:
         """The stream of the prescription's person."""
         return self.prechecked.payload.person_key if self.prechecked else b""
+
+    @property
+    def is_erased(self) -> bool:
+        """Whether an entry says that what the prescription's entries said was erased."""
+        return self.rx.first("content.erased") is not None
 
     @property
     def registered(self) -> Record | None:

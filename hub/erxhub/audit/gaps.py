@@ -43,7 +43,9 @@ class View:
 
 
 def gaps(view: View) -> list[str]:
-    """The codes of all gaps, in the order of the table."""
+    """The codes of all gaps, in the order of the table. Of an erased chain only the hashes can be judged."""
+    if view.chain.is_erased:
+        return ["GAP_CHAIN"] if broken_chain(view) else []
     return [code for code, is_open in GAPS.items() if is_open(view)]
 
 

@@ -11,7 +11,7 @@ from typing import Final
 from erxhub.audit.chain import Chain, Finding
 from erxhub.audit.gaps import View
 from erxhub.audit.sales import Sale
-from erxhub.audit.summaries import quantity_text
+from erxhub.audit.summaries import ERASED, quantity_text
 from erxhub.core.claim_arithmetic import format_yuan, parse_quantity_e4
 from erxhub.v1 import audit_pb2
 
@@ -30,12 +30,14 @@ _OVER: Final = ("prescription.undone", "prescription.expired")
 
 
 def light(view: View, gaps: Collection[str]) -> audit_pb2.Light.ValueType:
-    """RED with a gap; GREEN when a sale went all the way and none is open; CLOSED when nothing can or did come of it.
+    """RED with a gap; ERASED when nothing but order can be judged any more; GREEN when a sale went all the way and none is open; CLOSED when nothing can or did come of it.
 
     A prescription whose validity is over counts as expired, whether or not the deadline's entry is written yet.
     """
     if gaps:
         return audit_pb2.LIGHT_RED
+    if view.chain.is_erased:
+        return audit_pb2.LIGHT_ERASED
     is_over = _is_over(view)
     # A hold on a prescription that is over leads nowhere: only what was paid still has a next step.
     if any(sale.is_open and (sale.paid is not None or not is_over) for sale in view.sales):
@@ -58,7 +60,9 @@ def flows(view: View, gaps: Collection[str]) -> list[audit_pb2.FlowSummary]:
     information = set(gaps) - _FUND_GAPS - _GOODS_GAPS
     return [
         audit_pb2.FlowSummary(
-            flow=flow, agrees=not against and flow not in damaged, summary=summary(view.chain, view.sales)
+            flow=flow,
+            agrees=not against and flow not in damaged,
+            summary=ERASED if view.chain.is_erased else summary(view.chain, view.sales),
         )
         for flow, against, summary in (
             (audit_pb2.FLOW_INFORMATION, information, _information),

@@ -18,8 +18,14 @@ _CHINA: Final = timezone(timedelta(hours=8))
 _SHOWN_MAX: Final = 6
 
 
+ERASED: Final = "content erased: existence and order proven"
+"""Stands for what an entry said."""
+
+
 def summary(record: Record) -> str:
     """The line of one entry."""
+    if record.is_erased:
+        return ERASED
     return _LINES[record.name](record.payload)
 
 
@@ -219,6 +225,10 @@ def _tried(payload: events_pb2.DeliveryTryCounted) -> str:
     return f"order {payload.order_no}: wrong sign-for code{', now locked' if payload.locked else ''}"
 
 
+def _kept_as(payload: events_pb2.ContentErased) -> str:
+    return f"as {_word(registry_pb2.RetentionClass, payload.retention_class, 'RETENTION_CLASS_')}"
+
+
 _LINES: Final[Mapping[str, Callable[[Any], str]]] = {
     "ledger.opened": lambda p: f"ledger {p.origin} opened, {p.digest}, format {p.format_version}",
     "hub_key.registered": lambda p: f"{p.key.purpose} key {p.key.key_id} of {p.key.hub_id}",
@@ -235,6 +245,7 @@ _LINES: Final[Mapping[str, Callable[[Any], str]]] = {
     "practitioner.terminated": _says("practitioner ended"),
     "signing_key.registered": lambda p: f"{p.key.suite} key {p.key.key_id} of {p.key.subject_code}",
     "person.registered": _says("person registered"),
+    "content.erased": lambda p: f"content erased, kept until {_time(p.kept_until_ms)} {_kept_as(p)}",
     "person.status_changed": lambda p: f"person {_word(registry_pb2.PersonStatus, p.status, 'PERSON_STATUS_')}",
     "person.voucher_activated": lambda p: f"voucher activated on channel {p.channel_id}",
     "person.voucher_deactivated": lambda p: f"voucher deactivated on channel {p.channel_id}",

@@ -11,8 +11,8 @@ import asyncio
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
@@ -176,6 +176,20 @@ def migrate_sqlite(path: str | os.PathLike[str]) -> list[int]:
         if _is_unavailable(error):
             raise StoreUnavailable(f"the ledger cannot be used: {error}") from error
         raise
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def locked_sqlite(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A ledger file that no hub has open, of this release's schema, for as long as the context lasts.
+
+    Raises FileNotFoundError, StoreInUse, StoreFormatError.
+    """
+    lock, file = _lock(path, create=False)
+    try:
+        check_version("sqlite", version_sqlite(file), str(file))
+        yield file
     finally:
         os.close(lock)
 

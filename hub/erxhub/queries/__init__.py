@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from erxhub.queries import audit, hospital, patient, proofs, registry, watch
+from erxhub.queries import anomalies, audit, hospital, patient, proofs, registry, watch
 from erxhub.queries.base import Query, Stream
 
 QUERIES: Final[Mapping[str, Query]] = MappingProxyType(
@@ -16,6 +16,7 @@ QUERIES: Final[Mapping[str, Query]] = MappingProxyType(
         **patient.QUERIES,
         **audit.QUERIES,
         **proofs.QUERIES,
+        **anomalies.QUERIES,
     }
 )
 STREAMS: Final[Mapping[str, Stream]] = MappingProxyType({**watch.STREAMS, **audit.STREAMS})

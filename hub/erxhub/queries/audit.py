@@ -84,20 +84,10 @@ async def trace_chain(ctx: ReadContext, caller: Caller, request: audit_pb2.Trace
         return refused
     as_of = await ctx.store.last_position()
     rx_key = prescription_key(request.rx_no)
-    sources = Sources(ctx.ledger_key)
-    await _fetch(ctx, sources, {rx_key}, as_of)
-    if not sources.stream(rx_key).stored:
+    view = await view_of(ctx, rx_key, as_of, verify=request.verify, rx_no=request.rx_no)
+    if view is None:
         return Refused("RX_UNKNOWN", field="rx_no")
-    while wanted := missing(rx_key, sources):
-        await _fetch(ctx, sources, wanted, as_of)
-    chain = assemble(rx_key, sources)
-    sales = sales_of(chain.rx.records)
-    findings = [finding for stream in sources.streams.values() for finding in stream.findings]
-    if request.verify:
-        findings = await _verified(ctx, chain, sales, sources, as_of)
-    findings = list(dict.fromkeys([*findings, *link_findings(chain)]))
-    area_code = request.rx_no[:_AREA_DIGITS]
-    view = View(chain, sales, tuple(findings), ctx.clock.now_ms(), lambda at_ms: _rules_at(ctx, area_code, at_ms))
+    chain, findings = view.chain, list(view.findings)
     found = gaps(view)
     entries = await _access_entries(ctx, ACCESS, rx_key, as_of)
     if request.verify:
@@ -128,6 +118,28 @@ async def trace_chain(ctx: ReadContext, caller: Caller, request: audit_pb2.Trace
         as_of_position=as_of,
     )
     return Accepted(reply, targets=(Target(rx_key, chain.person_key),))
+
+
+async def view_of(ctx: ReadContext, rx_key: bytes, as_of: int, *, verify: bool, rx_no: str = "") -> View | None:
+    """A prescription's chain up to a log position, as the gaps are asked of it; None when there is none.
+
+    `verify` looks for everything that does not hold; without it a finding is only what cannot be read or joined.
+    `rx_no` is its number where that is known from elsewhere than from its entries.
+    """
+    sources = Sources(ctx.ledger_key)
+    await _fetch(ctx, sources, {rx_key}, as_of)
+    if not sources.stream(rx_key).stored:
+        return None
+    while wanted := missing(rx_key, sources):
+        await _fetch(ctx, sources, wanted, as_of)
+    chain = assemble(rx_key, sources)
+    sales = () if chain.is_erased else sales_of(chain.rx.records)
+    findings = [finding for stream in sources.streams.values() for finding in stream.findings]
+    if verify:
+        findings = await _verified(ctx, chain, sales, sources, as_of)
+    findings = list(dict.fromkeys([*findings, *link_findings(chain)]))
+    area_code = (rx_no or chain.rx_no)[:_AREA_DIGITS]
+    return View(chain, sales, tuple(findings), ctx.clock.now_ms(), lambda at_ms: _rules_at(ctx, area_code, at_ms))
 
 
 def _rules_at(ctx: ReadContext, area_code: str, at_ms: int) -> Rules:
@@ -165,6 +177,8 @@ async def _verified(
     ctx: ReadContext, chain: Chain, sales: tuple[Sale, ...], sources: Sources, as_of: int
 ) -> list[Finding]:
     """Everything that does not hold: streams first, then revocations, then what was signed, then the file."""
+    if chain.is_erased:  # nothing is known of what it rests on, nor of what was signed
+        return [*integrity.findings(chain.streams()), *chain.rx.findings]
     relied_on = await _names(ctx, signatures.revocation_names(chain, sales))
     await _fetch_signers(ctx, sources, signatures.holders(chain, sales), as_of)
     chain_keys = {stream.key for stream in chain.streams()}
@@ -221,6 +235,8 @@ async def _access_entries(ctx: ReadContext, space: str, key: bytes, as_of: int) 
 
 async def _access_faults(ctx: ReadContext, chain: Chain, entries: list[StoredEntry], as_of: int) -> list[Finding]:
     """What does not hold of the accesses shown, and what the person's own list has and they have not."""
+    if chain.is_erased:  # whose it was is not known any more
+        return [fault for entry in entries for fault in access_findings(entry)]
     of_person = await _access_entries(ctx, PERSON_ACCESS, chain.person_key, as_of)
     broken = {entry.position: faults for entry in (*entries, *of_person) if (faults := access_findings(entry))}
     sound, sound_of_person = (

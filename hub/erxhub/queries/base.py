@@ -22,6 +22,7 @@ from erxhub.core.draft import Lookups, MacKeys, Working, WorkingDraft, Workspace
 from erxhub.core.fold import STATE_TYPES
 from erxhub.core.model import Accepted, Caller, Command, Draft, Evidence, MessageT, Missing, Refused, Target
 from erxhub.crypto.suites import Verifier
+from erxhub.high_water import KeptEvidence
 from erxhub.ledger.log import Checkpoint
 from erxhub.ledger.store import Store, Wanted
 from erxhub.policy.pack import PackLibrary, china_date
@@ -47,7 +48,7 @@ class ReadContext:
     watches have to end, which is when `running` becomes False; `unsubscribe` ends that. `page_key` is 32 bytes, the
     same in all hubs of a ledger, so that a token of one is good at another. `verification` is held by the one read that
     verifies the whole ledger. `covering(position)` gives a signed checkpoint that covers a log position, made now if
-    there is none yet; None where this hub publishes no log.
+    there is none yet; None where this hub publishes no log. `evidence()` tells of the files that refused starts left.
     """
 
     store: Store
@@ -63,6 +64,7 @@ class ReadContext:
     page_key: bytes
     verification: asyncio.Lock = field(default_factory=asyncio.Lock)
     covering: Covering | None = None
+    evidence: Callable[[], Sequence[KeptEvidence]] = tuple
 
 
 Query = Callable[[ReadContext, Caller, Any], Awaitable[Accepted | Refused]]

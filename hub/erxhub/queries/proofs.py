@@ -36,6 +36,7 @@ from erxhub.queries.base import Query, ReadContext
 from erxhub.v1 import audit_pb2
 
 _ENTRIES_AT_ONCE: Final = 256
+_CHECKPOINTS_AT_ONCE: Final = 1_000
 _ROUNDS_MAX: Final = 8
 """So often a stream may have grown while its proof was made; by then somebody writes to it without a pause."""
 
@@ -303,15 +304,35 @@ async def get_checkpoint(
         found = await _newest_signed(ctx)
         if found is None:
             return _no_log()
-    reply = audit_pb2.GetCheckpointResponse(
-        note=cosigned(found),
-        size=found.size,
-        root=found.root,
-        map_root=found.map_root,
-        covered_position=found.covered_position,
-        made_at_ms=found.made_at_ms,
+    return Accepted(_told(found, cosigned(found)))
+
+
+async def list_checkpoints(
+    ctx: ReadContext, caller: Caller, request: audit_pb2.ListCheckpointsRequest
+) -> Accepted | Refused:
+    """The checkpoints of the log in order (检查点列表), so that a mirror can make each of them again.
+
+    Refusals: INPUT_MALFORMED (no checkpoint has the size to begin after).
+    """
+    no = 0
+    if request.after_size:
+        before = await ctx.store.checkpoint(size=request.after_size)
+        if before is None:
+            return Refused("INPUT_MALFORMED", field="after_size")
+        no = before.no
+    found = await ctx.store.checkpoints(no, request.page_size or _CHECKPOINTS_AT_ONCE)
+    return Accepted(audit_pb2.ListCheckpointsResponse(checkpoints=[_told(each, each.note or "") for each in found]))
+
+
+def _told(checkpoint: Checkpoint, note: str) -> audit_pb2.GetCheckpointResponse:
+    return audit_pb2.GetCheckpointResponse(
+        note=note,
+        size=checkpoint.size,
+        root=checkpoint.root,
+        map_root=checkpoint.map_root,
+        covered_position=checkpoint.covered_position,
+        made_at_ms=checkpoint.made_at_ms,
     )
-    return Accepted(reply)
 
 
 async def prove_inclusion(
@@ -401,6 +422,7 @@ async def prove_absence(ctx: ReadContext, caller: Caller, request: audit_pb2.Pro
 
 QUERIES: Final[Mapping[str, Query]] = {
     "AuditService/GetCheckpoint": get_checkpoint,
+    "AuditService/ListCheckpoints": list_checkpoints,
     "AuditService/ProveInclusion": prove_inclusion,
     "AuditService/ProveConsistency": prove_consistency,
     "AuditService/ExportBundle": export_bundle,

@@ -84,6 +84,8 @@ class _LightEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Light.ValueType
     """Ended regularly without a sale."""
     LIGHT_RED: _Light.ValueType  # 4
     """A gap exists."""
+    LIGHT_ERASED: _Light.ValueType  # 5
+    """The content was erased after its retention: that the entries exist and their order is proven, and no more is known."""
 
 class Light(_Light, metaclass=_LightEnumTypeWrapper):
     """The auditor's light (审计灯)."""
@@ -97,6 +99,8 @@ LIGHT_CLOSED: Light.ValueType  # 3
 """Ended regularly without a sale."""
 LIGHT_RED: Light.ValueType  # 4
 """A gap exists."""
+LIGHT_ERASED: Light.ValueType  # 5
+"""The content was erased after its retention: that the entries exist and their order is proven, and no more is known."""
 Global___Light: _TypeAlias = Light  # noqa: Y015
 
 @_typing.final
@@ -794,3 +798,158 @@ class ProveAbsenceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ProveAbsenceResponse: _TypeAlias = ProveAbsenceResponse  # noqa: Y015
+
+@_typing.final
+class ListCheckpointsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    after_size: _builtins.int
+    """Checkpoints beyond this size; 0 from the first. A size that no checkpoint has is refused."""
+    page_size: _builtins.int
+    """0 for the hub's own choice."""
+    def __init__(
+        self,
+        *,
+        after_size: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_size", b"after_size", "page_size", b"page_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckpointsRequest: _TypeAlias = ListCheckpointsRequest  # noqa: Y015
+
+@_typing.final
+class ListCheckpointsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___GetCheckpointResponse]:
+        """In order of size, without the lines of witnesses; the note of one that was never signed is empty. None at the end."""
+
+    def __init__(
+        self,
+        *,
+        checkpoints: _abc.Iterable[Global___GetCheckpointResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoints", b"checkpoints"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListCheckpointsResponse: _TypeAlias = ListCheckpointsResponse  # noqa: Y015
+
+@_typing.final
+class ReportAnomaliesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAY_FIELD_NUMBER: _builtins.int
+    CASE_REASON_FIELD_NUMBER: _builtins.int
+    day: _builtins.str
+    """The day in China, YYYY-MM-DD; empty for the day that it is now."""
+    case_reason: _builtins.str
+    """审计事由; without it the call is refused."""
+    def __init__(
+        self,
+        *,
+        day: _builtins.str = ...,
+        case_reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_reason", b"case_reason", "day", b"day"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportAnomaliesRequest: _TypeAlias = ReportAnomaliesRequest  # noqa: Y015
+
+@_typing.final
+class Anomaly(_message.Message):
+    """One kind of thing that was not as it should be, at one place by one party (异常)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    WHERE_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FIRST_AT_MS_FIELD_NUMBER: _builtins.int
+    LAST_AT_MS_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """ACCESS, ATTEMPT, GAP, TRACE_CODE, QUANTITY, MONEY, OPEN, CLOCK or LEDGER (docs/audit.md)."""
+    code: _builtins.str
+    """A refusal code, a GAP_ code, the reason of a finding, or one of docs/audit.md."""
+    where: _builtins.str
+    """The method, the prescription's number, or the stream and version."""
+    who: _builtins.str
+    """The caller, or the institution concerned."""
+    count: _builtins.int
+    first_at_ms: _builtins.int
+    last_at_ms: _builtins.int
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        code: _builtins.str = ...,
+        where: _builtins.str = ...,
+        who: _builtins.str = ...,
+        count: _builtins.int = ...,
+        first_at_ms: _builtins.int = ...,
+        last_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "count", b"count", "first_at_ms", b"first_at_ms", "kind", b"kind", "last_at_ms", b"last_at_ms", "where", b"where", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Anomaly: _TypeAlias = Anomaly  # noqa: Y015
+
+@_typing.final
+class ReportAnomaliesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DAY_FIELD_NUMBER: _builtins.int
+    ANOMALIES_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    PRESCRIPTIONS_FIELD_NUMBER: _builtins.int
+    ANOMALIES_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    PRESCRIPTIONS_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    AS_OF_POSITION_FIELD_NUMBER: _builtins.int
+    day: _builtins.str
+    entries: _builtins.int
+    """Entries of the day, and prescriptions with one, that were looked at."""
+    prescriptions: _builtins.int
+    anomalies_left_out: _builtins.int
+    """What the limits of a report left out; 0 for a complete one."""
+    prescriptions_left_out: _builtins.int
+    as_of_position: _builtins.int
+    @_builtins.property
+    def anomalies(self) -> _containers.RepeatedCompositeFieldContainer[Global___Anomaly]:
+        """By kind in the order above, code, place and party."""
+
+    def __init__(
+        self,
+        *,
+        day: _builtins.str = ...,
+        anomalies: _abc.Iterable[Global___Anomaly] | None = ...,
+        entries: _builtins.int = ...,
+        prescriptions: _builtins.int = ...,
+        anomalies_left_out: _builtins.int = ...,
+        prescriptions_left_out: _builtins.int = ...,
+        as_of_position: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["anomalies", b"anomalies", "anomalies_left_out", b"anomalies_left_out", "as_of_position", b"as_of_position", "day", b"day", "entries", b"entries", "prescriptions", b"prescriptions", "prescriptions_left_out", b"prescriptions_left_out"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportAnomaliesResponse: _TypeAlias = ReportAnomaliesResponse  # noqa: Y015

@@ -80,6 +80,16 @@ class AuditServiceStub:
                 request_serializer=erxhub_dot_v1_dot_audit__pb2.ProveAbsenceRequest.SerializeToString,
                 response_deserializer=erxhub_dot_v1_dot_audit__pb2.ProveAbsenceResponse.FromString,
                 _registered_method=True)
+        self.ListCheckpoints = channel.unary_unary(
+                '/erxhub.v1.AuditService/ListCheckpoints',
+                request_serializer=erxhub_dot_v1_dot_audit__pb2.ListCheckpointsRequest.SerializeToString,
+                response_deserializer=erxhub_dot_v1_dot_audit__pb2.ListCheckpointsResponse.FromString,
+                _registered_method=True)
+        self.ReportAnomalies = channel.unary_unary(
+                '/erxhub.v1.AuditService/ReportAnomalies',
+                request_serializer=erxhub_dot_v1_dot_audit__pb2.ReportAnomaliesRequest.SerializeToString,
+                response_deserializer=erxhub_dot_v1_dot_audit__pb2.ReportAnomaliesResponse.FromString,
+                _registered_method=True)
 
 
 class AuditServiceServicer:
@@ -149,6 +159,20 @@ class AuditServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListCheckpoints(self, request, context):
+        """Lists the checkpoints of the log in order (检查点列表).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportAnomalies(self, request, context):
+        """Reports what was not as it should be on one day (每日异常报告).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -196,6 +220,16 @@ def add_AuditServiceServicer_to_server(servicer, server):
                     servicer.ProveAbsence,
                     request_deserializer=erxhub_dot_v1_dot_audit__pb2.ProveAbsenceRequest.FromString,
                     response_serializer=erxhub_dot_v1_dot_audit__pb2.ProveAbsenceResponse.SerializeToString,
+            ),
+            'ListCheckpoints': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListCheckpoints,
+                    request_deserializer=erxhub_dot_v1_dot_audit__pb2.ListCheckpointsRequest.FromString,
+                    response_serializer=erxhub_dot_v1_dot_audit__pb2.ListCheckpointsResponse.SerializeToString,
+            ),
+            'ReportAnomalies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportAnomalies,
+                    request_deserializer=erxhub_dot_v1_dot_audit__pb2.ReportAnomaliesRequest.FromString,
+                    response_serializer=erxhub_dot_v1_dot_audit__pb2.ReportAnomaliesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -442,6 +476,60 @@ class AuditService:
             '/erxhub.v1.AuditService/ProveAbsence',
             erxhub_dot_v1_dot_audit__pb2.ProveAbsenceRequest.SerializeToString,
             erxhub_dot_v1_dot_audit__pb2.ProveAbsenceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListCheckpoints(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/erxhub.v1.AuditService/ListCheckpoints',
+            erxhub_dot_v1_dot_audit__pb2.ListCheckpointsRequest.SerializeToString,
+            erxhub_dot_v1_dot_audit__pb2.ListCheckpointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportAnomalies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/erxhub.v1.AuditService/ReportAnomalies',
+            erxhub_dot_v1_dot_audit__pb2.ReportAnomaliesRequest.SerializeToString,
+            erxhub_dot_v1_dot_audit__pb2.ReportAnomaliesResponse.FromString,
             options,
             channel_credentials,
             insecure,

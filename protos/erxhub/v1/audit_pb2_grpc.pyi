@@ -51,6 +51,10 @@ class AuditServiceStub:
     """Exports everything that proves one prescription, to be verified offline (导出证据包)."""
     ProveAbsence: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ProveAbsenceRequest, _audit_pb2.ProveAbsenceResponse]
     """Proves that nothing ever happened under a number, or tells every entry there is (不存在证明)."""
+    ListCheckpoints: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ListCheckpointsRequest, _audit_pb2.ListCheckpointsResponse]
+    """Lists the checkpoints of the log in order (检查点列表)."""
+    ReportAnomalies: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ReportAnomaliesRequest, _audit_pb2.ReportAnomaliesResponse]
+    """Reports what was not as it should be on one day (每日异常报告)."""
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
@@ -75,6 +79,10 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """Exports everything that proves one prescription, to be verified offline (导出证据包)."""
     ProveAbsence: _aio.UnaryUnaryMultiCallable[_audit_pb2.ProveAbsenceRequest, _audit_pb2.ProveAbsenceResponse]  # type: ignore[assignment]
     """Proves that nothing ever happened under a number, or tells every entry there is (不存在证明)."""
+    ListCheckpoints: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListCheckpointsRequest, _audit_pb2.ListCheckpointsResponse]  # type: ignore[assignment]
+    """Lists the checkpoints of the log in order (检查点列表)."""
+    ReportAnomalies: _aio.UnaryUnaryMultiCallable[_audit_pb2.ReportAnomaliesRequest, _audit_pb2.ReportAnomaliesResponse]  # type: ignore[assignment]
+    """Reports what was not as it should be on one day (每日异常报告)."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
     """What an auditor reads, with a case reason (审计追溯)."""
@@ -150,5 +158,21 @@ class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.ProveAbsenceResponse, _abc.Awaitable[_audit_pb2.ProveAbsenceResponse]]:
         """Proves that nothing ever happened under a number, or tells every entry there is (不存在证明)."""
+
+    @_abc_1.abstractmethod
+    def ListCheckpoints(
+        self,
+        request: _audit_pb2.ListCheckpointsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ListCheckpointsResponse, _abc.Awaitable[_audit_pb2.ListCheckpointsResponse]]:
+        """Lists the checkpoints of the log in order (检查点列表)."""
+
+    @_abc_1.abstractmethod
+    def ReportAnomalies(
+        self,
+        request: _audit_pb2.ReportAnomaliesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ReportAnomaliesResponse, _abc.Awaitable[_audit_pb2.ReportAnomaliesResponse]]:
+        """Reports what was not as it should be on one day (每日异常报告)."""
 
 def add_AuditServiceServicer_to_server(servicer: AuditServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
