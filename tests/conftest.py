@@ -1,10 +1,15 @@
-"""Shared by all tests: the shared-folder fixture, the rounds of a campaign, and the report at the end.
+"""Shared by all tests: the shared-folder fixture, the rounds of a campaign, tests that hang, and the report at the end.
 
 Must never hold fixtures of one area; those live in that area's own conftest.py.
 """
 
+import asyncio
+import faulthandler
+import signal
+import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +23,9 @@ __all__ = ["postgres_server"]
 
 # Suites imported by several test modules: their asserts are rewritten like those of a test file.
 pytest.register_assert_rewrite("tests.ledger.contract")
+
+HANGS_AFTER_S = 180
+"""The longest phase of a test takes a few tens of seconds on two quiet cores; campaigns take as long as they take."""
 
 _seconds: defaultdict[str, float] = defaultdict(float)
 _tests: Counter[str] = Counter()
@@ -39,6 +47,55 @@ def rounds(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     """`rounds(20, 200)`: how often to repeat; the large number under --campaign."""
     campaign = bool(request.config.getoption("--campaign"))
     return lambda small, large: large if campaign else small
+
+
+# ---- a test that hangs fails, and says where it stood ----
+
+
+@contextmanager
+def _hangs(item: pytest.Item, phase: str) -> Iterator[None]:
+    if item.config.getoption("--campaign") or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def give_up(*_: object) -> None:
+        with tempfile.TemporaryFile("w+") as stacks:
+            faulthandler.dump_traceback(stacks)
+            with suppress(RuntimeError):  # no loop runs
+                for task in asyncio.all_tasks():
+                    task.print_stack(limit=5, file=stacks)
+            stacks.seek(0)
+            pytest.fail(f"hangs: its {phase} was not over after {HANGS_AFTER_S} s\n{stacks.read()}", pytrace=False)
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    # Again every few seconds, as the first may strike in a task of somebody else and end only that.
+    signal.setitimer(signal.ITIMER_REAL, HANGS_AFTER_S, 5)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    with _hangs(item, "set-up"):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with _hangs(item, "body"):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    with _hangs(item, "end"):
+        return (yield)
+
+
+# ---- the report at the end ----
 
 
 def _area(nodeid: str) -> str:

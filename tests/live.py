@@ -32,6 +32,7 @@ from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.sqlite import open_sqlite
 from erxhub.ledger.store import Store
 from erxhub.ports import ManualClock, Pause, SeededIds, system_pause
+from erxhub.proof.policy import Policy
 from erxhub.rpc.server import FixedIdentity, Layer, ServerIdentity
 from erxhub.seed import SeedWorld, register_world
 
@@ -197,6 +198,7 @@ async def live_hub(
     hub_keys: HubKeys | None = None,
     layers: Sequence[Layer] = (),
     high_water: Path | None = None,
+    witnesses: Policy | None = None,
 ) -> AsyncIterator[Live]:
     """Start a hub on memory (or a SQLite file), seed it, and stop it at the end.
 
@@ -221,6 +223,7 @@ async def live_hub(
             pause=pause,
             layers=layers,
             high_water=high_water,
+            witnesses=witnesses,
         )
 
     if store is None:

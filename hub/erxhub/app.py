@@ -24,14 +24,20 @@ from erxhub.keys import HubKeys
 from erxhub.ledger.store import Store, StoreUnavailable
 from erxhub.policy.pack import PackLibrary, shipped_packs
 from erxhub.ports import Clock, Ids, Pause, SystemClock, SystemIds, system_pause
+from erxhub.proof.policy import Policy
 from erxhub.publishing import Publisher
 from erxhub.queries.base import ReadContext
 from erxhub.rpc.dispatch import Dispatcher
 from erxhub.rpc.methods import METHODS, STATEMENTS
 from erxhub.rpc.server import HubServer, IdentitySource, Layer
-from erxhub.starting import prove_start
+from erxhub.rpc.waiting import Waiting
+from erxhub.starting import log_keys, prove_start
+from erxhub.witnessing import Witnessing
 
 _log = logging.getLogger("erxhub.app")
+
+_LAST_WITNESSING_MS = 1_000
+"""At the end of a hub, when whoever stopped it waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,7 @@ class HubCore:
     verified_entries: int
     _sweep: asyncio.Task[None] | None
     _publishing: asyncio.Task[None] | None
+    _gathering: asyncio.Task[None] | None
     _high_water: HighWater | None
 
     async def end_sweep(self) -> None:
@@ -84,6 +91,7 @@ class HubCore:
                 await self.publisher.publish_all()
             except (StoreUnavailable, OSError, ValueError) as error:
                 _log.warning("the last entries are not in the log yet: %s", error)
+        await self._witness_the_last()
         if self._high_water is not None:
             self._high_water.close()
 
@@ -94,9 +102,20 @@ class HubCore:
         await self.engine.abandon()
 
     async def _end_publishing(self) -> None:
-        if self._publishing is not None:
-            self._publishing.cancel()
-            await asyncio.gather(self._publishing, return_exceptions=True)
+        for task in (self._publishing, self._gathering):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def _witness_the_last(self) -> None:
+        """Have the last checkpoint cosigned if that is quickly done; the next start would do it otherwise."""
+        if self.publisher.witnessing is None or not self.publisher.witnessing.is_behind:
+            return
+        try:
+            async with asyncio.timeout(_LAST_WITNESSING_MS / 1000):
+                await self.publisher.witnessing.show_all()
+        except (TimeoutError, StoreUnavailable, OSError, ValueError) as error:
+            _log.warning("the last checkpoint is not witnessed yet: %s", error or type(error).__name__)
 
 
 @dataclass(slots=True)
@@ -138,10 +157,12 @@ async def start_hub(
     pause: Pause = system_pause,
     layers: Sequence[Layer] = (),
     high_water: Path | None = None,
+    witnesses: Policy | None = None,
 ) -> Hub:
     """Prove the newest entries and the log over them, open or join the ledger, publish it, and listen.
 
     `high_water` is the file with the newest checkpoint that this hub published, in a folder other than the database's.
+    `witnesses` are shown every checkpoint; their quorum makes it a witnessed one (see `witnessing.check_policy`).
     Raises LedgerRefused, StoreUnavailable when the store cannot be used, HighWaterUnreadable, RuntimeError
     when the address cannot be listened on. `layers` stand around every handler, the last one outermost. The store
     belongs to the hub from here on: a failed start closes it too.
@@ -162,12 +183,13 @@ async def start_hub(
             pause=pause,
             publishes=bool(config.checkpoint_interval_ms),
             high_water=high_water,
+            witnesses=witnesses,
         )
         undo.push_async_callback(core.stop)
         server = HubServer(core.dispatcher, identity, config, layers)
         port = await server.start(address)
         undo.pop_all()
-    health = asyncio.create_task(_tell_health(core.engine, server), name="health")
+    health = asyncio.create_task(_tell_health(core, server), name="health")
     _log.info("hub %s listens on port %d; %d entries verified", config.hub_id, port, core.verified_entries)
     return Hub(core.engine, server, store, keys, port, core.verified_entries, core, health, shared)
 
@@ -185,6 +207,7 @@ async def start_core(
     sweeps: bool = True,
     publishes: bool = False,
     high_water: Path | None = None,
+    witnesses: Policy | None = None,
 ) -> HubCore:
     """Prove the newest entries, open or join the ledger, and start the lane; `authority` gives the CA's PEM.
 
@@ -194,7 +217,13 @@ async def start_core(
     """
     clock = clock or SystemClock()
     water = HighWater(high_water) if high_water else None
-    verification = await prove_start(store, keys.log, config, water)
+    witnessing = None
+    if witnesses is not None:
+        known = await log_keys(store, keys.log, config)
+        witnessing = Witnessing(witnesses, store, known, clock=clock, config=config, high_water=water)
+    verification = await prove_start(store, keys.log, config, water, witnessing)
+    if witnessing is not None:
+        await witnessing.open()
     engine = Engine(
         store,
         clock=clock,
@@ -205,7 +234,13 @@ async def start_core(
         acknowledging=water.acknowledge if water else None,
     )
     await engine.start()
-    publisher = Publisher(store, keys.log, clock=clock, config=config, pause=pause, high_water=water)
+    publisher = Publisher(
+        store, keys.log, clock=clock, config=config, pause=pause, high_water=water, witnessing=witnessing
+    )
+    gathering = None
+    if witnessing is not None:
+        witnessing.on_halt = engine.turned.set
+        gathering = asyncio.create_task(witnessing.run(), name="gathering")
     reads = ReadContext(
         store=store,
         mac_keys=keys.mac_keys,
@@ -219,6 +254,7 @@ async def start_core(
         running=lambda: engine.feeds_watches,
         page_key=hashlib.sha256(keys.content_mac_key() + b"page").digest(),
         covering=publisher.covering,
+        cosigned=witnessing.cosigned if witnessing is not None else None,
         evidence=water.evidence if water else tuple,
     )
     dispatcher = Dispatcher(
@@ -228,10 +264,13 @@ async def start_core(
         rules=shared.rules,
         config=config,
         pause=pause,
+        waiting=Waiting(publisher.reached if publishes else publisher.covering, publisher.witnessed, store, pause),
     )
     sweep = asyncio.create_task(_sweep(engine, config, pause), name="sweep") if sweeps else None
     publishing = asyncio.create_task(publisher.run(), name="publishing") if publishes else None
-    return HubCore(engine, dispatcher, reads, store, publisher, verification.entries, sweep, publishing, water)
+    return HubCore(
+        engine, dispatcher, reads, store, publisher, verification.entries, sweep, publishing, gathering, water
+    )
 
 
 def settle_memory() -> None:
@@ -264,9 +303,11 @@ async def _sweep(engine: Engine, config: Config, pause: Pause) -> None:
         await pause(config.sweep_interval_ms)
 
 
-async def _tell_health(engine: Engine, server: HubServer) -> None:
-    """Tell health clients whether the lane takes commands and can write."""
+async def _tell_health(core: HubCore, server: HubServer) -> None:
+    """Tell health clients whether the lane takes commands and can write, and whether the log is published."""
+    engine, witnessing = core.engine, core.publisher.witnessing
     while True:
         engine.turned.clear()
-        await server.announce(serving=engine.serving)
+        halted = witnessing is not None and witnessing.halted is not None
+        await server.announce(serving=engine.serving, publishing=not halted)
         await engine.turned.wait()

@@ -104,6 +104,9 @@ class Config:
     max_merge_delay_ms: int = 60_000
     """The promise in receipts: entries are in the public log within this time."""
 
+    witness_timeout_ms: int = 3_000
+    """How long a witness may take to answer, and a bundle waits for cosignatures before it goes out unwitnessed."""
+
     clock_skew_ms: int = 300_000
     """How far the clock that a caller sends with a call may differ from the hub's; more is TIME_SKEW."""
 

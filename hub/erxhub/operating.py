@@ -91,10 +91,24 @@ class Operations:
                 "covered_position": checkpoint.covered_position,
                 "age_ms": self._age_ms(checkpoint),
             },
+            "witnessed": self._witnessed(),
             "holds_sequencer_lease": _leads(self._hub.store),
             "commits": _times(told.commit_seconds),
             "conflicts": told.conflicts,
             "busy": told.busy,
+        }
+
+    def _witnessed(self) -> dict[str, Any] | None:
+        """How far the witnesses are; None for a hub without any."""
+        witnessing = self._hub.core.publisher.witnessing
+        if witnessing is None:
+            return None
+        newest = witnessing.newest
+        return {
+            "no": newest.no if newest else None,
+            "size": newest.size if newest else None,
+            "overdue_ms": witnessing.overdue_ms,
+            "publishing_halted": witnessing.halted,
         }
 
     async def _asked(self) -> _Facts | None:
@@ -150,6 +164,31 @@ class Operations:
             yield gauge("erxhub_checkpoint_size", "Leaves under the newest signed checkpoint.", checkpoint.size)
             yield gauge("erxhub_checkpoint_covered_position", "The newest entry under it.", checkpoint.covered_position)
             yield gauge("erxhub_checkpoint_age_seconds", "Age of the newest signed checkpoint.", age_s)
+
+        yield from self._of_witnesses()
+
+    def _of_witnesses(self) -> Iterator[Family]:
+        witnessing = self._hub.core.publisher.witnessing
+        if witnessing is None:
+            return
+        size = witnessing.newest.size if witnessing.newest else 0
+        yield gauge("erxhub_witness_checkpoint_size", "Leaves under the newest witnessed checkpoint.", size)
+        yield gauge(
+            "erxhub_witness_overdue_seconds",
+            "How long a checkpoint has been without its cosignatures, beyond the merge delay.",
+            witnessing.overdue_ms / 1000,
+        )
+        yield gauge(
+            "erxhub_witness_halted",
+            "1 when a witness knows another history and nothing is published any more.",
+            int(witnessing.halted is not None),
+        )
+        yield counters(
+            "erxhub_witness_failures_total",
+            "Requests for a cosignature that brought none, by the witness's name in the policy.",
+            "witness",
+            witnessing.failures,
+        )
 
     def _age_ms(self, checkpoint: Checkpoint) -> int:
         return max(0, self._hub.engine.clock.now_ms() - checkpoint.made_at_ms)

@@ -1,9 +1,10 @@
 """Publishing: from entries to signed checkpoints, and whoever waits for one.
 
 Owns the order of a step: the store takes it (tree, map and checkpoint in one transaction), the log key signs it, the
-note is stored, the high-water file moves on, and only then anybody is told. A crash between any two of these leaves a
-checkpoint that the next one to come signs alike, as Ed25519 gives the same bytes. It must never sign a checkpoint that
-the store does not hold, and never show one whose note is not stored. While it cannot publish, commands go on.
+note is stored, the high-water file moves on, and only then anybody is told, the witnesses too. A crash between any two
+of these leaves a checkpoint that the next one to come signs alike, as Ed25519 gives the same bytes. It must never sign
+a checkpoint that the store does not hold, and never show one whose note is not stored. While it cannot publish,
+commands go on.
 """
 
 from __future__ import annotations
@@ -22,11 +23,16 @@ from erxhub.proof.checkpoints import write_checkpoint
 from erxhub.proof.notes import LogSigner, PrivateKey
 from erxhub.proof.pages import PageDamaged
 from erxhub.proof.tiles import TileDamaged
+from erxhub.witnessing import PublishingHalted, Witnessing
 
 _log = logging.getLogger("erxhub.publishing")
 
 _PROVE_TRIES: Final = 8
 """Tries for proofs against a signed checkpoint: another one may be made, and not yet signed, at each moment."""
+
+
+class NotWitnessed(LookupError):
+    """This hub has no witnesses: nothing is ever witnessed."""
 
 
 async def _go_on(_: str) -> None:
@@ -45,11 +51,14 @@ class Publisher:
         config: Config,
         pause: Pause,
         high_water: HighWater | None = None,
+        witnessing: Witnessing | None = None,
         between: Callable[[str], Awaitable[None]] = _go_on,
     ) -> None:
         self.signer = LogSigner(config.origin, log_key)
         self.newest: Checkpoint | None = None
         """The newest published checkpoint that this hub knows; its note is stored."""
+        self.witnessing = witnessing
+        """The witnesses and what they cosigned; None where there is no policy."""
         self._store = store
         self._clock = clock
         self._config = config
@@ -62,8 +71,10 @@ class Publisher:
     async def covering(self, position: int) -> Checkpoint:
         """A signed checkpoint that covers the entry at `position`, made now where none does.
 
-        Raises LogEmpty (no entry has this position), StoreUnavailable, TileDamaged, PageDamaged.
+        Raises LogEmpty (no entry has this position), StoreUnavailable and its kind PublishingHalted, TileDamaged,
+        PageDamaged.
         """
+        self._check()
         if self.newest is not None and self.newest.covered_position >= position:
             return self.newest
         async with self._turn:
@@ -89,6 +100,16 @@ class Publisher:
         finally:
             self._waiting = [waiting for waiting in self._waiting if waiting[1] is not future]
 
+    async def witnessed(self, position: int) -> Checkpoint:
+        """Wait for a checkpoint that covers `position` and that a quorum of the policy has cosigned.
+
+        Raises NotWitnessed where there is no policy, PublishingHalted when publishing has ended.
+        """
+        if self.witnessing is None:
+            raise NotWitnessed("this hub has no witnesses")
+        self._check()
+        return await self.witnessing.reached(position)
+
     async def prove(self, wanted: ProofsWanted) -> Proofs:
         """Proofs against the newest checkpoint, which is signed. Raises as `Store.prove` does."""
         for _ in range(_PROVE_TRIES):
@@ -101,6 +122,7 @@ class Publisher:
 
     async def publish_all(self) -> Checkpoint | None:
         """Publish until every entry is covered; the newest checkpoint then. Raises as `covering` does."""
+        self._check()
         async with self._turn:
             await self._catch_up()
             while await self._step() is not None:
@@ -116,6 +138,10 @@ class Publisher:
             try:
                 while await self._round():
                     pass
+                if self.witnessing is not None:
+                    self.witnessing.wake()
+            except PublishingHalted:
+                pass  # it was said when it began, and metrics and health go on saying it
             except StoreUnavailable:
                 _log.warning("no checkpoint now: the store cannot be used")
             except OSError as error:
@@ -128,6 +154,7 @@ class Publisher:
 
     async def _round(self) -> bool:
         """What is due now; whether more is waiting already."""
+        self._check()
         async with self._turn:
             before = await self._catch_up()
             if not self._store.integrates:
@@ -173,4 +200,10 @@ class Publisher:
         for position, future in self._waiting:
             if position <= made.covered_position and not future.done():
                 future.set_result(made)
+        if self.witnessing is not None:
+            self.witnessing.offer(made)
         return made
+
+    def _check(self) -> None:
+        if self.witnessing is not None:
+            self.witnessing.check()

@@ -10,6 +10,8 @@ import base64
 from collections.abc import Mapping
 from typing import Any, Final
 
+from google.protobuf.message import DecodeError
+
 from erxhub.config import Config
 from erxhub.core import index
 from erxhub.high_water import HighWater, HighWaterUnreadable, Mark
@@ -24,6 +26,7 @@ from erxhub.proof.notes import ED25519, NoteKey, PrivateKey
 from erxhub.proof.records import maproot_leaf
 from erxhub.proof.tiles import Nodes, TilePlace
 from erxhub.v1 import state_pb2
+from erxhub.witnessing import Witnessing
 
 ROLLBACK_DETECTED: Final = "ROLLBACK_DETECTED"
 LEDGER_DAMAGED: Final = "LEDGER_DAMAGED"
@@ -64,15 +67,30 @@ class LedgerRefused(Exception):
         self.verification = verification
 
 
-async def prove_start(store: Store, log_key: PrivateKey, config: Config, high_water: HighWater | None) -> Verification:
+async def prove_start(
+    store: Store,
+    log_key: PrivateKey,
+    config: Config,
+    high_water: HighWater | None,
+    witnessing: Witnessing | None = None,
+) -> Verification:
     """Verify the newest entries, the newest checkpoint over them, and that nothing published is missing.
+
+    What was published is what the high-water file says and what the witnesses that answer have cosigned.
 
     Raises LedgerRefused, StoreUnavailable, HighWaterUnreadable.
     """
     mark = high_water.read() if high_water else None
     acknowledged = high_water.position() if high_water else 0
+    if mark is not None and mark.origin != config.origin:
+        raise HighWaterUnreadable(f"the high-water file is of the log {mark.origin}, and this is {config.origin}")
+    # Before the store is asked: another hub may go on publishing, and stores before it shows.
+    published = [mark] if mark is not None else []
+    if witnessing is not None:
+        shown = (await witnessing.ask_all()).values()
+        published += [Mark(config.origin, one.said.size, one.said.root, one.note) for one in shown]
     try:
-        return await _prove(store, log_key, config, mark, acknowledged)
+        return await _prove(store, log_key, config, published, acknowledged)
     except LedgerRefused as refused:
         if high_water is not None:
             name = f"evidence-{refused.code.lower().replace('_', '-')}-{refused.evidence['size']}"
@@ -82,20 +100,20 @@ async def prove_start(store: Store, log_key: PrivateKey, config: Config, high_wa
 
 
 async def _prove(
-    store: Store, log_key: PrivateKey, config: Config, mark: Mark | None, acknowledged: int, tries: int = _TRIES
+    store: Store, log_key: PrivateKey, config: Config, published: list[Mark], acknowledged: int, tries: int = _TRIES
 ) -> Verification:
     newest = await store.checkpoint()
     last = await store.last_position()
 
-    def refuse(code: str, found: str, verification: Verification | None = None) -> LedgerRefused:
-        return LedgerRefused(
-            code, found, _evidence(code, found, config, (last, acknowledged), newest, mark), verification
-        )
+    def refuse(
+        code: str, found: str, verification: Verification | None = None, mark: Mark | None = None
+    ) -> LedgerRefused:
+        evidence = _evidence(code, found, config, (last, acknowledged), newest, mark or longest)
+        return LedgerRefused(code, found, evidence, verification)
 
-    if mark is not None and mark.origin != config.origin:
-        raise HighWaterUnreadable(f"the high-water file is of the log {mark.origin}, and this is {config.origin}")
-    if mark is not None and (newest is None or newest.size < mark.size):
-        raise refuse(ROLLBACK_DETECTED, f"a log of {mark.size} leaves was published, and {_size(newest)} are here")
+    longest = max(published, key=lambda mark: mark.size, default=None)
+    if longest is not None and _size(newest) < longest.size:
+        raise refuse(ROLLBACK_DETECTED, f"a log of {longest.size} leaves was published, and {_size(newest)} are here")
     if newest is not None and newest.covered_position > last:
         raise refuse(
             ROLLBACK_DETECTED, f"the newest checkpoint covers {newest.covered_position} entries, and {last} are here"
@@ -110,17 +128,17 @@ async def _prove(
     if newest is None:
         return verification
     try:
-        fault = await _log_fault(store, newest, start, await _log_keys(store, log_key, config), config)
+        fault = await _log_fault(store, newest, start, await log_keys(store, log_key, config), config)
     except (ValueError, TypeError, IndexError) as error:
         fault = f"the log cannot be read ({error})"
     if fault and tries and await _has_moved(store, newest):
-        return await _prove(store, log_key, config, mark, acknowledged, tries - 1)
+        return await _prove(store, log_key, config, published, acknowledged, tries - 1)
     if fault:
         raise refuse(LEDGER_DAMAGED, fault)
-    if mark is not None:
+    for mark in published:
         different = await _difference(store, newest, mark)
         if different:
-            raise refuse(ROLLBACK_DETECTED, different)
+            raise refuse(ROLLBACK_DETECTED, different, mark=mark)
     return verification
 
 
@@ -212,12 +230,15 @@ async def _difference(store: Store, newest: Checkpoint, mark: Mark) -> str | Non
     return None
 
 
-async def _log_keys(store: Store, log_key: PrivateKey, config: Config) -> list[NoteKey]:
-    """The log keys of this ledger: the hub's own, and those that the ledger's stream names."""
+async def log_keys(store: Store, log_key: PrivateKey, config: Config) -> list[NoteKey]:
+    """The log keys of this ledger: the hub's own, and those that the ledger's stream names. Raises StoreUnavailable."""
     public = {log_key.public_key}
     found = await store.read(Wanted(names=frozenset({index.LEDGER_NAME})))
     for head in found.heads.values():
-        state = state_pb2.LedgerState.FromString(head.body)
+        try:
+            state = state_pb2.LedgerState.FromString(head.body)
+        except DecodeError:
+            continue  # whatever a key of it signed is found not to be signed by one that is known
         public.update(key.public_key for key in state.keys if key.purpose == "log")
     return [NoteKey(config.origin, ED25519, key) for key in sorted(public)]
 

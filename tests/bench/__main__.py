@@ -1,201 +1,106 @@
-"""Runs the benchmark. See docs/benchmark.md; `--help` lists the settings."""
+"""Runs the benchmark. See docs/benchmark.md; `--help` lists the settings and the rows."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
+import json
 import sys
 import tempfile
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Final
 
-from tests.bench import load, report
-from tests.bench.answers import AnswerWrong, check_ledger, check_reply
-from tests.bench.load import Calls, Segment
-from tests.bench.processes import ROOT, ServerProcess
-from tests.bench.report import ECHO, UPLOADS, Measured, Rounds
-from tests.bench.signatures import openssl_sm2_verification_ns, verification_cpu_ns
-from tests.bench.world import Upload, World
+from tests.bench import report, rows_chains, rows_grown, rows_load, rows_proof, rows_watch, uploads
+from tests.bench.answers import AnswerWrong
+from tests.bench.processes import ROOT
+from tests.bench.results import Results
+from tests.bench.saying import say
 
-_VERIFICATIONS = 100  # uploads whose signatures are verified to time one
+Row = Callable[[Path, bool, Results], Awaitable[None]]
 
+ROWS: Final[Mapping[str, Row]] = {
+    "naive": rows_load.naive,
+    "disk": rows_load.disk,
+    "crowd": rows_load.crowd,
+    "stream": rows_load.stream,
+    "proofs": rows_load.proofs,
+    "watches": rows_watch.watches,
+    "chains": rows_chains.chains,
+    "witnessed": rows_proof.witnessed,
+    "bundle": rows_proof.bundle,
+    "mirror": rows_proof.mirror,
+    "growth": rows_grown.growth,
+}
+"""Beside `uploads`, which has a table and plans of its own."""
 
-_TURNS = 4  # stretches that a round's calls are cut into, each target taking its turn
-
-
-class Stretch(NamedTuple):
-    """Calls that one server answered without a break, and the CPU it used for them."""
-
-    cpu_ns: int
-    segment: Segment
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is measured. `calls` is by number in flight, per round and target."""
-
-    rounds: int
-    calls: dict[int, int]
-    overload_in_flight: int
-    overload_calls: int
+LARGE: Final = "large"
+"""The row that only `--large` runs."""
 
 
-FULL = Plan(rounds=7, calls={1: 400, 64: 1536, 256: 2048}, overload_in_flight=2048, overload_calls=4096)
-QUICK = Plan(rounds=1, calls={1: 20, 64: 128, 256: 256}, overload_in_flight=2048, overload_calls=2048)
-TINY = Plan(rounds=1, calls={1: 4, 64: 64}, overload_in_flight=128, overload_calls=128)
-"""For the test of the benchmark itself; its numbers say nothing."""
+async def run(names: list[str], plan: uploads.Plan, quick: bool, results: Results) -> None:
+    """The rows of these names, one after another, each in a folder of its own."""
+    for name in names:
+        begun = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="erxhub-bench-") as folder:
+            if name == "uploads":
+                print(await uploads.measure(plan, Path(folder), results), end="\n\n")
+            else:
+                row = rows_grown.large if name == LARGE else ROWS[name]
+                await row(Path(folder), quick, results)
+        say(f"{name}: {time.perf_counter() - begun:.0f} s")
 
 
-class Bench:
-    """One run against one hub and one echo."""
-
-    def __init__(self, plan: Plan, world: World, hub: ServerProcess) -> None:
-        self.plan = plan
-        self.world = world
-        self.hub = hub
-        self.rounds = Rounds()
-        self.accepted: list[str] = []
-        self.overload: Counter[str] = Counter()
-
-    async def run(self) -> None:
-        """Warm up, then the rounds, then the greatest number in flight."""
-        async with load.connected(self.hub.port, self.world.hospital) as uploading:
-            warm = await self.world.prepare(self.hub.port, dict.fromkeys(UPLOADS.values(), 64))
-            for uploads in warm.values():
-                first = self._take(uploads, await load.run(uploading, _requests(uploads), 16))
-            reply_bytes = len(first.outcomes[0].reply)
-            with ServerProcess("tests.bench.echo_server", str(self.world.folder), str(reply_bytes)) as echo:
-                async with load.connected(echo.port, self.world.hospital) as echoing:
-                    self._echoed(await load.run(echoing, _requests(uploads), 16), reply_bytes)
-                    for number in range(self.plan.rounds):
-                        await self._round(number, echo, echoing, uploading, reply_bytes)
-                        _say(f"round {number + 1} of {self.plan.rounds}")
-            await self._overload(uploading)
-
-    async def _round(
-        self, number: int, echo: ServerProcess, echoing: Calls, uploading: Calls, reply_bytes: int
-    ) -> None:
-        ready = await self.world.prepare(self.hub.port, dict.fromkeys(UPLOADS.values(), sum(self.plan.calls.values())))
-        for target, suite in UPLOADS.items():
-            used = verification_cpu_ns(self.world, suite, ready[suite][:_VERIFICATIONS])
-            self.rounds.verification_us.setdefault(target, []).append(used / 1000)
-        openssl_ns = openssl_sm2_verification_ns()
-        if openssl_ns is not None:
-            self.rounds.openssl_sm2_us.append(openssl_ns / 1000)
-        begin = 0
-        for in_flight, calls in self.plan.calls.items():
-            stretches: dict[str, list[Stretch]] = {target: [] for target in (ECHO, *UPLOADS)}
-            size = max(in_flight, calls // _TURNS)
-            for turn, first in enumerate(range(begin, begin + calls, size)):
-                # Short turns, and who comes first changes, so that whatever else the machine does meets all alike.
-                targets = list(stretches)
-                shift = (number + turn) % len(targets)
-                for target in targets[shift:] + targets[:shift]:
-                    uploads = ready[UPLOADS.get(target, "ES256")][first : min(first + size, begin + calls)]
-                    server, calling = (echo, echoing) if target == ECHO else (self.hub, uploading)
-                    before_ns = server.cpu_ns()
-                    segment = await load.run(calling, _requests(uploads), in_flight)
-                    stretches[target].append(Stretch(server.cpu_ns() - before_ns, segment))
-                    if target == ECHO:
-                        self._echoed(segment, reply_bytes)
-                    else:
-                        self._take(uploads, segment)
-            for target, parts in stretches.items():
-                self.rounds.segments.setdefault((target, in_flight), []).append(_measured(parts))
-            begin += calls
-
-    async def _overload(self, uploading: Calls) -> None:
-        ready = await self.world.prepare(self.hub.port, {"ES256": self.plan.overload_calls})
-        uploads = ready["ES256"]
-        segment = await load.run(uploading, _requests(uploads), self.plan.overload_in_flight)
-        self.overload = segment.statuses()
-        self._keep(uploads, segment)
-
-    def _take(self, uploads: Sequence[Upload], segment: Segment) -> Segment:
-        """Every call of a measured stretch is OK, or the numbers are about something else."""
-        statuses = segment.statuses()
-        if set(statuses) != {"OK"}:
-            raise AnswerWrong(f"uploads ended {dict(statuses)}")
-        return self._keep(uploads, segment)
-
-    def _keep(self, uploads: Sequence[Upload], segment: Segment) -> Segment:
-        for outcome in segment.outcomes:
-            if outcome.status == "OK":
-                rx_no = uploads[outcome.place].rx_no
-                check_reply(rx_no, outcome.reply, self.world.receipt_keys)
-                self.accepted.append(rx_no)
-        return segment
-
-    @staticmethod
-    def _echoed(segment: Segment, reply_bytes: int) -> None:
-        if any(outcome.status != "OK" or len(outcome.reply) != reply_bytes for outcome in segment.outcomes):
-            raise AnswerWrong(f"the echo ended {dict(segment.statuses())}")
-
-
-def _measured(parts: Sequence[Stretch]) -> Measured:
-    """One round's numbers from its stretches."""
-    whole = Segment(
-        [outcome for part in parts for outcome in part.segment.outcomes],
-        sum(part.segment.elapsed_s for part in parts),
-    )
-    cpu_ns = sum(part.cpu_ns for part in parts)
-    return Measured(
-        cpu_ns / len(whole.outcomes) / 1000, whole.throughput, whole.latency_ms(0.5), whole.latency_ms(0.99)
-    )
-
-
-def _requests(uploads: Sequence[Upload]) -> list[bytes]:
-    return [upload.request for upload in uploads]
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-async def measure(plan: Plan, output: Path) -> bool:
-    """Run the plan, print the table, write the file; returns whether every goal is met. Raises AnswerWrong."""
-    with tempfile.TemporaryDirectory(prefix="erxhub-bench-") as name:
-        folder = Path(name)
-        world = World(folder)
-        with ServerProcess("tests.bench.hub_server", name) as hub:
-            await world.populate(hub.port)
-            bench = Bench(plan, world, hub)
-            await bench.run()
-        entries = await check_ledger(folder / "ledger.db", bench.accepted, hashlib.sha256(world.file).digest())
-    answers = {"ok_replies": len(bench.accepted), "rows": len(bench.accepted), "entries_verified": entries}
-    content = {
-        "machine": report.machine(),
-        "goals": report.goals(bench.rounds, overload=bench.overload, overload_in_flight=plan.overload_in_flight),
-        "judged_at_in_flight": report.JUDGED_AT,
-        "figures": report.figures(bench.rounds, overload=bench.overload, answers=answers),
-    }
-    report.write(output, content)
-    print(report.table(bench.rounds, content))
-    return all(goal["ok"] for goal in content["goals"].values())
+def merge(path: Path, results: Results) -> Mapping[str, Any]:
+    """Put what was measured into the file, beside the rows that an earlier run left there."""
+    content: dict[str, Any] = {"machine": {}, "goals": {}, "judged_at_in_flight": report.JUDGED_AT, "figures": {}}
+    if path.exists():
+        content |= json.loads(path.read_text("utf-8"))
+    content["machine"] = report.machine()
+    content["goals"] = content["goals"] | results.goals
+    content["figures"] = content["figures"] | results.figures
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
+    return content
 
 
 def main() -> int:
     """0 when the answers were true, and 1 when not; with --strict also 1 when a goal is missed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short round, under a minute")
+    every = ("uploads", *ROWS)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench", description=__doc__, epilog=f"Rows: {', '.join(every)}; {LARGE} by --large only."
+    )
+    parser.add_argument("--only", metavar="ROW,…", help="these rows; the others stay in the file as they are")
+    parser.add_argument("--large", action="store_true", help="the row with 1,000,000 prescriptions, alone")
+    parser.add_argument("--quick", action="store_true", help="one short round of each row: a look, no measurement")
     parser.add_argument("--tiny", action="store_true", help="a few calls, to see that the benchmark itself works")
-    parser.add_argument("--rounds", type=int, help="rounds to measure")
+    parser.add_argument("--rounds", type=int, help="rounds of the row `uploads`")
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "bench.json", help="the file to write")
     parser.add_argument("--strict", action="store_true", help="end with status 1 when a goal is missed")
     arguments = parser.parse_args()
-    plan = TINY if arguments.tiny else QUICK if arguments.quick else FULL
+    plan = uploads.TINY if arguments.tiny else uploads.QUICK if arguments.quick else uploads.FULL
     if arguments.rounds:
-        plan = Plan(arguments.rounds, plan.calls, plan.overload_in_flight, plan.overload_calls)
+        plan = uploads.Plan(arguments.rounds, plan.calls, plan.overload_in_flight, plan.overload_calls)
+    names = list(every)
+    if arguments.only:
+        names = arguments.only.split(",")
+        if wrong := set(names) - {*every, LARGE}:
+            parser.error(f"no row is called {', '.join(sorted(wrong))}")
+    elif arguments.large or arguments.tiny:
+        names = [LARGE] if arguments.large else ["uploads"]
+    results = Results()
+    wrong_answer = None
     try:
-        met = asyncio.run(measure(plan, arguments.output))
+        asyncio.run(run(names, plan, arguments.quick, results))
     except AnswerWrong as error:
-        _say(f"the answers are wrong: {error}")
+        wrong_answer = error
+    merge(arguments.output, results)
+    print("\n".join(results.lines()))
+    if wrong_answer is not None:
+        say(f"the answers are wrong: {wrong_answer}")
         return 1
-    return 0 if met or not arguments.strict else 1
+    return 0 if all(goal["ok"] for goal in results.goals.values()) or not arguments.strict else 1
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,19 @@ from erxhub.config import Config
 from tests.bench.load import UPLOAD
 
 
+WATCH = "/erxhub.v1.DispensingService/BareStream"
+"""A stream that says nothing and stays open until its caller ends it."""
+
+
 async def serve(folder: Path, reply_bytes: int) -> None:
     reply = b"\x5a" * reply_bytes
 
     async def echo(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         return reply
+
+    async def stay(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
+        await asyncio.Event().wait()
+        yield b""
 
     config = Config()
     server = grpc.aio.server(
@@ -36,7 +45,9 @@ async def serve(folder: Path, reply_bytes: int) -> None:
     )
     _, service, method = UPLOAD.split("/")
     handler = grpc.method_handlers_generic_handler(service, {method: grpc.unary_unary_rpc_method_handler(echo)})
-    server.add_generic_rpc_handlers((handler,))
+    _, service, method = WATCH.split("/")
+    watch = grpc.method_handlers_generic_handler(service, {method: grpc.unary_stream_rpc_method_handler(stay)})
+    server.add_generic_rpc_handlers((handler, watch))
     credentials = grpc.ssl_server_credentials(
         [((folder / "key.pem").read_bytes(), (folder / "cert.pem").read_bytes())],
         root_certificates=(folder / "ca.pem").read_bytes(),

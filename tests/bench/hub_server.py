@@ -1,32 +1,130 @@
 """The hub as a process of its own: mutual TLS, the ledger in an SQLite file with synchronous=FULL.
 
 Run by `processes.py` as `python -m tests.bench.hub_server FOLDER`. Prints its port on one line, serves until its
-standard input ends, and stops in good order.
+standard input ends, and stops in good order. The options take away or add what a row of the benchmark is about; without
+any it is what `erxhub serve` starts.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import sqlite3
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from erxhub import engine
 from erxhub.app import settle_memory, start_hub
+from erxhub.config import Config
 from erxhub.keys import HubKeys
-from erxhub.ledger.sqlite import open_sqlite
+from erxhub.ledger.sqlite import SqliteStore, open_sqlite
+from erxhub.ledger.store import Store
+from erxhub.proof.policy import read_policy
 from erxhub.rpc.server import FixedIdentity, ServerIdentity
 
 
-async def serve(folder: Path) -> None:
+def hold_writer(store: SqliteStore, hold_ms: int) -> None:
+    """A test hook: the writer's thread stands still for so long at each commit, as on a slow disk."""
+    writer: Any = store._writer
+    commit, run = writer._commit, writer.run
+
+    def held_commit(rows: Any) -> None:
+        time.sleep(hold_ms / 1000)
+        commit(rows)
+
+    def held_run(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(hold_ms / 1000)
+        return run(*args, **kwargs)
+
+    writer._commit, writer.run = held_commit, held_run
+
+
+def without_receipts() -> None:
+    """Commands leave no receipt: for the row that asks what proofs cost."""
+    engine.write_receipt = lambda *_: None  # type: ignore[assignment]
+
+
+async def pragma(store: SqliteStore, setting: str) -> None:
+    """Change a setting of the writing connection, as `name = value`."""
+
+    def run(connection: sqlite3.Connection) -> None:
+        connection.execute(f"PRAGMA {setting}")
+
+    await store._connection._execute(run, store._connection._conn)  # type: ignore[no-untyped-call]
+
+
+async def _open(options: argparse.Namespace) -> Store:
+    if options.db:
+        from erxhub.ledger.postgres import open_postgres
+        from erxhub.placement import AreaPlacement
+
+        return await open_postgres(options.db, placement=AreaPlacement())
+    store = await open_sqlite(options.folder / "ledger.db")
+    if options.synchronous:
+        await pragma(store, f"synchronous = {options.synchronous}")
+    if options.hold_ms:
+        hold_writer(store, options.hold_ms)
+    if options.naive:
+        from tests.bench.naive import NaiveStore
+
+        return NaiveStore(store)
+    return store
+
+
+def config_of_plain() -> Config:
+    """The settings of every hub that is measured: nobody is slowed."""
+    return Config(access_budget_per_minute=1_000_000_000)
+
+
+def config_of(options: argparse.Namespace) -> Config:
+    """The hub's settings for these options."""
+    config = config_of_plain()
+    if options.naive:
+        config = replace(config, batch_commands_max=1, batch_linger_ms=0)
+    if options.hub_id:
+        config = replace(config, hub_id=options.hub_id)
+    if options.without_proofs:
+        config = replace(config, checkpoint_interval_ms=0)
+    return config
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Start, print the port, wait for the end of standard input, stop."""
+    folder: Path = options.folder
     identity = ServerIdentity(
         (folder / "cert.pem").read_bytes(), (folder / "key.pem").read_bytes(), (folder / "ca.pem").read_bytes()
     )
-    store = await open_sqlite(folder / "ledger.db")
-    hub = await start_hub(store, FixedIdentity(identity), HubKeys.load(folder / "keys"))
+    if options.without_proofs:
+        without_receipts()
+    store = await _open(options)
+    hub = await start_hub(
+        store,
+        FixedIdentity(identity),
+        HubKeys.load(folder / "keys"),
+        config=config_of(options),
+        witnesses=read_policy(options.witnesses.read_bytes()) if options.witnesses else None,
+    )
     settle_memory()  # as `erxhub serve` does
     print(hub.port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await hub.stop()
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--db", help="a PostgreSQL database instead of the folder's ledger.db")
+    parser.add_argument("--hub-id", help="this hub among those of one database")
+    parser.add_argument("--synchronous", choices=("OFF",), help="SQLite does not wait for the disk")
+    parser.add_argument("--hold-ms", type=int, default=0, help="the writer's thread waits so long at each commit")
+    parser.add_argument("--witnesses", type=Path, help="a policy file: who cosigns this hub's checkpoints")
+    parser.add_argument("--naive", action="store_true", help="one transaction a request, a hop for each statement")
+    parser.add_argument("--without-proofs", action="store_true", help="no log, map, checkpoints, receipts")
+    asyncio.run(serve(parser.parse_args()))
+
+
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1])))
+    main()

@@ -44,6 +44,13 @@ class ServerProcess:
         """
         return sum(process_cpu_ns(pid) for pid in _family(self._process.pid))
 
+    def resident_bytes(self) -> int:
+        """Memory of the server that is in RAM."""
+        shown = subprocess.run(
+            ["ps", "-o", "rss=", "-p", str(self._process.pid)], capture_output=True, text=True, check=True
+        )
+        return int(shown.stdout) * 1024
+
     def stop(self) -> None:
         """Ends the server in good order; raises when it does not end, or ends badly."""
         if self._process.stdin is not None:
@@ -67,6 +74,15 @@ class ServerProcess:
         else:
             self._process.kill()
             self._process.wait()
+
+
+def family_cpu_ns(pid: int) -> int:
+    """CPU time of a process and all that it has started, those that have ended too (in ticks of 10 ms)."""
+    ended = 0
+    if sys.platform == "linux":
+        fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+        ended = (int(fields[13]) + int(fields[14])) * 10_000_000  # cutime and cstime
+    return ended + sum(process_cpu_ns(member) for member in _family(pid))
 
 
 def _family(pid: int) -> list[int]:

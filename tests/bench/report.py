@@ -1,8 +1,7 @@
-"""From rounds to a table and to bench.json: goals where the issue states one, every other number as a figure."""
+"""From the rounds of uploads to their goals, figures and table; and what it all ran on."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from tests.bench.results import Results
 from tests.bench.signatures import openssl_version
 from tests.bench.world import SIGNATURES
 
@@ -20,8 +20,11 @@ UPLOADS: Mapping[str, str] = {"p256": "ES256", "sm2": "SM2-SM3"}
 """Suite by the name that the goals use."""
 
 RATIO_GOAL = 3.5
+RATIO_AIMS: Mapping[str, float] = {"p256": 2.8, "sm2": 3.0}
+"""What the several-hubs issue asks for where the first one asked for 3.5."""
 SM2_GOAL = 0.6
 """With tables of keys; without them 1.5 is what can be had."""
+IDLE_GOAL = 6.0
 JUDGED_AT = 64
 """The number in flight at which the ratio is judged: a hub under load, and neither idle nor at its limit."""
 
@@ -42,6 +45,7 @@ class Rounds:
     segments: dict[tuple[str, int], list[Measured]] = field(default_factory=dict)
     verification_us: dict[str, list[float]] = field(default_factory=dict)
     openssl_sm2_us: list[float] = field(default_factory=list)
+    fsync_us: list[float] = field(default_factory=list)
 
     @property
     def levels(self) -> list[int]:
@@ -61,37 +65,49 @@ class Rounds:
         ]
 
 
-def goals(rounds: Rounds, *, overload: Mapping[str, int], overload_in_flight: int) -> dict[str, Any]:
-    """What the issue asks for, each with value, goal, whether it is met, and the spread over the rounds."""
-    found: dict[str, Any] = {}
+    def idle_ratios(self, target: str) -> list[float]:
+        """(p50 of an upload alone − p50 of one bare fsync − its signature checks) ÷ p50 of an echo, per round."""
+        return [
+            (upload.p50_ms * 1000 - fsync_us - SIGNATURES * verification_us) / (echo.p50_ms * 1000)
+            for upload, echo, verification_us, fsync_us in zip(
+                self.segments[target, 1],
+                self.segments[ECHO, 1],
+                self.verification_us[target],
+                self.fsync_us,
+                strict=True,
+            )
+        ]
+
+
+def put(results: Results, rounds: Rounds, *, overload: Mapping[str, int], overload_in_flight: int) -> None:
+    """The goals and figures of these rounds."""
     for target in UPLOADS:
-        found[f"upload_cpu_ratio_{target}"] = _goal(rounds.ratios(target, JUDGED_AT), RATIO_GOAL)
+        results.goal(f"upload_cpu_ratio_{target}", rounds.ratios(target, JUDGED_AT), RATIO_GOAL)
+        results.goal(f"upload_cpu_ratio_{target}_aim", rounds.ratios(target, JUDGED_AT), RATIO_AIMS[target])
+    results.goal("idle_client_p50_ratio", rounds.idle_ratios("p256"), IDLE_GOAL)
     if rounds.openssl_sm2_us:
         pairs = zip(rounds.verification_us["sm2"], rounds.openssl_sm2_us, strict=True)
-        found["sm2_verify_vs_openssl"] = _goal([ours / theirs for ours, theirs in pairs], SM2_GOAL)
+        results.goal("sm2_verify_vs_openssl", [ours / theirs for ours, theirs in pairs], SM2_GOAL)
     else:
-        found["sm2_verify_vs_openssl"] = {"value": None, "goal": SM2_GOAL, "ok": False, "spread": None}
+        results.not_measured("sm2_verify_vs_openssl", SM2_GOAL)
     bad = sum(overload.get(status, 0) for status in ("CANCELLED", "UNKNOWN", "INTERNAL"))
-    found[f"no_bad_status_at_{overload_in_flight}"] = {"value": bad, "goal": 0, "ok": not bad, "spread": [bad, bad]}
-    return found
+    results.goal(f"no_bad_status_at_{overload_in_flight}", [bad], 0)
+    _figures(results, rounds)
+    results.note("overload_statuses", overload)
 
 
-def figures(rounds: Rounds, *, overload: Mapping[str, int], answers: Mapping[str, int]) -> dict[str, Any]:
-    """Everything else that was measured."""
-    found: dict[str, Any] = {}
+def _figures(results: Results, rounds: Rounds) -> None:
     for (target, level), measured in sorted(rounds.segments.items()):
         for name in Measured._fields:
-            found[f"{target}_{name}_at_{level}"] = _spread([getattr(one, name) for one in measured])
+            results.figure(f"{target}_{name}_at_{level}", [getattr(one, name) for one in measured])
     for target in UPLOADS:
-        found[f"verification_us_{target}"] = _spread(rounds.verification_us[target])
+        results.figure(f"verification_us_{target}", rounds.verification_us[target])
         for level in rounds.levels:
-            found[f"ratio_{target}_at_{level}"] = _spread(rounds.ratios(target, level))
-            found[f"whole_ratio_{target}_at_{level}"] = _spread(rounds.ratios(target, level, whole=True))
+            results.figure(f"ratio_{target}_at_{level}", rounds.ratios(target, level))
+            results.figure(f"whole_ratio_{target}_at_{level}", rounds.ratios(target, level, whole=True))
     if rounds.openssl_sm2_us:
-        found["openssl_sm2_verification_us"] = _spread(rounds.openssl_sm2_us)
-    found["overload_statuses"] = dict(overload)
-    found["answers"] = dict(answers)
-    return found
+        results.figure("openssl_sm2_verification_us", rounds.openssl_sm2_us)
+    results.figure("bare_fsync_us_beside_uploads", rounds.fsync_us)
 
 
 def machine() -> dict[str, Any]:
@@ -111,13 +127,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write bench.json, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", "utf-8")
-
-
-def table(rounds: Rounds, content: Mapping[str, Any]) -> str:
+def table(rounds: Rounds) -> str:
     """The table that is printed: medians, with the spread over the rounds where it matters."""
     lines = [
         f"{'':10}{'in flight':>10}{'CPU µs/call':>24}{'calls/s':>22}{'p50 ms':>9}{'p99 ms':>9}{'ratio':>20}{'whole':>8}"
@@ -139,27 +149,8 @@ def table(rounds: Rounds, content: Mapping[str, Any]) -> str:
     ]
     if rounds.openssl_sm2_us:
         lines.append(f"one verification, openssl speed sm2: {_text(rounds.openssl_sm2_us, '.0f')} µs CPU")
-    lines.append(f"at the highest number in flight: {content['figures']['overload_statuses']}")
-    lines.append(f"answers: {content['figures']['answers']}")
-    lines.append("")
-    for name, goal in content["goals"].items():
-        value = "not measured" if goal["value"] is None else f"{goal['value']:.2f}"
-        lines.append(f"{'ok  ' if goal['ok'] else 'MISS'} {name} = {value} (goal: at most {goal['goal']})")
+    lines.append(f"one bare fsync: {_text(rounds.fsync_us, '.0f')} µs")
     return "\n".join(lines)
-
-
-def _goal(values: Sequence[float], goal: float) -> dict[str, Any]:
-    value = median(values)
-    return {
-        "value": round(value, 3),
-        "goal": goal,
-        "ok": value <= goal,
-        "spread": [round(min(values), 3), round(max(values), 3)],
-    }
-
-
-def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {"value": round(median(values), 3), "spread": [round(min(values), 3), round(max(values), 3)]}
 
 
 def _text(values: Sequence[float], form: str) -> str:

@@ -72,7 +72,7 @@ class World:
             (folder / name).write_bytes(data)
         self.hub_keys = HubKeys.init(folder / "keys", SystemIds())
         self.receipt_keys = {self.hub_keys.receipt.key_id: self.hub_keys.receipt.public_key}
-        self.hospital = self._identity("hospital", HOSPITAL)
+        self.hospital = self.identity("hospital", HOSPITAL)
         self.keys: Mapping[str, Mapping[str, SigningKey]] = {
             suite: {subject: SigningKey.generate(suite) for subject in (DOCTOR, PHARMACIST, HOSPITAL)}
             for suite in SUITES
@@ -81,7 +81,8 @@ class World:
         self.encounter_id = ""
         self._prescriptions = 0
 
-    def _identity(self, role: str, name: str) -> ClientIdentity:
+    def identity(self, role: str, name: str) -> ClientIdentity:
+        """A certificate of the trust domain."""
         issued = self.trust.issue_tls(role, name, now_ms(), 30)
         return ClientIdentity(self.trust.ca_pem, issued.cert_pem, issued.key_pem)
 
@@ -89,9 +90,9 @@ class World:
         """Register the hospital with staff, keys, patient and drugs, and bring one visit to its diagnosis."""
         async with AsyncExitStack() as stack:
             target = f"localhost:{port}"
-            agency = await stack.enter_async_context(AgencyClient.connect(target, self._identity("agency", AREA)))
+            agency = await stack.enter_async_context(AgencyClient.connect(target, self.identity("agency", AREA)))
             channel = await stack.enter_async_context(
-                PatientClient.connect(target, self._identity("channel", "bench-app"))
+                PatientClient.connect(target, self.identity("channel", "bench-app"))
             )
             hospital = await stack.enter_async_context(HospitalClient.connect(target, self.hospital))
             await self._register(agency)

@@ -225,12 +225,29 @@ async def test_a_dev_hub_has_a_log_too(at_dev: Erxhub, dev_home: Path) -> None:
     assert result.stdout.endswith(f"VERIFIED: absence of prescription {NOWHERE}, unwitnessed\n")
 
 
+# ---- the daily report ----
+
+
+async def test_the_days_anomalies_are_listed_as_a_table_or_an_object(desk: Desk) -> None:
+    result = await desk.run("audit", "export", NOWHERE, "-o", str(desk.folder / "none"))
+    assert result.exit_code == 3
+    table = await desk.run("audit", "anomalies")
+    assert table.exit_code == 0, table.stderr
+    line = next(line for line in table.stdout.splitlines() if line.startswith("ACCESS"))
+    assert line.split()[:4] == ["ACCESS", "RX_UNKNOWN", "AuditService/ExportBundle", f"auditor/{AUDITOR}"]
+    told = json.loads((await desk.run("audit", "anomalies", "-o", "json")).stdout)
+    assert [row["code"] for row in told["anomalies"]] == ["RX_UNKNOWN"]
+    assert (told["prescriptions"], told["anomalies_left_out"]) == (2, 0)
+    earlier = json.loads((await desk.run("audit", "anomalies", "--day", "2020-01-01", "-o", "json")).stdout)
+    assert (earlier["day"], earlier["anomalies"], earlier["entries"]) == ("2020-01-01", [], 0)
+
+
 # ---- the monitor ----
 
 
 async def test_a_monitor_follows_a_log_that_grows(desk: Desk, tmp_path: Path) -> None:
     state = tmp_path / "seen"
-    words = ("audit", "monitor", "--state", str(state), "--count", "1", "--log-key", desk.key)
+    words = ("audit", "monitor", "--state", str(state), "--once", "--log-key", desk.key)
     sizes = []
     for _ in range(2):
         await exported(desk, tmp_path / "rx.bundle")  # the export itself is an entry, so the log grows
@@ -260,6 +277,13 @@ async def test_a_monitor_refuses_another_history_and_keeps_both_notes(
     assert (told["reason"], told["seen"]) == (reason, note)
     assert told["shown"].startswith(signer.key.name)
     assert state.read_bytes() == before
+
+
+async def test_a_monitor_that_follows_looks_again_until_its_count_is_reached(desk: Desk, tmp_path: Path) -> None:
+    words = ("--follow", "--count", "2", "--interval", "1", "--log-key", desk.key)
+    result = await desk.run("audit", "monitor", "--state", str(tmp_path / "seen"), *words)
+    assert result.exit_code == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 2
 
 
 async def test_a_monitor_does_not_begin_anew_over_a_state_that_it_cannot_read(desk: Desk, tmp_path: Path) -> None:

@@ -319,7 +319,12 @@ def test_watches_show_what_happened_and_end_after_a_count(cli: Cli) -> None:
 
 def test_ctrl_c_ends_a_watch_without_a_failure(cli: Cli) -> None:
     uploaded(cli)
-    command = [sys.executable, "-c", "from erxhub.cli.main import main; main()", "rx", "watch", "--from-start"]
+    # A shell starts what it runs in the background deaf to Ctrl-C, and this may be such a run.
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from erxhub.cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", program, "rx", "watch", "--from-start"]
     variables = os.environ | {"ERXHUB_HOME": str(cli.home)}
     with subprocess.Popen(
         command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -327,7 +332,10 @@ def test_ctrl_c_ends_a_watch_without_a_failure(cli: Cli) -> None:
         assert watching.stdout is not None
         assert "prescription.prechecked" in watching.stdout.readline()
         watching.send_signal(signal.SIGINT)
-        _, messages = watching.communicate(timeout=30)
+        try:
+            _, messages = watching.communicate(timeout=30)
+        finally:
+            watching.kill()
     assert watching.returncode == 0, messages
     assert messages == ""
 

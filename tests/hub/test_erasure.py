@@ -11,10 +11,15 @@ from erxhub.client import Refusal
 from erxhub.core.events import BY_NUMBER
 from erxhub.core.keys import prescription_key
 from erxhub.ledger.entry import Header
-from erxhub.ledger.store import Wanted
+from erxhub.ledger.sqlite import open_sqlite
+from erxhub.ledger.store import Store, Wanted
+from erxhub.proof.bundle import Form, Subject
+from erxhub.proof.bundle_checkpoint import Trust
+from erxhub.proof.bundle_verify import verify_bundle
 from erxhub.v1 import audit_pb2, events_pb2, registry_pb2, state_pb2
 from tests.chain import Chain
-from tests.live import AGENCY, DAY_MS, PERSON, Live, live_hub
+from tests.live import DAY_MS, PERSON, Live, live_hub
+from tests.several.ground import new_ledger, open_store
 
 BASIS = "处方管理办法第五十条：保存期满"
 MARKER = "清除标记erasure-marker-7c1e9a"
@@ -58,7 +63,7 @@ async def test_reads_and_repeats_of_an_erased_prescription_say_so() -> None:
     async with live_hub() as live:
         chain = await Chain(live).handed_over()
         hospital, agency = await live.hospital(), await live.agency()
-        stored = [entry for entry in await live.hub.store.entries(prescription_key(chain.rx_no), 0, 99)]
+        stored = await live.hub.store.entries(prescription_key(chain.rx_no), 0, 99)
         request_ids = {BY_NUMBER[(h := Header.decode(entry.header)).type].name: h.request_id for entry in stored}
         reply = await erased(live, chain)
         assert reply.retention_class == registry_pb2.RETENTION_CLASS_ORDINARY
@@ -101,7 +106,9 @@ async def test_an_erased_stream_keeps_its_entries_and_says_why() -> None:
         assert {entry.payload for entry in after[:-1]} == {None}
         said = events_pb2.ContentErased.FromString(after[-1].payload or b"")
         assert (said.legal_basis, said.kept_until_ms) == (BASIS, reply.kept_until_ms)
-        state = state_pb2.PrescriptionState.FromString((await live.hub.store.read(Wanted(streams=frozenset({key})))).heads[key].body)
+        state = state_pb2.PrescriptionState.FromString(
+            (await live.hub.store.read(Wanted(streams=frozenset({key})))).heads[key].body
+        )
         assert state.erased_version == len(after)
         assert not state.person_key
         assert not state.content.lines
@@ -124,6 +131,26 @@ async def test_a_trace_of_an_erased_prescription_says_that_existence_and_order_a
         assert "ordinary" in traced.entries[-1].summary
         assert {entry.summary for entry in traced.entries[:-1]} == {"content erased: existence and order proven"}
         assert traced.accesses
+
+
+@pytest.mark.parametrize("engine", ["memory", "sqlite", "postgres"])
+async def test_a_bundle_of_an_erased_prescription_proves_existence_and_order(
+    engine: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    store: Store | None = None
+    if engine == "sqlite":
+        store = await open_sqlite(tmp_path / "hub.db")
+    elif engine == "postgres":
+        store = await open_store(new_ledger(request.getfixturevalue("postgres_server")))
+    async with live_hub(store=store) as live:
+        chain = await Chain(live).handed_over()
+        await erased(live, chain)
+        text = (await (await live.auditor()).export_bundle(rx_no=chain.rx_no)).bundle
+        trust = Trust((live.hub.core.publisher.signer.key,))
+        verdict = verify_bundle(text.encode(), trust, Subject("prescription", chain.rx_no), Form.CHAIN)
+        assert verdict.faults == []
+        assert verdict.erased > 10
+        assert "their existence and order are proven" in str(verdict.checks)
 
 
 async def test_a_visit_is_erased_with_the_last_of_its_prescriptions() -> None:

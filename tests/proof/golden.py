@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from erxhub.proof.bundle_verify import verify_bundle
 from tests.proof.js_verifier import Brought
 
 FOLDER = Path(__file__).parent.parent / "data" / "bundles"
@@ -53,40 +54,56 @@ def kept(folder: Path = FOLDER) -> list[Golden]:
     return found
 
 
-async def make(folder: Path, suite: str) -> None:
-    """The bundles of one log whose participants sign under `suite`."""
-    from erxhub.proof.bundle_verify import verify_bundle
+async def make(suite: str) -> dict[str, bytes]:
+    """The files of one log whose participants sign under `suite`."""
     from tests.chain import Chain
+    from tests.hub.test_erasure import erased
     from tests.live import CHILD, EMPLOYEE, MINUTE_MS, PERSON, live_hub
     from tests.proof.bundle_story import Closing
 
     async with live_hub(suite=suite) as live:
         closing = Closing(live, witnessed=True)
-        chains = {"uploaded": Chain(live, EMPLOYEE), "delivered": Chain(live, PERSON), "quoted": Chain(live, CHILD)}
-        for name, chain in chains.items():
-            step: Any = getattr(chain, name)
-            await step()
-            live.advance(MINUTE_MS)
-        made = {name: await closing.chain(chain.rx_no) for name, chain in chains.items() if name != "quoted"}
-        made["not_dispensed"] = await closing.absence("prescription", chains["quoted"].rx_no)
+        uploaded, delivered, quoted = Chain(live, EMPLOYEE), Chain(live, PERSON), Chain(live, CHILD)
+        renewed = Chain(live, PERSON)
+        made: dict[str, bytes] = {}
+        # Each under a checkpoint of its own, so that parts of one prove nothing in another.
+        await uploaded.uploaded()
+        made["uploaded"] = await closing.chain(uploaded.rx_no)
+        live.advance(MINUTE_MS)
+        await delivered.delivered()
+        made["delivered"] = await closing.chain(delivered.rx_no)
+        live.advance(MINUTE_MS)
+        await renewed.diagnosed()
+        renewed.prescription.renews_rx_no = delivered.rx_no
+        await renewed.uploaded()
+        made["renewed"] = await closing.chain(renewed.rx_no)
+        await quoted.quoted()
+        made["not_dispensed"] = await closing.absence("prescription", quoted.rx_no)
         made["never_prescribed"] = await closing.absence("prescription", "330100" + "1" * 21)
         made["never_sold"] = await closing.absence("trace_code", "8" * 20)
-        folder.mkdir(parents=True)
+        await erased(live, uploaded)
+        made["erased"] = await closing.chain(uploaded.rx_no)
         known: dict[str, Any] = {"log": closing.signer.key.vkey, "entries": {}}
         for name, data in made.items():
             verdict = verify_bundle(data, closing.trust)
             assert verdict.holds, (name, verdict.faults)
             known["entries"][name] = verdict.entries
-            (folder / f"{name}.bundle").write_bytes(data)
-        (folder / "known.json").write_text(json.dumps(known, indent=1) + "\n")
-        (folder / "policy").write_bytes(closing.policy)
-        (folder / "ca.pem").write_bytes(live.trust.ca_pem)
+        files = {f"{name}.bundle": data for name, data in made.items()}
+        files["known.json"] = (json.dumps(known, indent=1) + "\n").encode()
+        return files | {"policy": closing.policy, "ca.pem": live.trust.ca_pem}
 
 
 async def main(folder: Path) -> None:
     """One log for each suite."""
     for suite in ("ES256", "EdDSA", "SM2-SM3"):
-        await make(folder / suite.lower(), suite)
+        write(folder / suite.lower(), await make(suite))
+
+
+def write(folder: Path, files: dict[str, bytes]) -> None:
+    """The files in a new folder."""
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
 
 
 if __name__ == "__main__":

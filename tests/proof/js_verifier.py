@@ -80,7 +80,8 @@ def run(arguments: Sequence[str], folder: Path, sent: str = "") -> subprocess.Co
 def javascript_says(bundles: Sequence[bytes], brought: Brought, folder: Path) -> list[Said]:
     """The verdicts of the verifier in JavaScript, one process for some hundreds."""
     options = ["--batch", *brought.options(folder)]
-    return [said for at in range(0, len(bundles), _AT_ONCE) for said in _batch(bundles[at : at + _AT_ONCE], options, folder)]
+    parts = (bundles[at : at + _AT_ONCE] for at in range(0, len(bundles), _AT_ONCE))
+    return [said for part in parts for said in _batch(part, options, folder)]
 
 
 def _batch(bundles: Sequence[bytes], options: Sequence[str], folder: Path) -> Iterator[Said]:

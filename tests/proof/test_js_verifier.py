@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,6 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from erxhub.core.events import BY_NUMBER
+from erxhub.crypto.envelope import pae
 from erxhub.crypto.suites import SigningKey
 from erxhub.ledger.entry import Header
 from erxhub.ledger.store import Store
@@ -21,6 +22,7 @@ from erxhub.proof.bundle import read_bundle, write_bundle
 from erxhub.proof.bundle_verify import verify_bundle
 from erxhub.proof.notes import Cosigner, LogSigner
 from erxhub.queries.proofs import chain_bundle
+from erxhub.v1 import common_pb2, signed_pb2
 from tests.chain import Chain
 from tests.live import MINUTE_MS, PERSON, Live, live_hub
 from tests.proof.bundle_story import Closing
@@ -153,8 +155,23 @@ async def test_the_chains_of_every_way_and_suite_verify_in_javascript(live: Live
         async with live_hub(suite=suite) as other:
             chain = await Chain(other, PERSON).handed_over()
             closing = Closing(other)
-            data = await closing.chain(chain.rx_no)
-            assert javascript_says([data], known_of(closing), tmp_path) == [Said("")]
+            forged = await lied(other.hub.store, forging)
+            lying = Closing(other, store=forged)
+            context = dataclasses.replace(lying.context, store=forged)
+            found = await chain_bundle(context, chain.rx_no)
+            assert found is not None
+            both = [await closing.chain(chain.rx_no), found[0].encode()]
+            said = [python_says(data, known_of(closing)) for data in both]
+            assert [one.reason for one in said] == ["", "SIGNATURE"]
+            assert javascript_says(both, known_of(closing), tmp_path) == said
+
+
+def forging(told: Told) -> Iterable[Told]:
+    """One bit of the last signature of a chain is another."""
+    if told.name == "dispense.handed_over":
+        signature = told.payload.statement.signatures[0]
+        signature.signature = signature.signature[:-1] + bytes([signature.signature[-1] ^ 1])
+    return (told,)
 
 
 async def test_a_foreign_authority_and_content_that_was_never_erased_are_found_alike(
@@ -175,10 +192,13 @@ async def test_a_foreign_authority_and_content_that_was_never_erased_are_found_a
         assert javascript_says([bare], known_of(closing), tmp_path) == [expected]
 
 
-def changed_by(random: Random, names: set[str]) -> Lie:
-    """A lie by chance: an entry is left out, told twice, moved in time, or says something else."""
+def changed_by(random: Random, names: set[str], keys: Mapping[str, SigningKey]) -> Lie:
+    """A lie by chance: an entry is left out, told twice, moved in time, or says something else.
+
+    With the signers' keys: what they signed is another, and they signed it.
+    """
     name = random.choice(sorted(names))
-    way = random.choice(["left out", "twice", "earlier", "later", "no causes", *["field"] * 6])
+    way = random.choice(["left out", "twice", "earlier", "later", "no causes", *["field"] * 5, *["signed"] * 5])
     every = random.random() < 0.3
 
     def lie(told: Told) -> Iterable[Told]:
@@ -192,7 +212,7 @@ def changed_by(random: Random, names: set[str]) -> Lie:
             told.header.recorded_at_ms += random.choice([1, 60_000]) * (1 if way == "later" else -1)
         elif way == "no causes":
             told.header.causes = ()
-        else:
+        elif way == "field" or not change_signed(told.payload, random, keys):
             change_field(told.payload, random)
         return (told,)
 
@@ -222,6 +242,28 @@ def change_field(message: Message, random: Random) -> None:
         setattr(message, field.name, _other(held, random))
 
 
+def change_signed(payload: Message, random: Random, keys: Mapping[str, SigningKey]) -> bool:
+    """A statement in the payload says something else, with a good signature; False when there is no statement."""
+    signed = [held for _, held in payload.ListFields() if isinstance(held, common_pb2.Signed)]
+    if not signed:
+        return False
+    content = random.choice(signed)
+    statement: Any = getattr(signed_pb2, content.payload_type.rpartition(".")[2]).FromString(content.payload)
+    change_field(statement, random)
+    # What the entry says beside it follows, half the time.
+    for field, said in statement.ListFields() if random.random() < 0.5 else ():
+        beside: Any = getattr(payload, field.name, None)
+        if field.is_repeated and beside is not None:
+            payload.ClearField(field.name)
+            beside.extend(said)
+        elif isinstance(beside, str | int):
+            setattr(payload, field.name, said)
+    content.payload = statement.SerializeToString(deterministic=True)
+    for signature in content.signatures:
+        signature.signature = keys[signature.key_id].sign(pae(content.payload_type, content.payload))
+    return True
+
+
 def _other(value: Any, random: Random) -> Any:
     if isinstance(value, bool):
         return not value
@@ -243,11 +285,12 @@ async def test_lies_of_a_hub_that_has_every_key_are_judged_alike(
     honest = Closing(live)
     random = Random(41)
     names = await _told(live.hub.store)
+    keys = {key.key_id: key for key in live.world.signing_keys.values()}
     bundles = []
     for number in range(rounds(LIES_CHECKED, LIES_CAMPAIGN)):
-        store = await lied(live.hub.store, changed_by(random, names))
-        context = dataclasses.replace(Closing(live, store=store).context, store=store)
         try:
+            store = await lied(live.hub.store, changed_by(random, names, keys))
+            context = dataclasses.replace(Closing(live, store=store).context, store=store)
             found = await chain_bundle(context, chains[number % 2].rx_no)
         except Exception:  # noqa: BLE001 a ledger so wrong that the hub itself cannot make a bundle of it
             continue

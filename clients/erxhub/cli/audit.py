@@ -20,7 +20,7 @@ from erxhub.cli.session import context_option, run, with_client
 
 if TYPE_CHECKING:
     from erxhub.cli.context import Context
-    from erxhub.client import AuditorClient
+    from erxhub.client import AuditorClient, MirrorClient
 
 LIST_COLUMNS: Final = ("rx_no", "hospital_code", "prescribed_at")
 REASON_HELP: Final = "审计事由; by default the context's."
@@ -185,7 +185,12 @@ async def checkpoint(client: AuditorClient, ctx: Context, out: Output, size: int
         out.reply(reply)
 
 
-@audit.command("monitor", example="erxhub audit monitor --state log.seen --log-key KEY --count 1")
+@audit.command(
+    "monitor",
+    example="""\
+erxhub audit monitor --state log.seen --log-key KEY --once
+erxhub audit monitor --state log.seen --log-key KEY --follow""",
+)
 @click.option(
     "--state",
     required=True,
@@ -196,15 +201,17 @@ async def checkpoint(client: AuditorClient, ctx: Context, out: Output, size: int
     "--interval", type=click.IntRange(1, 86_400), default=10, show_default=True, help="Seconds between looks."
 )
 @click.option("--count", type=click.IntRange(1), default=None, help="End after so many looks; by default never.")
+@click.option("--once/--follow", "once", default=False, help="Look once, or again and again (the default).")
 @trust_options
-@with_client("auditor")
+@with_client("auditor", "mirror")
 async def monitor(
-    client: AuditorClient,
+    client: AuditorClient | MirrorClient,
     ctx: Context,
     out: Output,
     state: Path,
     interval: int,
     count: int | None,
+    once: bool,
     log_keys: tuple[str, ...],
     policy: Path | None,
     ca: Path | None,
@@ -223,6 +230,7 @@ async def monitor(
                 raise
             return None
 
+    count = 1 if once else count
     looks = 0
     while True:
         try:
@@ -253,6 +261,22 @@ async def monitor(
         if looks == count:
             return OK
         await client.connection.environment.sleep_ms(interval * 1_000)
+
+
+@audit.command(
+    "anomalies",
+    example="""\
+erxhub audit anomalies --reason 'daily review'
+erxhub audit anomalies --day 2026-11-22 -o json --reason 'daily review'""",
+)
+@click.option("--day", default="", metavar="YYYY-MM-DD", help="The day in China; by default the one that it is now.")
+@click.option("--reason", help=REASON_HELP)
+@with_client("auditor")
+async def anomalies(client: AuditorClient, ctx: Context, out: Output, day: str, reason: str | None) -> None:
+    """Report what was not as it should be on a day (每日异常报告): one line for each code, place and party."""
+    from erxhub.cli.audit_anomalies import show
+
+    show(out, await client.report_anomalies(day=day, case_reason=reason))
 
 
 @audit.command("find", example="erxhub audit find --institution P33010099101 --reason 'case 2026-17'")

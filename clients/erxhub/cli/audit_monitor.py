@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,10 @@ def keep_evidence(state: Path, contradiction: Contradiction, shown: Seen) -> Pat
 def _write(path: Path, data: dict[str, Any]) -> None:
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        with part.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}", USAGE) from None

@@ -1,7 +1,7 @@
-"""`erxhub demo`: one prescription from diagnosis to delivery, traced, verified, then tampered with.
+"""`erxhub demo`: one prescription from diagnosis to delivery, traced, proven offline, then tampered with.
 
-Owns the stage: it starts a hub and the actors as processes of their own, passes on what people would show or say, and
-prints what they did. It makes no call itself, and says ok only for what it checked.
+Owns the stage: it starts a hub, its witnesses and the actors as processes of their own, passes on what people would
+show or say, and prints what they did. It makes no call itself, and says ok only for what it checked.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import tempfile
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +25,9 @@ from erxhub.cli.commands import command
 
 _READY_TRIES: Final = 600
 _READY_PAUSE_MS: Final = 50
+_WITNESSES: Final = 3
+_WITNESSES_PRESENT: Final = 2
+"""The third one never starts: a quorum of two is met without it."""
 _STAGES: Final = {
     "diagnosis": "诊疗 diagnosis",
     "prescription": "处方 prescription",
@@ -47,7 +50,8 @@ def demo(keep: Path | None) -> None:
     """Carry one prescription through all four stages over mutual-TLS gRPC, then let an auditor look.
 
     The hub, the hospital, the patient's app, the pharmacy and the auditor are separate processes with certificates of
-    their own. Needs no network and leaves nothing behind. Exit code 0 only if every check held.
+    their own, and so are two of three witnesses; the third never starts. Needs no network and leaves nothing behind.
+    Exit code 0 only if every check held.
     """
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=False)
@@ -80,17 +84,24 @@ class _Demo:
     def home(self) -> Path:
         return self.folder / "home"
 
+    @property
+    def policy(self) -> Path:
+        return self.folder / "witness-policy.txt"
+
     async def run(self) -> None:
         """Everything, in order."""
         from erxhub.seed import SeedWorld
 
         self._title("Setting the stage")
-        async with self._hub():
+        address = await self._found()
+        async with self._witnesses(), self._hub(address):
             self._say("hub", "own process, SQLite file, mutual TLS; keys and a fictional world made for it")
             async with self._cast():
                 rx_no = await self._job(SeedWorld.person_no)
             traced = await self._trace(rx_no)
             entries = await self._verify()
+            await self._export(rx_no)
+        await self._prove(rx_no)
         place = await self._tamper(rx_no)
         complete = traced["light"] == "GREEN" and traced["complete"] and not traced["gaps"]
         if not complete or traced["verified"] is not True:
@@ -147,6 +158,29 @@ class _Demo:
             raise DemoFailed(f"the ledger does not verify: {verified['findings']}")
         return int(verified["entries"])
 
+    async def _export(self, rx_no: str) -> None:
+        self._title("The auditor takes a bundle away")
+        code, output = await self._told("audit", "export", rx_no, "-o", str(self._bundle), "--reason", "demonstration")
+        if code:
+            raise DemoFailed(f"no bundle: {output}")
+        self._say("auditor", f"{self._bundle.name}, {self._bundle.stat().st_size} bytes: all that proves {rx_no}")
+
+    @property
+    def _bundle(self) -> Path:
+        return self.folder / "prescription.bundle"
+
+    async def _prove(self, rx_no: str) -> None:
+        self._title("Hub and witnesses have ended; the bundle is verified offline")
+        trusted = ("--policy", str(self.policy), "--ca", str(self.home / "pki" / "ca.pem"))
+        verdict = await self._verb("audit", "verify", str(self._bundle), *trusted, "-o", "json")
+        if verdict["verified"] is not True or len(verdict["witnesses"]) < _WITNESSES_PRESENT:
+            raise DemoFailed(f"the bundle does not verify: {verdict['failures']}, witnesses {verdict['witnesses']}")
+        if verdict["subject"] != {"kind": "prescription", "name": rx_no}:
+            raise DemoFailed(f"the bundle is of {verdict['subject']}")
+        size, witnesses = verdict["checkpoint"]["size"], " and ".join(verdict["witnesses"])
+        self._say("auditor", f"{len(verdict['checks'])} checks hold over {verdict['entries']} entries, with no network")
+        self._say("auditor", f"the log of {size} leaves is signed by the hub and cosigned by {witnesses}")
+
     async def _tamper(self, rx_no: str) -> str:
         from erxhub.core import events
         from erxhub.core.keys import prescription_key
@@ -189,41 +223,83 @@ class _Demo:
 
     # ---- processes ----
 
+    async def _found(self) -> str:
+        """Make certificates, keys and the fictional world; where the hub is to listen."""
+        words = ("dev", "--db", str(self.database), "--home", str(self.home))
+        async with self._process("founding", *words) as ready:
+            return f"127.0.0.1:{ready['target'].rpartition(':')[2]}"
+
     @asynccontextmanager
-    async def _hub(self) -> AsyncIterator[None]:
+    async def _witnesses(self) -> AsyncIterator[None]:
+        """Two witnesses that answer, and a policy that names three."""
+        from erxhub.config import Config
+        from erxhub.keys import HubKeys
+        from erxhub.proof.notes import ED25519, NoteKey
+        from erxhub.witness.keyfiles import make_witness
+
+        log = NoteKey(Config().origin, ED25519, HubKeys.load(self.home / "keys").log.public_key).vkey
+        lines, names = [f"log {log}"], []
+        async with AsyncExitStack() as stack:
+            for number in range(1, _WITNESSES + 1):
+                folder, name = self.folder / f"witness-{number}", f"W{number}"
+                key = make_witness(folder, f"witness-{number}.test").key
+                url = ""
+                if number <= _WITNESSES_PRESENT:
+                    words = ("witness", "serve", "--folder", str(folder), "--log", log, "--address", "127.0.0.1:0")
+                    ready = await stack.enter_async_context(self._process(f"witness-{number}", *words))
+                    url = ready["url"]
+                lines.append(f"witness {name} {key.vkey} {url}".rstrip())
+                names.append(name)
+            lines += [f"group two {_WITNESSES_PRESENT} {' '.join(names)}", "quorum two", ""]
+            self.policy.write_text("\n".join(lines), encoding="ascii")
+            self._say(
+                "witnesses",
+                f"{_WITNESSES_PRESENT} of {_WITNESSES} run, own processes with own keys; {names[-1]} never starts,"
+                f" and the policy asks for {_WITNESSES_PRESENT}",
+            )
+            yield
+
+    @asynccontextmanager
+    async def _hub(self, address: str) -> AsyncIterator[None]:
+        pki = self.home / "pki"
+        own = pki / "tls" / "hub" / "hub-1"
+        words = ["serve", "--db", str(self.database), "--keys", str(self.home / "keys"), "--address", address]
+        words += ["--cert", str(own / "cert.pem"), "--key", str(own / "key.pem"), "--ca", str(pki / "ca.pem")]
+        words += ["--trust-domain", "erxhub.test", "--witness-policy", str(self.policy)]
+        async with self._process("hub", *words):
+            yield
+
+    @asynccontextmanager
+    async def _process(self, name: str, *words: str) -> AsyncIterator[dict[str, Any]]:
+        """A verb that serves, from when it is ready, which is what it said then, until it has ended."""
         from erxhub.ports import system_pause
 
-        ready = self.folder / "ready.json"
-        log = (self.folder / "hub.log").open("wb")
-        hub = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "erxhub.cli",
-            "dev",
-            "--db",
-            str(self.database),
-            "--home",
-            str(self.home),
-            "--ready-file",
-            str(ready),
-            stdout=log,
-            stderr=log,
-        )
-        try:
-            for _ in range(_READY_TRIES):
-                if ready.exists():
-                    break
-                if hub.returncode is not None:
-                    raise DemoFailed(f"the hub ended at its start:\n{(self.folder / 'hub.log').read_text()}")
-                await system_pause(_READY_PAUSE_MS)
-            else:
-                raise DemoFailed("the hub was not ready in time")
-            yield
-        finally:
-            if hub.returncode is None:
-                hub.send_signal(signal.SIGTERM)
-            await hub.wait()
-            log.close()
+        ready, messages = self.folder / f"{name}.ready.json", self.folder / f"{name}.log"
+        with messages.open("wb") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "erxhub.cli",
+                *words,
+                "--ready-file",
+                str(ready),
+                stdout=log,
+                stderr=log,
+            )
+            try:
+                for _ in range(_READY_TRIES):
+                    if ready.exists():
+                        break
+                    if process.returncode is not None:
+                        raise DemoFailed(f"{name} ended at its start:\n{messages.read_text()}")
+                    await system_pause(_READY_PAUSE_MS)
+                else:
+                    raise DemoFailed(f"{name} was not ready in time")
+                yield json.loads(ready.read_text("utf-8"))
+            finally:
+                if process.returncode is None:
+                    process.send_signal(signal.SIGTERM)
+                await process.wait()
 
     @asynccontextmanager
     async def _cast(self) -> AsyncIterator[None]:
@@ -267,6 +343,15 @@ class _Demo:
         return answer
 
     async def _verb(self, *arguments: str) -> dict[str, Any]:
+        _, output = await self._told(*arguments)
+        try:
+            answer: dict[str, Any] = json.loads(output)
+        except ValueError:
+            raise DemoFailed(f"erxhub {' '.join(arguments)}: {output}") from None
+        return answer
+
+    async def _told(self, *arguments: str) -> tuple[int, str]:
+        """The exit code of a verb, and what it printed; its messages when it printed nothing."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -277,11 +362,7 @@ class _Demo:
             env=self._environment(),
         )
         output, messages = await process.communicate()
-        try:
-            answer: dict[str, Any] = json.loads(output)
-        except ValueError:
-            raise DemoFailed(f"erxhub {' '.join(arguments)}: {messages.decode()}") from None
-        return answer
+        return await process.wait(), (output or messages).decode()
 
     # ---- what a person reads ----
 

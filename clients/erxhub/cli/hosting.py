@@ -25,6 +25,7 @@ from erxhub.crypto.certs import iso_time
 from erxhub.high_water import HighWaterUnreadable
 from erxhub.keys import HubKeys
 from erxhub.ledger.store import Store, StoreUnavailable
+from erxhub.proof.policy import Policy
 from erxhub.rpc.server import IdentitySource, Layer
 from erxhub.starting import LedgerRefused
 
@@ -121,11 +122,19 @@ async def started(
     config: Config,
     layers: Sequence[Layer] = (),
     high_water: Path | None = None,
+    witnesses: Policy | None = None,
 ) -> Hub:
     """The hub, listening. Otherwise the store is closed and Failed says why."""
     try:
         hub = await start_hub(
-            store, identity, keys, address=address, config=config, layers=layers, high_water=high_water
+            store,
+            identity,
+            keys,
+            address=address,
+            config=config,
+            layers=layers,
+            high_water=high_water,
+            witnesses=witnesses,
         )
     except (LedgerRefused, HighWaterUnreadable) as error:
         raise Failed(str(error), NEGATIVE) from None

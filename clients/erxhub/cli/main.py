@@ -49,9 +49,18 @@ VERBS: Final = {
 
 @click.group(cls=LazyGroup, verbs=VERBS, example="erxhub dev")
 @click.version_option(package_name="erxhub", prog_name="erxhub")
-def main() -> None:
+@click.option(
+    "--wait-for",
+    type=click.Choice(("durable", "integrated", "witnessed")),
+    default="durable",
+    show_default=True,
+    help="What the reply to a command waits for: the commit, a signed checkpoint, or the witnesses' signatures.",
+)
+@click.pass_context
+def main(ctx: click.Context, wait_for: str) -> None:
     """A simulator of China's national e-prescription centre (医保电子处方中心): stateful, offline, provable.
 
     Data goes to stdout, messages to stderr. Exit codes: 0 ok, 1 negative verdict, 2 usage, 3 not found, 4 denied,
     5 conflict or precondition, 6 unavailable.
     """
+    ctx.obj = wait_for

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from erxhub.app import Hub
     from erxhub.config import Config
     from erxhub.keys import HubKeys
+    from erxhub.proof.policy import Policy
     from erxhub.rpc.meter import RpcMeter
     from erxhub.rpc.server import IdentityFiles
     from erxhub.tracing import Tracing
@@ -62,6 +63,11 @@ _File = click.Path(path_type=Path, dir_okay=False, exists=True)
     help="The file that says what was published last, so that an older database is noticed; not in the database's "
     "folder. By default high-water.json in the folder of --keys.",
 )
+@click.option(
+    "--witness-policy",
+    type=_File,
+    help="A policy file: the witnesses that checkpoints are shown to, and how many of them make one witnessed.",
+)
 @click.option("--config", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the hub; repeatable.")
 @click.option(
     "--log-level",
@@ -87,6 +93,7 @@ def serve(
     metrics: str | None,
     traces: str | None,
     high_water: Path | None,
+    witness_policy: Path | None,
     settings: tuple[str, ...],
     log_level: str,
     ready_file: Path | None,
@@ -117,10 +124,10 @@ def serve(
     if metrics is not None:
         _check_loopback(metrics)
     config = configured(config, settings)
+    witnesses = _witnesses(witness_policy) if witness_policy is not None else None
     tracing = _traced(traces, config) if traces is not None else None
-    asyncio.run(
-        _serve(db, keys, identity, address, config, metrics, tracing, ready_file, high_water or keys_folder / FILE_NAME)
-    )
+    mark = high_water or keys_folder / FILE_NAME
+    asyncio.run(_serve(db, keys, identity, address, config, metrics, tracing, ready_file, mark, witnesses))
 
 
 async def _serve(
@@ -133,6 +140,7 @@ async def _serve(
     tracing: Tracing | None,
     ready_file: Path | None,
     high_water: Path,
+    witnesses: Policy | None,
 ) -> None:
     import os
 
@@ -145,7 +153,7 @@ async def _serve(
     meter = RpcMeter(METHODS) if metrics is not None else None
     layers = [meter.metered] if meter is not None else []
     layers += [tracing.traced] if tracing is not None else []
-    hub = await started(await open_store(db), identity, keys, address, config, layers, high_water)
+    hub = await started(await open_store(db), identity, keys, address, config, layers, high_water, witnesses)
     facts: dict[str, object] = {"target": f"{address.rpartition(':')[0]}:{hub.port}", "pid": os.getpid()}
     async with AsyncExitStack() as stack:
         if tracing is not None:
@@ -154,6 +162,24 @@ async def _serve(
             facts["metrics"] = await _operated(hub, meter, config, metrics, stack)
         write_ready(ready_file, **facts)
         await until_stopped(hub, stopping)
+
+
+def _witnesses(path: Path) -> Policy:
+    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.proof.merkle import ProofInvalid
+    from erxhub.proof.policy import read_policy
+    from erxhub.witnessing import PolicyUnusable, check_policy
+
+    try:
+        policy = read_policy(path.read_bytes())
+        check_policy(policy)
+    except OSError as error:
+        raise Failed(f"--witness-policy {path}: {error.strerror}", USAGE) from None
+    except ProofInvalid as error:
+        raise Failed(f"--witness-policy {path}: {error.reason}: {error}", USAGE) from None
+    except PolicyUnusable as error:
+        raise Failed(f"--witness-policy {path}: {error}", USAGE) from None
+    return policy
 
 
 def _traced(endpoint: str, config: Config) -> Tracing:

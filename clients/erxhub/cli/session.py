@@ -104,10 +104,26 @@ async def _run(
 
     try:
         async with connect(context, await environment_of(contexts, context)) as connection:
+            _have_it_wait(connection, out)
             return await function(client_of(context, connection), context, out) or OK
     except ClientFailure as failure:
         say_failure(failure, out)
         return exit_code_for(failure)
+
+
+def _have_it_wait(connection: Connection, out: Output) -> None:
+    """What `erxhub --wait-for LEVEL` asks for; a reply that came before it is told of on stderr."""
+    asked = str(click.get_current_context().find_root().obj or "durable").upper()
+    if asked == "DURABLE":
+        return
+    from erxhub.v1 import common_pb2
+
+    def tell(_: object, reached: str) -> None:
+        if reached != asked:
+            out.say(f"accepted; waited for {asked}, reached {reached}")
+
+    connection.wait_for = common_pb2.WaitFor.Value(f"WAIT_FOR_{asked}")
+    connection.on_reached = tell
 
 
 async def environment_of(contexts: Contexts, context: Context) -> Environment | None:

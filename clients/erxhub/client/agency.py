@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from typing import Final
 
-from erxhub.client.base import Client, page_of
+from erxhub.client.base import DEFAULT_WAIT, Client, WaitFor, page_of
 from erxhub.client.shared_calls import CatalogReader, VoucherEnder
 from erxhub.v1 import catalog_pb2, common_pb2, registry_pb2
 
@@ -68,11 +68,13 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         social_credit_code: str = "",
         internet: bool = False,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> registry_pb2.RegisterInstitutionResponse:
         """Registers a hospital (H…) or a pharmacy (P…); `internet` is the licence for internet visits."""
         request = registry_pb2.RegisterInstitutionRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             institution_code=institution_code,
             name=name,
             social_credit_code=social_credit_code,
@@ -92,11 +94,13 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         clauses: Iterable[str] = (),
         etag: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> registry_pb2.SignAgreementResponse:
         """Signs an agreement with an institution (签订服务协议)."""
         request = registry_pb2.SignAgreementRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             institution_code=institution_code,
             kind=kind,
             agreement_no=agreement_no,
@@ -116,11 +120,13 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         case_no: str = "",
         etag: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> registry_pb2.ChangeAgreementStatusResponse:
         """Suspends (with a case), resumes (ACTIVE) or terminates an agreement."""
         request = registry_pb2.ChangeAgreementStatusRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             institution_code=institution_code,
             kind=kind,
             status=status,
@@ -161,11 +167,13 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         delegate_person_nos: Iterable[str] = (),
         chronic_codes: Iterable[str] = (),
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> registry_pb2.RegisterPersonResponse:
         """Registers an insured person with his account (参保登记); `born_on` is yyyy-mm-dd."""
         request = registry_pb2.RegisterPersonRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             person_no=person_no,
             name=name,
             certificate_type=certificate_type,
@@ -189,11 +197,17 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         reason: str = "",
         etag: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> registry_pb2.ChangePersonStatusResponse:
         """Pauses or resumes insurance, or registers a death (参保状态变更)."""
         request = registry_pb2.ChangePersonStatusRequest(
-            request_id=self._id(request_id), person_no=person_no, status=status, reason=reason, etag=etag
+            request_id=self._id(request_id),
+            wait_for=wait_for,
+            person_no=person_no,
+            status=status,
+            reason=reason,
+            etag=etag,
         )
         return await self.connection.unary(self._registry.ChangePersonStatus, request, timeout_s)
 
@@ -212,11 +226,13 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         practice_years: int = 0,
         dual_channel: bool = False,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> registry_pb2.RegisterPractitionerResponse:
         """Registers a practitioner or a pharmacy's staff (登记执业人员) at one or more institutions."""
         request = registry_pb2.RegisterPractitionerRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             practitioner_code=practitioner_code,
             name=name,
             kind=kind,
@@ -234,11 +250,13 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         case_no: str = "",
         etag: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> registry_pb2.ChangePractitionerStatusResponse:
         """Suspends (with a case), resumes (ACTIVE) or ends a practitioner."""
         request = registry_pb2.ChangePractitionerStatusRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             practitioner_code=practitioner_code,
             status=status,
             case_no=case_no,
@@ -280,6 +298,7 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         valid_until_ms: int,
         certificate_pem: bytes = b"",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> registry_pb2.RegisterSigningKeyResponse:
         """Registers a signing key of a practitioner, or of the institution itself for its seal (登记签名密钥).
@@ -288,6 +307,7 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         """
         request = registry_pb2.RegisterSigningKeyRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             subject_code=subject_code,
             institution_code=institution_code,
             suite=suite,
@@ -305,6 +325,7 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         certificate_pem: bytes | None = None,
         key_id: str | None = None,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> registry_pb2.RevokeCertificateResponse:
         """Revokes a connection certificate, given as PEM, or a signing key (吊销).
@@ -314,7 +335,9 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         """
         if (certificate_pem is None) == (key_id is None):
             raise ValueError("name either a certificate or a signing key")
-        request = registry_pb2.RevokeCertificateRequest(request_id=self._id(request_id), reason=reason)
+        request = registry_pb2.RevokeCertificateRequest(
+            request_id=self._id(request_id), wait_for=wait_for, reason=reason
+        )
         if certificate_pem is not None:
             request.certificate_pem = certificate_pem
         if key_id is not None:
@@ -324,25 +347,45 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
     # --- prescriptions under suspicion ---
 
     async def freeze_prescription(
-        self, *, rx_no: str, case_no: str, request_id: str | None = None, timeout_s: float | None = None
+        self,
+        *,
+        rx_no: str,
+        case_no: str,
+        request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
+        timeout_s: float | None = None,
     ) -> registry_pb2.FreezePrescriptionResponse:
         """Freezes a prescription under a case or rule (冻结处方)."""
-        request = registry_pb2.FreezePrescriptionRequest(request_id=self._id(request_id), rx_no=rx_no, case_no=case_no)
+        request = registry_pb2.FreezePrescriptionRequest(
+            request_id=self._id(request_id), wait_for=wait_for, rx_no=rx_no, case_no=case_no
+        )
         return await self.connection.unary(self._registry.FreezePrescription, request, timeout_s)
 
     async def unfreeze_prescription(
-        self, *, rx_no: str, case_no: str, request_id: str | None = None, timeout_s: float | None = None
+        self,
+        *,
+        rx_no: str,
+        case_no: str,
+        request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
+        timeout_s: float | None = None,
     ) -> registry_pb2.UnfreezePrescriptionResponse:
         """Lifts a freeze (解冻处方)."""
         request = registry_pb2.UnfreezePrescriptionRequest(
-            request_id=self._id(request_id), rx_no=rx_no, case_no=case_no
+            request_id=self._id(request_id), wait_for=wait_for, rx_no=rx_no, case_no=case_no
         )
         return await self.connection.unary(self._registry.UnfreezePrescription, request, timeout_s)
 
     # --- the end of retention ---
 
     async def erase_content(
-        self, *, rx_no: str, legal_basis: str, request_id: str | None = None, timeout_s: float | None = None
+        self,
+        *,
+        rx_no: str,
+        legal_basis: str,
+        request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
+        timeout_s: float | None = None,
     ) -> registry_pb2.EraseContentResponse:
         """Erases what a prescription's entries say, once no retention class keeps it (清除保存期满的处方内容).
 
@@ -350,7 +393,7 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         earliest day, while it has to be kept. `legal_basis` stays in the ledger: no personal data.
         """
         request = registry_pb2.EraseContentRequest(
-            request_id=self._id(request_id), rx_no=rx_no, legal_basis=legal_basis
+            request_id=self._id(request_id), wait_for=wait_for, rx_no=rx_no, legal_basis=legal_basis
         )
         return await self.connection.unary(self._registry.EraseContent, request, timeout_s)
 
@@ -366,6 +409,7 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         entries: Iterable[catalog_pb2.CatalogEntry] | AsyncIterable[catalog_pb2.CatalogEntry],
         source: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float = IMPORT_TIMEOUT_S,
     ) -> registry_pb2.ImportCatalogResponse:
         """Imports one edition of a code list (导入目录); the reply says which rows were taken and which refused.
@@ -376,6 +420,7 @@ class AgencyClient(CatalogReader, VoucherEnder, Client):
         """
         header = registry_pb2.CatalogHeader(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             dataset=dataset,
             edition=edition,
             valid_from_on=valid_from_on,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
@@ -38,11 +38,19 @@ UNARY_PATHS: Final[Mapping[type[Message], tuple[str, type[Message]]]] = _unary_p
 """Every unary method by its request: (path, type of its reply)."""
 
 
+WaitFor: TypeAlias = "common_pb2.WaitFor.ValueType"
+"""What a reply waits for: WAIT_FOR_DURABLE, WAIT_FOR_INTEGRATED or WAIT_FOR_WITNESSED of `erxhub.v1.common_pb2`."""
+
+DEFAULT_WAIT: Final = common_pb2.WAIT_FOR_UNSPECIFIED
+"""As the connection says, and DURABLE where that says nothing."""
+
+
 class Client:
     """One caller of a hub.
 
-    Commands take `request_id` (made by the library when it is None) and `timeout_s` (the connection's when it is
-    None), and return the reply message. Every call raises Refusal, HubUnreachable, CallFailed or ReceiptInvalid.
+    Commands take `request_id` (made by the library when it is None), `wait_for` and `timeout_s` (both the
+    connection's unless given), and return the reply message. A reply waits no longer than its deadline;
+    `Connection.on_reached` hears what it reached. Every call raises Refusal, HubUnreachable, CallFailed or ReceiptInvalid.
     """
 
     def __init__(self, connection: Connection, *, request_ids: RequestIds | None = None) -> None:

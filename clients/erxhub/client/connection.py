@@ -34,6 +34,7 @@ from erxhub.client.receipts import check_receipt
 from erxhub.crypto import certs
 from erxhub.v1 import (
     audit_pb2,
+    common_pb2,
     dispensing_pb2,
     encounter_pb2,
     patient_pb2,
@@ -67,6 +68,10 @@ SERVICE_MODULES: Final[tuple[ModuleType, ...]] = (
     registry_pb2,
     voucher_pb2,
 )
+
+
+REACHED_TRAILER: Final = "erxhub-reached"
+"""Where a reply that waited says what it reached."""
 
 
 class PeerName(NamedTuple):
@@ -182,6 +187,8 @@ class Connection:
         timeout_s: float = UNARY_TIMEOUT_S,
         retry: RetryPolicy | None = None,
         environment: Environment | None = None,
+        wait_for: common_pb2.WaitFor.ValueType = common_pb2.WAIT_FOR_UNSPECIFIED,
+        on_reached: Callable[[Message, str], None] | None = None,
     ) -> None:
         """
         Args:
@@ -193,6 +200,8 @@ class Connection:
             timeout_s: deadline of a unary call, its repeats included, where the call itself names none.
             retry: see RetryPolicy.
             environment: clock, chance and waiting; the machine's by default.
+            wait_for: what the reply to a command waits for, where the command itself does not say it.
+            on_reached: hears, for every reply that waited, the request and DURABLE, INTEGRATED or WITNESSED.
         """
         self.target = target
         self.identity = identity
@@ -200,6 +209,8 @@ class Connection:
         self.environment: Environment = environment or SystemEnvironment()
         self.timeout_s = timeout_s
         self.retry = retry or RetryPolicy()
+        self.wait_for = wait_for
+        self.on_reached = on_reached
         self._receipt_keys = dict(receipt_keys or {})
         self._verify_receipts = bool(receipt_keys) if verify_receipts is None else verify_receipts
         options: list[tuple[str, str | int]] = [
@@ -244,11 +255,21 @@ class Connection:
     ) -> Reply:
         """One call. Raises Refusal, HubUnreachable, CallFailed or ReceiptInvalid, each with the request."""
         try:
-            reply = await method(request, timeout=self._timeout(timeout_s))
+            call = method(self._waiting(request), timeout=self._timeout(timeout_s))
+            reply = await call
         except grpc.aio.AioRpcError as error:
             raise self._failure(error, request) from error
         self.check_reply(reply, request)
+        if self.on_reached is not None and getattr(request, "wait_for", 0) > common_pb2.WAIT_FOR_DURABLE:
+            reached = [value for key, value in await call.trailing_metadata() or () if key == REACHED_TRAILER]
+            self.on_reached(request, str(reached[0]) if reached else "DURABLE")
         return reply
+
+    def _waiting(self, request: Request) -> Request:
+        """The request, waiting for what the connection says where it says nothing itself."""
+        if self.wait_for and "wait_for" in request.DESCRIPTOR.fields_by_name and not getattr(request, "wait_for"):  # noqa: B009
+            setattr(request, "wait_for", self.wait_for)  # noqa: B010
+        return request
 
     async def client_stream(
         self,

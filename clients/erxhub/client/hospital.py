@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 
-from erxhub.client.base import Client, page_of
+from erxhub.client.base import DEFAULT_WAIT, Client, WaitFor, page_of
 from erxhub.client.bulk import BulkUpload, Outcome
 from erxhub.client.connection import Connection
 from erxhub.client.request_ids import RequestIds
@@ -50,11 +50,13 @@ class HospitalClient(CatalogReader, VoucherVerifier, Client):
         first_visit: bool = False,
         hospital_code: str | None = None,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> encounter_pb2.RegisterEncounterResponse:
         """Registers a visit (挂号); the reply holds its `encounter_id`."""
         request = encounter_pb2.RegisterEncounterRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             hospital_code=self._institution(hospital_code),
             person_no=person_no,
             visit_kind=visit_kind,
@@ -75,11 +77,12 @@ class HospitalClient(CatalogReader, VoucherVerifier, Client):
         encounter_id: str,
         doctor_code: str,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> encounter_pb2.StartEncounterResponse:
         """The doctor begins the consultation (接诊)."""
         request = encounter_pb2.StartEncounterRequest(
-            request_id=self._id(request_id), encounter_id=encounter_id, doctor_code=doctor_code
+            request_id=self._id(request_id), wait_for=wait_for, encounter_id=encounter_id, doctor_code=doctor_code
         )
         return await self.connection.unary(self._encounters.StartEncounter, request, timeout_s)
 
@@ -91,11 +94,13 @@ class HospitalClient(CatalogReader, VoucherVerifier, Client):
         liveness_passed: bool,
         attested_at_ms: int | None = None,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> encounter_pb2.AttestDoctorResponse:
         """Attests that the treating doctor is genuine (医师真实性核验); `media_sha256` is 32 bytes."""
         request = encounter_pb2.AttestDoctorRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             encounter_id=encounter_id,
             media_sha256=media_sha256,
             liveness_passed=liveness_passed,
@@ -111,11 +116,13 @@ class HospitalClient(CatalogReader, VoucherVerifier, Client):
         earlier_hospital_code: str,
         earlier_visit_on: str,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> encounter_pb2.ProveFollowUpResponse:
         """Proves that an internet visit is a follow-up (复诊证明); `earlier_visit_on` is yyyy-mm-dd."""
         request = encounter_pb2.ProveFollowUpRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             encounter_id=encounter_id,
             disease_code=disease_code,
             earlier_hospital_code=earlier_hospital_code,
@@ -132,11 +139,13 @@ class HospitalClient(CatalogReader, VoucherVerifier, Client):
         doctor_key: SigningKey,
         signed_at_ms: int | None = None,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> encounter_pb2.RecordDiagnosisResponse:
         """Records the diagnosis under the doctor's signature (诊断); exactly one of `diagnoses` is the main one."""
         request = encounter_pb2.RecordDiagnosisRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             encounter_id=encounter_id,
             statement=self._diagnosis(encounter_id, doctor_code, diagnoses, doctor_key, signed_at_ms),
         )
@@ -152,11 +161,13 @@ class HospitalClient(CatalogReader, VoucherVerifier, Client):
         reason: str,
         signed_at_ms: int | None = None,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> encounter_pb2.AmendDiagnosisResponse:
         """Replaces the diagnosis (更正诊断); a signed prescription keeps its own copy."""
         request = encounter_pb2.AmendDiagnosisRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             encounter_id=encounter_id,
             statement=self._diagnosis(encounter_id, doctor_code, diagnoses, doctor_key, signed_at_ms),
             reason=reason,
@@ -164,10 +175,17 @@ class HospitalClient(CatalogReader, VoucherVerifier, Client):
         return await self.connection.unary(self._encounters.AmendDiagnosis, request, timeout_s)
 
     async def close_encounter(
-        self, *, encounter_id: str, request_id: str | None = None, timeout_s: float | None = None
+        self,
+        *,
+        encounter_id: str,
+        request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
+        timeout_s: float | None = None,
     ) -> encounter_pb2.CloseEncounterResponse:
         """Closes the visit (结束就诊)."""
-        request = encounter_pb2.CloseEncounterRequest(request_id=self._id(request_id), encounter_id=encounter_id)
+        request = encounter_pb2.CloseEncounterRequest(
+            request_id=self._id(request_id), wait_for=wait_for, encounter_id=encounter_id
+        )
         return await self.connection.unary(self._encounters.CloseEncounter, request, timeout_s)
 
     async def cancel_encounter(
@@ -176,11 +194,12 @@ class HospitalClient(CatalogReader, VoucherVerifier, Client):
         encounter_id: str,
         reason: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> encounter_pb2.CancelEncounterResponse:
         """Cancels the visit while no prescription of it is in force (退号)."""
         request = encounter_pb2.CancelEncounterRequest(
-            request_id=self._id(request_id), encounter_id=encounter_id, reason=reason
+            request_id=self._id(request_id), wait_for=wait_for, encounter_id=encounter_id, reason=reason
         )
         return await self.connection.unary(self._encounters.CancelEncounter, request, timeout_s)
 
@@ -191,11 +210,12 @@ class HospitalClient(CatalogReader, VoucherVerifier, Client):
         *,
         prescription: common_pb2.Prescription,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> prescribing_pb2.PrecheckPrescriptionResponse:
         """Checks a prescription before it is signed; the reply holds `rx_no`, `rx_trace_code` and warnings."""
         request = prescribing_pb2.PrecheckPrescriptionRequest(
-            request_id=self._id(request_id), prescription=prescription
+            request_id=self._id(request_id), wait_for=wait_for, prescription=prescription
         )
         return await self.connection.unary(self._prescribing.PrecheckPrescription, request, timeout_s)
 
@@ -213,6 +233,7 @@ class HospitalClient(CatalogReader, VoucherVerifier, Client):
         hospital_code: str | None = None,
         signed_at_ms: int | None = None,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> prescribing_pb2.UploadPrescriptionResponse:
         """Signs and uploads a prescription with its file (处方上传): doctor, hospital pharmacist and seal at once.
@@ -223,6 +244,7 @@ class HospitalClient(CatalogReader, VoucherVerifier, Client):
         """
         request = signed_upload(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             document=document,
             pharmacist_code=pharmacist_code,
             doctor_key=doctor_key,
@@ -255,11 +277,12 @@ class HospitalClient(CatalogReader, VoucherVerifier, Client):
         doctor_code: str,
         reason: str,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> prescribing_pb2.RevokePrescriptionResponse:
         """Withdraws a prescription that was not used (处方撤销); only the issuing doctor may."""
         request = prescribing_pb2.RevokePrescriptionRequest(
-            request_id=self._id(request_id), rx_no=rx_no, doctor_code=doctor_code, reason=reason
+            request_id=self._id(request_id), wait_for=wait_for, rx_no=rx_no, doctor_code=doctor_code, reason=reason
         )
         return await self.connection.unary(self._prescribing.RevokePrescription, request, timeout_s)
 

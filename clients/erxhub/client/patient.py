@@ -5,7 +5,7 @@ Owns: the calls that a channel's certificate may make. Must never: keep a code; 
 
 from __future__ import annotations
 
-from erxhub.client.base import Client, page_of
+from erxhub.client.base import DEFAULT_WAIT, Client, WaitFor, page_of
 from erxhub.client.connection import Connection
 from erxhub.client.request_ids import RequestIds
 from erxhub.client.shared_calls import CatalogReader, VoucherEnder
@@ -27,11 +27,12 @@ class PatientClient(CatalogReader, VoucherEnder, Client):
         person_no: str,
         identity_level: voucher_pb2.IdentityLevel.ValueType = voucher_pb2.IDENTITY_LEVEL_REAL_PERSON,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> voucher_pb2.ActivateVoucherResponse:
         """Activates the person's e-voucher on this channel (激活)."""
         request = voucher_pb2.ActivateVoucherRequest(
-            request_id=self._id(request_id), person_no=person_no, identity_level=identity_level
+            request_id=self._id(request_id), wait_for=wait_for, person_no=person_no, identity_level=identity_level
         )
         return await self.connection.unary(self._vouchers.ActivateVoucher, request, timeout_s)
 
@@ -42,11 +43,13 @@ class PatientClient(CatalogReader, VoucherEnder, Client):
         business_type: str,
         delegate_person_no: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> voucher_pb2.IssueVoucherResponse:
         """Makes a single-use code that lives 60 seconds (展码), for one business type (five digits)."""
         request = voucher_pb2.IssueVoucherRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             person_no=person_no,
             delegate_person_no=delegate_person_no,
             business_type=business_type,
@@ -79,11 +82,13 @@ class PatientClient(CatalogReader, VoucherEnder, Client):
         mode: common_pb2.FulfilmentMode.ValueType = common_pb2.FULFILMENT_MODE_PICKUP,
         delegate_person_no: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> patient_pb2.ChoosePharmacyResponse:
         """Creates an order at a pharmacy (选择药店), for pick-up or delivery."""
         request = patient_pb2.ChoosePharmacyRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             person_no=person_no,
             delegate_person_no=delegate_person_no,
             rx_no=rx_no,
@@ -100,11 +105,13 @@ class PatientClient(CatalogReader, VoucherEnder, Client):
         pharmacy_code: str,
         delegate_person_no: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> patient_pb2.CancelOrderResponse:
         """Ends an order, or an authorisation before the download, before settlement (取消订单)."""
         request = patient_pb2.CancelOrderRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             person_no=person_no,
             delegate_person_no=delegate_person_no,
             rx_no=rx_no,
@@ -119,11 +126,13 @@ class PatientClient(CatalogReader, VoucherEnder, Client):
         rx_no: str,
         delegate_person_no: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> patient_pb2.MakeQrResponse:
         """Makes a QR value of 27 characters for one prescription, single use, 60 seconds (处方二维码)."""
         request = patient_pb2.MakeQrRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             person_no=person_no,
             delegate_person_no=delegate_person_no,
             rx_no=rx_no,
@@ -140,11 +149,13 @@ class PatientClient(CatalogReader, VoucherEnder, Client):
         phone: str,
         delegate_person_no: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> patient_pb2.RequestDeliveryResponse:
         """Asks for delivery (申请配送); the reply shows the sign-for code once, and asking again gives a new one."""
         request = patient_pb2.RequestDeliveryRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             person_no=person_no,
             delegate_person_no=delegate_person_no,
             rx_no=rx_no,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 from decimal import ROUND_HALF_UP, Decimal, InvalidOperation
 
-from erxhub.client.base import Client, page_of
+from erxhub.client.base import DEFAULT_WAIT, Client, WaitFor, page_of
 from erxhub.client.connection import Connection
 from erxhub.client.request_ids import RequestIds
 from erxhub.client.shared_calls import CatalogReader, VoucherVerifier
@@ -45,19 +45,28 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         page_size: int = 0,
         page_token: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> dispensing_pb2.ListByVoucherResponse:
         """The person's prescriptions, each with a one-time number (流转授权); business type 02122."""
         request = dispensing_pb2.ListByVoucherRequest(
-            request_id=self._id(request_id), voucher_ref=voucher_ref, page=page_of(page_size, page_token)
+            request_id=self._id(request_id),
+            wait_for=wait_for,
+            voucher_ref=voucher_ref,
+            page=page_of(page_size, page_token),
         )
         return await self.connection.unary(self._dispensing.ListByVoucher, request, timeout_s)
 
     async def resolve_qr(
-        self, *, rx_qr: str, request_id: str | None = None, timeout_s: float | None = None
+        self,
+        *,
+        rx_qr: str,
+        request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
+        timeout_s: float | None = None,
     ) -> dispensing_pb2.ResolveQrResponse:
         """Turns a prescription QR value into the prescription's token (二维码解码)."""
-        request = dispensing_pb2.ResolveQrRequest(request_id=self._id(request_id), rx_qr=rx_qr)
+        request = dispensing_pb2.ResolveQrRequest(request_id=self._id(request_id), wait_for=wait_for, rx_qr=rx_qr)
         return await self.connection.unary(self._dispensing.ResolveQr, request, timeout_s)
 
     async def download(
@@ -66,19 +75,28 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         authorization_no: str = "",
         rx_token: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> dispensing_pb2.DownloadPrescriptionResponse:
         """Downloads and holds a prescription (处方下载), by number or token; check it with `check_download`."""
         request = dispensing_pb2.DownloadPrescriptionRequest(
-            request_id=self._id(request_id), authorization_no=authorization_no, rx_token=rx_token
+            request_id=self._id(request_id), wait_for=wait_for, authorization_no=authorization_no, rx_token=rx_token
         )
         return await self.connection.unary(self._dispensing.DownloadPrescription, request, timeout_s)
 
     async def release(
-        self, *, rx_no: str, reason: str = "", request_id: str | None = None, timeout_s: float | None = None
+        self,
+        *,
+        rx_no: str,
+        reason: str = "",
+        request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
+        timeout_s: float | None = None,
     ) -> dispensing_pb2.ReleaseOrderResponse:
         """Gives the hold back (释放)."""
-        request = dispensing_pb2.ReleaseOrderRequest(request_id=self._id(request_id), rx_no=rx_no, reason=reason)
+        request = dispensing_pb2.ReleaseOrderRequest(
+            request_id=self._id(request_id), wait_for=wait_for, rx_no=rx_no, reason=reason
+        )
         return await self.connection.unary(self._dispensing.ReleaseOrder, request, timeout_s)
 
     async def review(
@@ -93,6 +111,7 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         pharmacy_code: str | None = None,
         signed_at_ms: int | None = None,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> dispensing_pb2.ReviewPrescriptionResponse:
         """The pharmacist passes, rejects or returns the prescription (审方), under his signature.
@@ -109,7 +128,7 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
             signed_at_ms=self._now_unless(signed_at_ms),
         )
         request = dispensing_pb2.ReviewPrescriptionRequest(
-            request_id=self._id(request_id), statement=sign(statement, pharmacist_key)
+            request_id=self._id(request_id), wait_for=wait_for, statement=sign(statement, pharmacist_key)
         )
         return await self.connection.unary(self._dispensing.ReviewPrescription, request, timeout_s)
 
@@ -123,11 +142,13 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         lines: Iterable[signed_pb2.SaleLine],
         use_account: bool = True,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> dispensing_pb2.QuoteSettlementResponse:
         """What fund, account and patient pay (预结算); `voucher_ref` of business type 02121 or 03132."""
         request = dispensing_pb2.QuoteSettlementRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             rx_no=rx_no,
             voucher_ref=voucher_ref,
             lines=lines,
@@ -146,6 +167,7 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         pharmacy_code: str | None = None,
         signed_at_ms: int | None = None,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> dispensing_pb2.SettleResponse:
         """Settles a quote under the pharmacy's seal (结算); `amounts` are the quote's, all fen.
@@ -161,7 +183,10 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
             signed_at_ms=self._now_unless(signed_at_ms),
         )
         request = dispensing_pb2.SettleRequest(
-            request_id=self._id(request_id), statement=sign(statement, seal_key), voucher_ref=voucher_ref
+            request_id=self._id(request_id),
+            wait_for=wait_for,
+            statement=sign(statement, seal_key),
+            voucher_ref=voucher_ref,
         )
         return await self.connection.unary(self._dispensing.Settle, request, timeout_s)
 
@@ -174,6 +199,7 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         pharmacy_code: str | None = None,
         signed_at_ms: int | None = None,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> dispensing_pb2.SettleResponse:
         """Records that the patient paid everything himself (自费), under the pharmacy's seal.
@@ -190,7 +216,9 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
             lines=sold,
             signed_at_ms=self._now_unless(signed_at_ms),
         )
-        request = dispensing_pb2.SettleRequest(request_id=self._id(request_id), statement=sign(statement, seal_key))
+        request = dispensing_pb2.SettleRequest(
+            request_id=self._id(request_id), wait_for=wait_for, statement=sign(statement, seal_key)
+        )
         return await self.connection.unary(self._dispensing.Settle, request, timeout_s)
 
     async def undo_settlement(
@@ -200,11 +228,12 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         settlement_id: str,
         reason: str,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> dispensing_pb2.UndoSettlementResponse:
         """Gives a settlement back, as a business act (结算撤销)."""
         request = dispensing_pb2.UndoSettlementRequest(
-            request_id=self._id(request_id), rx_no=rx_no, settlement_id=settlement_id, reason=reason
+            request_id=self._id(request_id), wait_for=wait_for, rx_no=rx_no, settlement_id=settlement_id, reason=reason
         )
         return await self.connection.unary(self._dispensing.UndoSettlement, request, timeout_s)
 
@@ -215,11 +244,13 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         original_transaction: str = "2102",
         person_no: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> dispensing_pb2.ReverseSettlementResponse:
         """Repairs an unknown outcome (冲正) by the original's request id; 2102 is a settlement, 2103 an undo."""
         request = dispensing_pb2.ReverseSettlementRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             original_request_id=original_request_id,
             original_transaction=original_transaction,
             person_no=person_no,
@@ -241,6 +272,7 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         pharmacy_code: str | None = None,
         signed_at_ms: int | None = None,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> dispensing_pb2.DispenseResponse:
         """Picks, checks and takes the goods out (销售出库), under the pharmacy's seal; refused as a whole."""
@@ -254,14 +286,24 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
             lots=lots,
             signed_at_ms=self._now_unless(signed_at_ms),
         )
-        request = dispensing_pb2.DispenseRequest(request_id=self._id(request_id), statement=sign(statement, seal_key))
+        request = dispensing_pb2.DispenseRequest(
+            request_id=self._id(request_id), wait_for=wait_for, statement=sign(statement, seal_key)
+        )
         return await self.connection.unary(self._dispensing.Dispense, request, timeout_s)
 
     async def void_dispense(
-        self, *, rx_no: str, reason: str, request_id: str | None = None, timeout_s: float | None = None
+        self,
+        *,
+        rx_no: str,
+        reason: str,
+        request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
+        timeout_s: float | None = None,
     ) -> dispensing_pb2.VoidDispenseResponse:
         """Voids a dispensing before the goods are out (调配作废)."""
-        request = dispensing_pb2.VoidDispenseRequest(request_id=self._id(request_id), rx_no=rx_no, reason=reason)
+        request = dispensing_pb2.VoidDispenseRequest(
+            request_id=self._id(request_id), wait_for=wait_for, rx_no=rx_no, reason=reason
+        )
         return await self.connection.unary(self._dispensing.VoidDispense, request, timeout_s)
 
     async def hand_over(
@@ -274,6 +316,7 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         pharmacy_code: str | None = None,
         signed_at_ms: int | None = None,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> dispensing_pb2.HandOverResponse:
         """Hands the goods over (取药交付), under the seal; `voucher_ref` (01302) of patient or delegate."""
@@ -284,7 +327,10 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
             signed_at_ms=self._now_unless(signed_at_ms),
         )
         request = dispensing_pb2.HandOverRequest(
-            request_id=self._id(request_id), statement=sign(statement, seal_key), voucher_ref=voucher_ref
+            request_id=self._id(request_id),
+            wait_for=wait_for,
+            statement=sign(statement, seal_key),
+            voucher_ref=voucher_ref,
         )
         return await self.connection.unary(self._dispensing.HandOver, request, timeout_s)
 
@@ -298,11 +344,13 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         picked_up_at_ms: int | None = None,
         distance_m: int = 0,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> dispensing_pb2.StartDeliveryResponse:
         """Assigns a courier, who has picked the goods up (配送), now unless `picked_up_at_ms` says otherwise."""
         request = dispensing_pb2.StartDeliveryRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             rx_no=rx_no,
             company=company,
             courier_code=courier_code,
@@ -324,11 +372,13 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         longitude_e6: int = 0,
         note: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> dispensing_pb2.UpdateDeliveryResponse:
         """Reports one step of a delivery (配送信息同步); the position is WGS-84 in millionths of a degree."""
         request = dispensing_pb2.UpdateDeliveryRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             rx_no=rx_no,
             delivery_no=delivery_no,
             step=step,
@@ -351,6 +401,7 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         pharmacy_code: str | None = None,
         signed_at_ms: int | None = None,
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> dispensing_pb2.SignDeliveryResponse:
         """The patient signs for the goods (签收): six-digit `sign_code`, or a `voucher_ref` of business type 01302."""
@@ -362,6 +413,7 @@ class PharmacyClient(CatalogReader, VoucherVerifier, Client):
         )
         request = dispensing_pb2.SignDeliveryRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             statement=sign(statement, seal_key),
             sign_code=sign_code,
             voucher_ref=voucher_ref,

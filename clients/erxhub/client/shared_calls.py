@@ -6,7 +6,7 @@ Must never: hold a call of one kind of caller alone; that belongs to its client.
 
 from __future__ import annotations
 
-from erxhub.client.base import Client, page_of
+from erxhub.client.base import DEFAULT_WAIT, Client, WaitFor, page_of
 from erxhub.v1 import catalog_pb2, registry_pb2, voucher_pb2
 
 
@@ -41,11 +41,13 @@ class VoucherVerifier(Client):
         person_no: str = "",
         operator_id: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> voucher_pb2.VerifyVoucherResponse:
         """Consumes a code of 28 digits (解码核验); the reply holds the `voucher_ref` that the steps quote."""
         request = voucher_pb2.VerifyVoucherRequest(
             request_id=self._id(request_id),
+            wait_for=wait_for,
             voucher_code=voucher_code,
             business_type=business_type,
             channel_id=channel_id,
@@ -64,11 +66,12 @@ class VoucherEnder(Client):
         person_no: str,
         channel_id: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> voucher_pb2.DeactivateVoucherResponse:
         """Ends an activation (停用); an agency names the channel, a channel may leave its own out."""
         request = voucher_pb2.DeactivateVoucherRequest(
-            request_id=self._id(request_id), person_no=person_no, channel_id=channel_id
+            request_id=self._id(request_id), wait_for=wait_for, person_no=person_no, channel_id=channel_id
         )
         return await self.connection.unary(self._vouchers.DeactivateVoucher, request, timeout_s)
 
@@ -78,10 +81,11 @@ class VoucherEnder(Client):
         voucher_code: str,
         reason: str = "",
         request_id: str | None = None,
+        wait_for: WaitFor = DEFAULT_WAIT,
         timeout_s: float | None = None,
     ) -> voucher_pb2.RevokeVoucherResponse:
         """Withdraws a code that was not used (作废)."""
         request = voucher_pb2.RevokeVoucherRequest(
-            request_id=self._id(request_id), voucher_code=voucher_code, reason=reason
+            request_id=self._id(request_id), wait_for=wait_for, voucher_code=voucher_code, reason=reason
         )
         return await self.connection.unary(self._vouchers.RevokeVoucher, request, timeout_s)

@@ -58,6 +58,7 @@ def signed_upload(
     opinion: str,
     hospital_code: str,
     signed_at_ms: int,
+    wait_for: common_pb2.WaitFor.ValueType = common_pb2.WAIT_FOR_UNSPECIFIED,
 ) -> prescribing_pb2.UploadPrescriptionRequest:
     """The three signed contents of an upload.
 
@@ -92,6 +93,7 @@ def signed_upload(
     )
     return prescribing_pb2.UploadPrescriptionRequest(
         request_id=request_id,
+        wait_for=wait_for,
         prescription=prescription,
         review=review,
         seal=seal,

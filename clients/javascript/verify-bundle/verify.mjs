@@ -7,9 +7,9 @@
 // It prints each check that it made as a numbered line, and at the end the verdict; on failure the reason code and the
 // entry at fault. Exit 0: the bundle holds. Exit 1: it does not. Exit 2: it was called wrongly.
 //
-// Written from docs/formats.md, whose section "Bundle" gives the order of the checks and their reason codes. It shares
-// no code with the hub and believes nothing because the file says so: stream keys, leaf hashes, the map's values and
-// the statements' digests are computed here.
+// It follows docs/formats.md, whose section "Bundle" gives the order of the checks and their reason codes. It shares no
+// code with the hub and believes nothing because the file says so: stream keys, leaf hashes, the map's values and the
+// statements' digests are computed here.
 
 import { createHash, createPublicKey, verify as verifySignature, X509Certificate } from 'node:crypto';
 import { readFileSync, realpathSync } from 'node:fs';
@@ -880,10 +880,8 @@ class WireReader {
       ensure(!this.done, 'a number without end');
       const byte = this.data[this.at++];
       value |= BigInt(byte & 0x7f) << shift;
-      if (byte < 0x80) {
-        ensure(value >> 64n === 0n, 'a number above 64 bits');
-        return value;
-      }
+      // What is above 64 bits of ten bytes is dropped, as protobuf has it.
+      if (byte < 0x80) return BigInt.asUintN(64, value);
     }
     throw new Invalid('a number of more than ten bytes');
   }
@@ -1097,7 +1095,8 @@ class Contents {
     this.placed.forEach((entry, position) => {
       const key = entry.key.toString('hex');
       entry.position = position;
-      this.streams.set(key, [...(this.streams.get(key) ?? []), entry]);
+      if (!this.streams.has(key)) this.streams.set(key, []);
+      this.streams.get(key).push(entry);
     });
     this.rx = this.stream(prescription[0].key);
     this.encounter = this.stream(encounter[0].key);

@@ -30,7 +30,8 @@ _OVER: Final = ("prescription.undone", "prescription.expired")
 
 
 def light(view: View, gaps: Collection[str]) -> audit_pb2.Light.ValueType:
-    """RED with a gap; ERASED when nothing but order can be judged any more; GREEN when a sale went all the way and none is open; CLOSED when nothing can or did come of it.
+    """RED with a gap; GREEN when a sale went all the way and none is open; CLOSED when nothing can or did come of it;
+    ERASED when nothing but hashes and order can be judged any more.
 
     A prescription whose validity is over counts as expired, whether or not the deadline's entry is written yet.
     """

@@ -6,7 +6,19 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from erxhub.core import delivery, encounter, goods, hold, patient, prescription, registry, retention, reversal, settlement, voucher
+from erxhub.core import (
+    delivery,
+    encounter,
+    goods,
+    hold,
+    patient,
+    prescription,
+    registry,
+    retention,
+    reversal,
+    settlement,
+    voucher,
+)
 from erxhub.core.model import Command, Draft, Handler, LookAhead, Outcome
 
 HANDLERS: Final[Mapping[str, Handler]] = MappingProxyType(

@@ -131,8 +131,9 @@ class Accepted(NamedTuple):
 
     `reply` is the response without its receipt; `targets` is what the reply shows of persons. `blobs` are (stream key,
     SHA-256, data), `catalog_rows` are (dataset, edition, code, body). `taken_request_id` is a request id of the caller
-    that no later request may use. `erasures` are (stream key, names) of streams whose newest entry here says that what
-    was before it is erased, and with it these names. `attach_upload` is the stream whose uploaded bytes go into the reply as they are.
+    that no later request may use. `attach_upload` is the stream whose uploaded bytes go into the reply as they are.
+    `erasures` are (stream key, names) of streams whose newest entry here says that what was before it is erased, and
+    with it these names.
     """
 
     reply: Message

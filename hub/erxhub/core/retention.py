@@ -1,4 +1,4 @@
-"""How long a record has to be kept, and the erasure of what it says when that time is over (保存期限, P-10, P-11, P-13).
+"""How long a record has to be kept (保存期限, P-10, P-11, P-13), and the erasure of what it says when that is over.
 
 Owns the retention classes of a prescription, the rule that the longest wins, and which names go with the content. How
 the content goes is the store's. It must never touch an entry: that it exists, and its place, stay provable.
@@ -124,7 +124,9 @@ def erase_content(tx: Draft, command: Command) -> Outcome:
     if tx.now_ms <= kept_by.until_ms:
         detail = {
             "earliest": (kept_by.last_on + timedelta(days=1)).isoformat(),
-            "retention_class": registry_pb2.RetentionClass.Name(kept_by.retention_class).removeprefix("RETENTION_CLASS_"),
+            "retention_class": registry_pb2.RetentionClass.Name(kept_by.retention_class).removeprefix(
+                "RETENTION_CLASS_"
+            ),
         }
         return Refused("RETENTION", field="rx_no", detail=detail, targets=(target,))
     own_names = (hospital_rx_name(rx.content.hospital_code, rx.content.hospital_rx_no),)

@@ -321,8 +321,8 @@ class MemoryStore:
         for entry in gone:
             bare = replace(entry, salt=None, payload=None)
             self._log[entry.position - 1] = self._streams[key][entry.version - 1] = bare
-        for place in [place for place in self._blobs if place[0] == key]:
-            del self._blobs[place]
+        for digest in [digest for stream, digest in self._blobs if stream == key]:
+            del self._blobs[key, digest]
         for place, rows in self._listings.items():
             self._listings[place] = [row for row in rows if row.stream_key != key or row.version >= erasure.version]
         for name in erasure.names:

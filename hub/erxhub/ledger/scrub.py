@@ -71,7 +71,7 @@ async def scrub_postgres(url: str) -> int:
 
 
 async def _fill_log(connection: Connection, begun_at: object) -> int:
-    """A segment that is no longer needed is deleted instead of being used again; one that waits is filled with zeros."""
+    """A segment that is not needed is deleted instead of being used again, and one that waits is filled with zeros."""
     before = await connection.fetchval(
         "SELECT setting FROM pg_file_settings WHERE name = 'wal_recycle' AND applied AND sourcefile LIKE '%.auto.conf'"
     )
@@ -92,5 +92,5 @@ async def _fill_log(connection: Connection, begun_at: object) -> int:
         await connection.execute(f"ALTER SYSTEM {reset}")
         await connection.execute("SELECT pg_reload_conf()")
     raise StoreUnavailable(
-        "the server keeps old segments of its log of changes (a replication slot, wal_keep_size or an archive in arrears)"
+        "the server keeps old segments of its log of changes: for a replication slot, wal_keep_size or an archive"
     )

@@ -13,6 +13,7 @@ from typing import Final
 from erxhub.core.events import BY_NAME, BY_NUMBER
 from erxhub.ledger.entry import (
     FIRST_PREV_LEAF_HASH,
+    EntryKind,
     Header,
     HeaderMalformed,
     commitment,
@@ -39,12 +40,14 @@ from erxhub.proof.mapping import verify_absent, verify_present
 from erxhub.proof.merkle import ProofInvalid, verify_inclusion
 from erxhub.proof.reasons import Reason
 from erxhub.proof.records import map_value, maproot_leaf
-from erxhub.v1 import events_pb2
+from erxhub.v1 import events_pb2, registry_pb2
 
 DISPENSING: Final = ("dispense.outbound", "dispense.handed_over", "delivery.signed", "trace_code.sold")
 """Events with which goods go out, or reach somebody: none of them, and nothing was dispensed."""
 
 _DISPENSING_NUMBERS: Final = frozenset(BY_NAME[name].number for name in DISPENSING)
+_ANY_STREAM: Final = "stream"
+"""The kind of a subject of which only the key is known."""
 _ERASED_NUMBER: Final = BY_NAME["content.erased"].number
 _RENEWED: Final = "prescription.renewed"
 _KEY_REGISTERED_NUMBER: Final = BY_NAME["signing_key.registered"].number
@@ -252,9 +255,11 @@ class _Verification:
         entries = self._whole(bundle, stream)
         self._verdict.entries = len(entries)
         for entry in entries:
+            event = BY_NUMBER.get(entry.type)
+            if event is None or stream.kind not in (_ANY_STREAM, *event.stream_kinds):
+                raise _Refused(entry.fault(Reason.PAYLOAD, f"what type 0x{entry.type:04x} is here, nobody can say"))
             if entry.type in _DISPENSING_NUMBERS:
-                words = f"there is a dispensing: {BY_NUMBER[entry.type].name}"
-                raise _Refused(entry.fault(Reason.DISPENSED, words))
+                raise _Refused(entry.fault(Reason.DISPENSED, f"there is a dispensing: {event.name}"))
         self._held(f"none of the {len(entries)} entries is a dispensing")
 
     # ---- a chain ----
@@ -325,12 +330,23 @@ class _Verification:
             if not encounter:
                 raise _Refused(prescription[0].fault(Reason.STREAM_MISSING, "the encounter's stream is not here"))
             return True
-        for stream in (prescription, encounter):
-            erased_at = max((entry.version for entry in stream if entry.type == _ERASED_NUMBER), default=0)
-            for entry in stream:
-                if isinstance(entry.shown, BareLeaf) and entry.version > erased_at:
-                    raise _Refused(entry.fault(Reason.CONTENT_MISSING, "content is left out that was never erased"))
-        self._held(f"content erased in {len(bare)} entries: their existence and order are proven, their rules are not")
+        erasure = next((entry for entry in prescription if entry.type == _ERASED_NUMBER), None)
+        for entry in bare:
+            # A visit goes with its last prescription, and of an erased prescription nobody can say which visit it had.
+            if entry.stream_kind != "prescription" or erasure is None or entry.version >= erasure.version:
+                raise _Refused(entry.fault(Reason.CONTENT_MISSING, "content is left out that was never erased"))
+        assert erasure is not None
+        if encounter:
+            raise _Refused(encounter[0].fault(Reason.STREAM_MISSING, "an erased prescription names no visit"))
+        if len(bare) != erasure.version - 1:
+            words = "some content from before the erasure is here, and some is not"
+            raise _Refused(bare[0].fault(Reason.CONTENT_MISSING, words))
+        said = _erasure(erasure)
+        self._held(
+            f"content erased in {len(bare)} entries, under {said.legal_basis!r} as"
+            f" {registry_pb2.RetentionClass.Name(said.retention_class)}: their existence and order are proven, their"
+            " rules are not"
+        )
         return False
 
     def _causes(self, own: list[_Entry], singles: list[_Entry]) -> None:
@@ -382,13 +398,30 @@ class _Verification:
         if self._trust.ca_pem is not None:
             certified, faults = rules.certificates(signers, self._trust.ca_pem)
             _none_of(faults)
-            self._held(f"{certified} of the signers' keys have a certificate of the trust domain")
+            keys = len({(signer.subject_code, signer.institution_code, signer.key_id) for signer in signers})
+            rest = f"; the other {keys - certified} are the signers' by the word of the ledger alone"
+            self._held(
+                f"{certified} of the {keys} signers' keys have a certificate of the trust domain"
+                + (rest if keys > certified else "")
+            )
         _none_of(rules.figures())
         self._held("quantities, money and drug trace codes agree")
 
 
 def _stored(entries: Iterable[_Entry]) -> list[StoredEntry]:
     return [entry.stored() for entry in entries]
+
+
+def _erasure(entry: _Entry) -> events_pb2.ContentErased:
+    """What the entry with which content was erased says of it."""
+    assert isinstance(entry.shown, FullEntry)
+    assert entry.header is not None
+    said = events_pb2.ContentErased.FromString(entry.shown.payload)
+    if entry.header.kind != EntryKind.EVENT or said.retention_class not in registry_pb2.RetentionClass.values():
+        raise _Refused(entry.fault(Reason.PAYLOAD, "its content is none of an event of this stream"))
+    if said.kept_until_ms >= entry.recorded_at_ms:
+        raise _Refused(entry.fault(Reason.CONTENT_MISSING, "content was erased before the end of its retention"))
+    return said
 
 
 def _registered_key(single: _Entry) -> str:

@@ -43,6 +43,9 @@ _ORDER: Final = {"encounter": 1, "prescription": 2, "ledger": 3}
 
 _EVERY_POSITION: Final = 2**63
 
+_CERTIFIED_SUITES: Final = frozenset({"ES256", "EdDSA"})
+"""Suites whose keys are registered from an X.509 certificate."""
+
 
 class Fault(NamedTuple):
     """What does not hold, and the entry (stream kind, stream key, version) that it was found at."""
@@ -214,16 +217,22 @@ class ChainRules:
         }
 
     def certificates(self, signers: Iterable[Signer], ca_pem: bytes) -> tuple[int, list[Fault]]:
-        """How many of the signers' keys have a certificate of this authority, and the certificates that are wrong.
+        """How many of the signers' keys have a certificate of this authority, and what is wrong.
 
-        A key without one was entered directly, as every SM2 key is.
+        An SM2 key has none and was entered directly: that it is the signer's, the ledger alone says. A key of another
+        suite is made from its certificate, so one without is at fault.
         """
         used = {(signer.subject_code, signer.institution_code, signer.key_id) for signer in signers}
         certified = 0
         faults: list[Fault] = []
         for record in self._registered():
             key, pem = record.payload.key, record.payload.certificate_pem
-            if (key.subject_code, key.institution_code, key.key_id) not in used or not pem:
+            if (key.subject_code, key.institution_code, key.key_id) not in used:
+                continue
+            if not pem:
+                if key.suite in _CERTIFIED_SUITES:
+                    words = f"the key of {key.subject_code} has no certificate, as one for {key.suite} must"
+                    faults.append(_of(Reason.CERTIFICATE, record, words))
                 continue
             try:
                 held = signing_certificate(pem, ca_pem)
@@ -233,6 +242,8 @@ class ChainRules:
             bound = (held.subject_code, held.institution_code, held.suite, held.public_key)
             if bound != (key.subject_code, key.institution_code, key.suite, key.public_key):
                 faults.append(_of(Reason.CERTIFICATE, record, "the certificate is another signer's or another key's"))
+            elif key.valid_from_ms < held.not_before_ms or key.valid_until_ms > held.not_after_ms:
+                faults.append(_of(Reason.CERTIFICATE, record, "the key outlives its certificate"))
             certified += 1
         return certified, faults
 

@@ -38,6 +38,7 @@ _POSITION_BYTES: Final = 8
 
 
 Covering = Callable[[int], Awaitable[Checkpoint]]
+Cosigned = Callable[[Checkpoint], Awaitable[Checkpoint | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class ReadContext:
     same in all hubs of a ledger, so that a token of one is good at another. `verification` is held by the one read that
     verifies the whole ledger. `covering(position)` gives a signed checkpoint that covers a log position, made now if
     there is none yet; None where this hub publishes no log. `evidence()` tells of the files that refused starts left.
+    `cosigned` is `Witnessing.cosigned`, None without witnesses.
     """
 
     store: Store
@@ -64,6 +66,7 @@ class ReadContext:
     page_key: bytes
     verification: asyncio.Lock = field(default_factory=asyncio.Lock)
     covering: Covering | None = None
+    cosigned: Cosigned | None = None
     evidence: Callable[[], Sequence[KeptEvidence]] = tuple
 
 

@@ -135,19 +135,20 @@ async def _proven_chain(read: _Read, chain: Chain, subject: Subject) -> str | No
         ProofsWanted(tuple(key for _, key in streams), tuple(_place(entry) for entry in (genesis, *singles)))
     )
     is_as_read = all(proofs.map[key].head == _head(read.stored(key)) for _, key in streams)
-    if not is_as_read or proofs.checkpoint.note is None:
+    checkpoint = await _shown_to_witnesses(ctx, proofs.checkpoint) if is_as_read else None
+    if checkpoint is None:
         return None
     bundle = Bundle(
         form=Form.CHAIN,
         subject=subject,
-        policy=_policy(proofs.checkpoint),
-        map_root=proofs.checkpoint.map_root,
+        policy=_policy(checkpoint),
+        map_root=checkpoint.map_root,
         map_root_path=tuple(proofs.maproot_path),
         genesis=tuple(proofs.entries[_place(genesis)].path),
         streams=tuple(read.whole(kind, key, proofs.map[key].proof) for kind, key in streams),
         singles=_proven(read, singles, proofs.entries, _renewed(chain)),
         absence=None,
-        checkpoint=cosigned(proofs.checkpoint),
+        checkpoint=cosigned(checkpoint),
     )
     return write_bundle(bundle)
 
@@ -233,25 +234,34 @@ async def absence_bundle(ctx: ReadContext, subject: Subject) -> tuple[str, int]:
         entries = read.stored(key)
         proofs = await ctx.store.prove(ProofsWanted((key,)))
         found = proofs.map[key]
-        if found.head == _head(entries) and proofs.checkpoint.note is not None:
+        is_as_read = found.head == _head(entries)
+        checkpoint = await _shown_to_witnesses(ctx, proofs.checkpoint) if is_as_read else None
+        if checkpoint is not None:
             whole = [WholeStream(subject.kind, key, found.proof, tuple(map(read.bare, entries)))] if entries else []
             bundle = Bundle(
                 form=Form.ABSENCE,
                 subject=subject,
-                policy=_policy(proofs.checkpoint),
-                map_root=proofs.checkpoint.map_root,
+                policy=_policy(checkpoint),
+                map_root=checkpoint.map_root,
                 map_root_path=tuple(proofs.maproot_path),
                 genesis=(),
                 streams=tuple(whole),
                 singles=(),
                 absence=None if entries else found.proof,
-                checkpoint=cosigned(proofs.checkpoint),
+                checkpoint=cosigned(checkpoint),
             )
             return write_bundle(bundle), len(entries)
     raise KeepsGrowing
 
 
 # ---- checkpoints ----
+
+
+async def _shown_to_witnesses(ctx: ReadContext, checkpoint: Checkpoint) -> Checkpoint | None:
+    """The checkpoint with the lines that its witnesses gave; None when a later one is to be proven against."""
+    if checkpoint.note is None:
+        return None
+    return checkpoint if ctx.cosigned is None else await ctx.cosigned(checkpoint)
 
 
 def cosigned(checkpoint: Checkpoint) -> str:

@@ -39,6 +39,8 @@ from erxhub.queries.base import ReadContext, Shown
 from erxhub.rpc.bulk import DETAILS_KEY, Bulk, ItemContext, ItemRefused, Serve
 from erxhub.rpc.errors import wire_status
 from erxhub.rpc.methods import COMMAND, METHODS, Method
+from erxhub.rpc.waiting import REACHED_TRAILER, Waiting
+from erxhub.v1 import common_pb2
 
 _log = logging.getLogger("erxhub.rpc")
 
@@ -79,6 +81,7 @@ class Dispatcher:
         rules: FieldRules,
         config: Config,
         pause: Pause,
+        waiting: Waiting,
     ) -> None:
         self._engine = engine
         self._reads = reads
@@ -86,6 +89,7 @@ class Dispatcher:
         self._rules = rules
         self._config = config
         self._pause = pause
+        self._waiting = waiting
         self._open_streams: dict[str, int] = {}
         self._draining = False
         self._bulks_end = asyncio.Event()
@@ -496,6 +500,9 @@ class Dispatcher:
                 await self._abort(answer.refused, context)
             if answer.slowed:
                 await self._pause(self._config.slowed_reply_ms)
+            level = _wait_for(request)
+            if level > common_pb2.WAIT_FOR_DURABLE:
+                await self._wait(level, answer.body, call, context)
             if answer.attach_upload:
                 return await attach(self._engine.store, answer.body, answer.attach_upload, call.method.response)
         except HubBusy:
@@ -503,6 +510,19 @@ class Dispatcher:
         except (HubStopped, StoreUnavailable):
             await self._unavailable(context)
         return answer.body
+
+    async def _wait(self, level: int, reply: bytes, call: _Call, context: _CONTEXT) -> None:
+        """Let the log come up to the level that the caller asked for, as far as there is time; tell how far it came.
+
+        The items of a bulk upload wait for nothing: their stream has no deadline and no trailer for each of them.
+        """
+        remaining_s = getattr(context, "time_remaining", None)
+        if remaining_s is None:
+            return
+        receipt = call.method.response.FromString(reply).receipt
+        reached = await self._waiting.wait(level, receipt, remaining_s())
+        name = common_pb2.WaitFor.Name(reached).removeprefix("WAIT_FOR_")
+        context.set_trailing_metadata(((REACHED_TRAILER, name),))
 
     async def _note(self, call: _Call, request_id: str, targets: tuple[Target, ...], case_reason: str) -> None:
         note = ReadNote(call.caller.actor, call.caller.kind, call.method.name, request_id, targets, None, case_reason)
@@ -579,6 +599,12 @@ BULK: Final[Mapping[str, Callable[[Dispatcher], Serve]]] = {
 
 async def _next(messages: AsyncIterator[bytes]) -> bytes | None:
     return await anext(messages, None)
+
+
+def _wait_for(request: Any) -> int:
+    """The level that a request, or the header of an import, asks for."""
+    level: int = (request.header if isinstance(request, CatalogImport) else request).wait_for
+    return level
 
 
 def _hashed(request: Any, evidence: Evidence) -> dict[int, bytes]:

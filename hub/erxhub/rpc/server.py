@@ -28,6 +28,8 @@ _CLOSING_MS: Final = 100
 """What a call that slipped in while the server closed may take to learn that it came too late."""
 
 _HEALTH_SERVICE: Final = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+PUBLISHING_HEALTH: Final = "erxhub.publishing"
+"""As the health service calls it: NOT_SERVING while commands are taken and a witness knows another history."""
 
 
 class ServerIdentity(NamedTuple):
@@ -143,10 +145,11 @@ class HubServer:
         await self.announce(serving=True)
         return port
 
-    async def announce(self, *, serving: bool) -> None:
-        """Tell health clients, per service, whether calls are taken."""
-        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
-        for service in ("", *SERVICES):
+    async def announce(self, *, serving: bool, publishing: bool = True) -> None:
+        """Tell health clients, per service, whether calls are taken; and whether the log is published, as a service."""
+        told = {**dict.fromkeys(("", *SERVICES), serving), PUBLISHING_HEALTH: serving and publishing}
+        for service, is_well in told.items():
+            status = health_pb2.HealthCheckResponse.SERVING if is_well else health_pb2.HealthCheckResponse.NOT_SERVING
             await self._health.set(service, status)
 
     async def drain(self) -> None:

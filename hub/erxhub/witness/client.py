@@ -30,6 +30,8 @@ from erxhub.witness.protocol import (
 
 AHEAD_SECONDS_MAX: Final = 300
 """A cosignature from further in the future than this is not taken."""
+TIMEOUT_MS: Final = 5_000
+"""For one request and its answer."""
 _ATTEMPTS: Final = 2
 
 Prove = Callable[[int], Awaitable[list[bytes]]]
@@ -69,6 +71,13 @@ class ForkSuspected(WitnessFailure):
         self.theirs = theirs
 
 
+class Shown(NamedTuple):
+    """The newest checkpoint that a witness has cosigned of a log: what it says, and the note that the log signed."""
+
+    said: CheckpointText
+    note: str
+
+
 class _Response(NamedTuple):
     status: int
     content_type: str
@@ -89,7 +98,7 @@ class WitnessClient:
         clock: Clock,
         *,
         log_keys: tuple[NoteKey, ...] = (),
-        timeout_ms: int = 5_000,
+        timeout_ms: int = TIMEOUT_MS,
         confirmed: int = 0,
     ) -> None:
         parts = urlsplit(url)
@@ -143,6 +152,22 @@ class WitnessClient:
             raise WitnessRefused(f"{self.name} refuses the checkpoint: {answer.status} {words}")
         raise WitnessUnavailable(f"{self.name} answers {answer.status}")
 
+    async def shown(self, origin: str) -> Shown | None:
+        """What the witness has cosigned last of a log; None if nothing. The log's signature is verified.
+
+        Raises WitnessUnavailable, WitnessRefused.
+        """
+        answer = await self._ask("GET", monitoring_path(origin), b"")
+        if answer.status == 404:
+            return None
+        if answer.status != 200:
+            raise WitnessUnavailable(f"{self.name} answers {answer.status}")
+        try:
+            opened = open_checkpoint(answer.body, origin, [*self._log_keys, self._key])
+        except ProofInvalid as invalid:
+            raise WitnessRefused(f"{self.name} shows a checkpoint that our log never signed: {invalid}") from None
+        return Shown(opened.said, answer.body.decode())
+
     def _recorded_size(self, answer: _Response) -> int:
         try:
             if answer.content_type != SIZE_TYPE or not answer.body.endswith(b"\n"):
@@ -176,16 +201,12 @@ class WitnessClient:
         """What a refused proof means, by the note that the witness shows."""
         fork = f"{self.name} has cosigned a tree of {ours.origin} that does not lead to ours"
         try:
-            shown = await self._ask("GET", monitoring_path(ours.origin), b"")
-        except WitnessUnavailable:
+            shown = await self.shown(ours.origin)
+        except (WitnessUnavailable, WitnessRefused):
+            shown = None
+        if shown is None:
             return ForkSuspected(fork, note, None)
-        if shown.status != 200:
-            return ForkSuspected(fork, note, None)
-        try:
-            opened = open_checkpoint(shown.body, ours.origin, [*self._log_keys, self._key])
-        except ProofInvalid:
-            return ForkSuspected(fork, note, None)
-        theirs = opened.said
+        theirs = shown.said
         if theirs.size > ours.size:
             return self._rollback(ours.size, theirs.size)
         proof = await prove(theirs.size) if 0 < theirs.size < ours.size else []
@@ -193,7 +214,7 @@ class WitnessClient:
             if theirs.size:
                 verify_consistency(theirs.size, ours.size, proof, theirs.root, ours.root)
         except ProofInvalid:
-            return ForkSuspected(fork, note, shown.body.decode())
+            return ForkSuspected(fork, note, shown.note)
         return WitnessRefused(f"{self.name} refuses a proof from size {theirs.size} that is good")
 
     def _rollback(self, ours: int, recorded: int) -> RollbackSuspected:
@@ -227,7 +248,12 @@ class WitnessClient:
 
 
 def clients_of(
-    policy: Policy, clock: Clock, log_keys: tuple[NoteKey, ...], confirmed: Mapping[str, int] | None = None
+    policy: Policy,
+    clock: Clock,
+    log_keys: tuple[NoteKey, ...],
+    confirmed: Mapping[str, int] | None = None,
+    *,
+    timeout_ms: int = TIMEOUT_MS,
 ) -> dict[str, WitnessClient]:
     """A client for each witness of a policy that has a URL and a key we can verify, by its name in the policy.
 
@@ -237,7 +263,12 @@ def clients_of(
     sizes = confirmed or {}
     return {
         name: WitnessClient(
-            witness.url, witness.key, clock, log_keys=log_keys, confirmed=sizes.get(witness.key.name, 0)
+            witness.url,
+            witness.key,
+            clock,
+            log_keys=log_keys,
+            timeout_ms=timeout_ms,
+            confirmed=sizes.get(witness.key.name, 0),
         )
         for name, witness in policy.witnesses.items()
         if witness.url is not None and witness.key.type == COSIGNATURE

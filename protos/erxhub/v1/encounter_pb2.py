@@ -27,7 +27,7 @@ from erxhub.v1 import common_pb2 as erxhub_dot_v1_dot_common__pb2
 from erxhub.v1 import options_pb2 as erxhub_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65rxhub/v1/encounter.proto\x12\terxhub.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x16\x65rxhub/v1/common.proto\x1a\x17\x65rxhub/v1/options.proto\"\x84\x04\n\x18RegisterEncounterRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12 \n\rhospital_code\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x1c\n\tperson_no\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x34\n\nvisit_kind\x18\x05 \x01(\x0e\x32\x14.erxhub.v1.VisitKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x45\n\x10\x63\x65rtificate_type\x18\x06 \x01(\x0e\x32\x1f.erxhub.v1.VisitCertificateTypeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x30\n\x0bvoucher_ref\x18\x07 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^([A-Za-z0-9]{64})?$\x12\x37\n\x12online_identity_no\x18\x08 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^([A-Za-z0-9]{64})?$\x12\x1a\n\tid_number\x18\t \x01(\tB\x07\xbaH\x04r\x02\x18\x32\x12\x18\n\x07\x63\x61rd_sn\x18\n \x01(\tB\x07\xbaH\x04r\x02\x18 \x12%\n\x08med_type\x18\x0b \x01(\tB\x13\xbaH\x10r\x0e\x32\x0c^[0-9]{2,6}$\x12\x1b\n\ndepartment\x18\x0c \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12\x13\n\x0b\x66irst_visit\x18\r \x01(\x08\"V\n\x19RegisterEncounterResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\x12\x14\n\x0c\x65ncounter_id\x18\x02 \x01(\t\"\x8b\x01\n\x15StartEncounterRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12\x1f\n\x0c\x65ncounter_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x1e\n\x0b\x64octor_code\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\"=\n\x16StartEncounterResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\xca\x01\n\x13\x41ttestDoctorRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12\x1f\n\x0c\x65ncounter_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x1d\n\x0cmedia_sha256\x18\x04 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x17\n\x0fliveness_passed\x18\x05 \x01(\x08\x12\'\n\x0e\x61ttested_at_ms\x18\x06 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x10\x80\xd0\xa1\x83\xfd\xce\x39 \x00\";\n\x14\x41ttestDoctorResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\xf4\x01\n\x14ProveFollowUpRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12\x1f\n\x0c\x65ncounter_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x1f\n\x0c\x64isease_code\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x03\x18(\x12(\n\x15\x65\x61rlier_hospital_code\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12=\n\x10\x65\x61rlier_visit_on\x18\x06 \x01(\tB#\xbaH r\x1e\x32\x1c^[0-9]{4}-[0-9]{2}-[0-9]{2}$\"<\n\x15ProveFollowUpResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\x9a\x01\n\x16RecordDiagnosisRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12\x1f\n\x0c\x65ncounter_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12,\n\tstatement\x18\x04 \x01(\x0b\x32\x11.erxhub.v1.SignedB\x06\xbaH\x03\xc8\x01\x01\">\n\x17RecordDiagnosisResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\xb5\x01\n\x15\x41mendDiagnosisRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12\x1f\n\x0c\x65ncounter_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12,\n\tstatement\x18\x04 \x01(\x0b\x32\x11.erxhub.v1.SignedB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x06reason\x18\x05 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"=\n\x16\x41mendDiagnosisResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"k\n\x15\x43loseEncounterRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12\x1f\n\x0c\x65ncounter_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\"=\n\x16\x43loseEncounterResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\x86\x01\n\x16\x43\x61ncelEncounterRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12\x1f\n\x0c\x65ncounter_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x18\n\x06reason\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\">\n\x17\x43\x61ncelEncounterResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt*\xae\x01\n\x14VisitCertificateType\x12&\n\"VISIT_CERTIFICATE_TYPE_UNSPECIFIED\x10\x00\x12\"\n\x1eVISIT_CERTIFICATE_TYPE_VOUCHER\x10\x01\x12\"\n\x1eVISIT_CERTIFICATE_TYPE_ID_CARD\x10\x02\x12&\n\"VISIT_CERTIFICATE_TYPE_SOCIAL_CARD\x10\x03\x32\xc0\x06\n\x10\x45ncounterService\x12o\n\x11RegisterEncounter\x12#.erxhub.v1.RegisterEncounterRequest\x1a$.erxhub.v1.RegisterEncounterResponse\"\x0f\xaa\xbb\x18\x0b\n\x01\x01\x10\x01\x1a\x04\x32\x32\x30\x31\x12`\n\x0eStartEncounter\x12 .erxhub.v1.StartEncounterRequest\x1a!.erxhub.v1.StartEncounterResponse\"\t\xaa\xbb\x18\x05\n\x01\x01\x10\x01\x12Z\n\x0c\x41ttestDoctor\x12\x1e.erxhub.v1.AttestDoctorRequest\x1a\x1f.erxhub.v1.AttestDoctorResponse\"\t\xaa\xbb\x18\x05\n\x01\x01\x10\x01\x12]\n\rProveFollowUp\x12\x1f.erxhub.v1.ProveFollowUpRequest\x1a .erxhub.v1.ProveFollowUpResponse\"\t\xaa\xbb\x18\x05\n\x01\x01\x10\x01\x12i\n\x0fRecordDiagnosis\x12!.erxhub.v1.RecordDiagnosisRequest\x1a\".erxhub.v1.RecordDiagnosisResponse\"\x0f\xaa\xbb\x18\x0b\n\x01\x01\x10\x01\x1a\x04\x32\x32\x30\x33\x12\x66\n\x0e\x41mendDiagnosis\x12 .erxhub.v1.AmendDiagnosisRequest\x1a!.erxhub.v1.AmendDiagnosisResponse\"\x0f\xaa\xbb\x18\x0b\n\x01\x01\x10\x01\x1a\x04\x32\x32\x30\x33\x12`\n\x0e\x43loseEncounter\x12 .erxhub.v1.CloseEncounterRequest\x1a!.erxhub.v1.CloseEncounterResponse\"\t\xaa\xbb\x18\x05\n\x01\x01\x10\x01\x12i\n\x0f\x43\x61ncelEncounter\x12!.erxhub.v1.CancelEncounterRequest\x1a\".erxhub.v1.CancelEncounterResponse\"\x0f\xaa\xbb\x18\x0b\n\x01\x01\x10\x01\x1a\x04\x32\x32\x30\x32\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x65rxhub/v1/encounter.proto\x12\terxhub.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x16\x65rxhub/v1/common.proto\x1a\x17\x65rxhub/v1/options.proto\"\xb4\x04\n\x18RegisterEncounterRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12 \n\rhospital_code\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x1c\n\tperson_no\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x34\n\nvisit_kind\x18\x05 \x01(\x0e\x32\x14.erxhub.v1.VisitKindB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x45\n\x10\x63\x65rtificate_type\x18\x06 \x01(\x0e\x32\x1f.erxhub.v1.VisitCertificateTypeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x30\n\x0bvoucher_ref\x18\x07 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^([A-Za-z0-9]{64})?$\x12\x37\n\x12online_identity_no\x18\x08 \x01(\tB\x1b\xbaH\x18r\x16\x32\x14^([A-Za-z0-9]{64})?$\x12\x1a\n\tid_number\x18\t \x01(\tB\x07\xbaH\x04r\x02\x18\x32\x12\x18\n\x07\x63\x61rd_sn\x18\n \x01(\tB\x07\xbaH\x04r\x02\x18 \x12%\n\x08med_type\x18\x0b \x01(\tB\x13\xbaH\x10r\x0e\x32\x0c^[0-9]{2,6}$\x12\x1b\n\ndepartment\x18\x0c \x01(\tB\x07\xbaH\x04r\x02\x18\x64\x12\x13\n\x0b\x66irst_visit\x18\r \x01(\x08\"V\n\x19RegisterEncounterResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\x12\x14\n\x0c\x65ncounter_id\x18\x02 \x01(\t\"\xbb\x01\n\x15StartEncounterRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\x0c\x65ncounter_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x1e\n\x0b\x64octor_code\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\"=\n\x16StartEncounterResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\xfa\x01\n\x13\x41ttestDoctorRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\x0c\x65ncounter_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x1d\n\x0cmedia_sha256\x18\x04 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x17\n\x0fliveness_passed\x18\x05 \x01(\x08\x12\'\n\x0e\x61ttested_at_ms\x18\x06 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x10\x80\xd0\xa1\x83\xfd\xce\x39 \x00\";\n\x14\x41ttestDoctorResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\xa4\x02\n\x14ProveFollowUpRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\x0c\x65ncounter_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x1f\n\x0c\x64isease_code\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x03\x18(\x12(\n\x15\x65\x61rlier_hospital_code\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12=\n\x10\x65\x61rlier_visit_on\x18\x06 \x01(\tB#\xbaH r\x1e\x32\x1c^[0-9]{4}-[0-9]{2}-[0-9]{2}$\"<\n\x15ProveFollowUpResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\xca\x01\n\x16RecordDiagnosisRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\x0c\x65ncounter_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12,\n\tstatement\x18\x04 \x01(\x0b\x32\x11.erxhub.v1.SignedB\x06\xbaH\x03\xc8\x01\x01\">\n\x17RecordDiagnosisResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\xe5\x01\n\x15\x41mendDiagnosisRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\x0c\x65ncounter_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12,\n\tstatement\x18\x04 \x01(\x0b\x32\x11.erxhub.v1.SignedB\x06\xbaH\x03\xc8\x01\x01\x12\x1a\n\x06reason\x18\x05 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xc8\x01\"=\n\x16\x41mendDiagnosisResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\x9b\x01\n\x15\x43loseEncounterRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\x0c\x65ncounter_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\"=\n\x16\x43loseEncounterResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\xb6\x01\n\x16\x43\x61ncelEncounterRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1f\n\x0c\x65ncounter_id\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x18\n\x06reason\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\">\n\x17\x43\x61ncelEncounterResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt*\xae\x01\n\x14VisitCertificateType\x12&\n\"VISIT_CERTIFICATE_TYPE_UNSPECIFIED\x10\x00\x12\"\n\x1eVISIT_CERTIFICATE_TYPE_VOUCHER\x10\x01\x12\"\n\x1eVISIT_CERTIFICATE_TYPE_ID_CARD\x10\x02\x12&\n\"VISIT_CERTIFICATE_TYPE_SOCIAL_CARD\x10\x03\x32\xc0\x06\n\x10\x45ncounterService\x12o\n\x11RegisterEncounter\x12#.erxhub.v1.RegisterEncounterRequest\x1a$.erxhub.v1.RegisterEncounterResponse\"\x0f\xaa\xbb\x18\x0b\n\x01\x01\x10\x01\x1a\x04\x32\x32\x30\x31\x12`\n\x0eStartEncounter\x12 .erxhub.v1.StartEncounterRequest\x1a!.erxhub.v1.StartEncounterResponse\"\t\xaa\xbb\x18\x05\n\x01\x01\x10\x01\x12Z\n\x0c\x41ttestDoctor\x12\x1e.erxhub.v1.AttestDoctorRequest\x1a\x1f.erxhub.v1.AttestDoctorResponse\"\t\xaa\xbb\x18\x05\n\x01\x01\x10\x01\x12]\n\rProveFollowUp\x12\x1f.erxhub.v1.ProveFollowUpRequest\x1a .erxhub.v1.ProveFollowUpResponse\"\t\xaa\xbb\x18\x05\n\x01\x01\x10\x01\x12i\n\x0fRecordDiagnosis\x12!.erxhub.v1.RecordDiagnosisRequest\x1a\".erxhub.v1.RecordDiagnosisResponse\"\x0f\xaa\xbb\x18\x0b\n\x01\x01\x10\x01\x1a\x04\x32\x32\x30\x33\x12\x66\n\x0e\x41mendDiagnosis\x12 .erxhub.v1.AmendDiagnosisRequest\x1a!.erxhub.v1.AmendDiagnosisResponse\"\x0f\xaa\xbb\x18\x0b\n\x01\x01\x10\x01\x1a\x04\x32\x32\x30\x33\x12`\n\x0e\x43loseEncounter\x12 .erxhub.v1.CloseEncounterRequest\x1a!.erxhub.v1.CloseEncounterResponse\"\t\xaa\xbb\x18\x05\n\x01\x01\x10\x01\x12i\n\x0f\x43\x61ncelEncounter\x12!.erxhub.v1.CancelEncounterRequest\x1a\".erxhub.v1.CancelEncounterResponse\"\x0f\xaa\xbb\x18\x0b\n\x01\x01\x10\x01\x1a\x04\x32\x32\x30\x32\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,6 +36,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REGISTERENCOUNTERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_REGISTERENCOUNTERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_REGISTERENCOUNTERREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_REGISTERENCOUNTERREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_REGISTERENCOUNTERREQUEST'].fields_by_name['hospital_code']._loaded_options = None
   _globals['_REGISTERENCOUNTERREQUEST'].fields_by_name['hospital_code']._serialized_options = b'\272H\006r\004\020\001\030\024'
   _globals['_REGISTERENCOUNTERREQUEST'].fields_by_name['person_no']._loaded_options = None
@@ -58,12 +60,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGISTERENCOUNTERREQUEST'].fields_by_name['department']._serialized_options = b'\272H\004r\002\030d'
   _globals['_STARTENCOUNTERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_STARTENCOUNTERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_STARTENCOUNTERREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_STARTENCOUNTERREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_STARTENCOUNTERREQUEST'].fields_by_name['encounter_id']._loaded_options = None
   _globals['_STARTENCOUNTERREQUEST'].fields_by_name['encounter_id']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_STARTENCOUNTERREQUEST'].fields_by_name['doctor_code']._loaded_options = None
   _globals['_STARTENCOUNTERREQUEST'].fields_by_name['doctor_code']._serialized_options = b'\272H\006r\004\020\001\030\024'
   _globals['_ATTESTDOCTORREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_ATTESTDOCTORREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_ATTESTDOCTORREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_ATTESTDOCTORREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_ATTESTDOCTORREQUEST'].fields_by_name['encounter_id']._loaded_options = None
   _globals['_ATTESTDOCTORREQUEST'].fields_by_name['encounter_id']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_ATTESTDOCTORREQUEST'].fields_by_name['media_sha256']._loaded_options = None
@@ -72,6 +78,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTESTDOCTORREQUEST'].fields_by_name['attested_at_ms']._serialized_options = b'\272H\014\"\n\020\200\320\241\203\375\3169 \000'
   _globals['_PROVEFOLLOWUPREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_PROVEFOLLOWUPREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_PROVEFOLLOWUPREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_PROVEFOLLOWUPREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_PROVEFOLLOWUPREQUEST'].fields_by_name['encounter_id']._loaded_options = None
   _globals['_PROVEFOLLOWUPREQUEST'].fields_by_name['encounter_id']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_PROVEFOLLOWUPREQUEST'].fields_by_name['disease_code']._loaded_options = None
@@ -82,12 +90,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROVEFOLLOWUPREQUEST'].fields_by_name['earlier_visit_on']._serialized_options = b'\272H r\0362\034^[0-9]{4}-[0-9]{2}-[0-9]{2}$'
   _globals['_RECORDDIAGNOSISREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_RECORDDIAGNOSISREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_RECORDDIAGNOSISREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_RECORDDIAGNOSISREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_RECORDDIAGNOSISREQUEST'].fields_by_name['encounter_id']._loaded_options = None
   _globals['_RECORDDIAGNOSISREQUEST'].fields_by_name['encounter_id']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_RECORDDIAGNOSISREQUEST'].fields_by_name['statement']._loaded_options = None
   _globals['_RECORDDIAGNOSISREQUEST'].fields_by_name['statement']._serialized_options = b'\272H\003\310\001\001'
   _globals['_AMENDDIAGNOSISREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_AMENDDIAGNOSISREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_AMENDDIAGNOSISREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_AMENDDIAGNOSISREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_AMENDDIAGNOSISREQUEST'].fields_by_name['encounter_id']._loaded_options = None
   _globals['_AMENDDIAGNOSISREQUEST'].fields_by_name['encounter_id']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_AMENDDIAGNOSISREQUEST'].fields_by_name['statement']._loaded_options = None
@@ -96,10 +108,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_AMENDDIAGNOSISREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\310\001'
   _globals['_CLOSEENCOUNTERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CLOSEENCOUNTERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_CLOSEENCOUNTERREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_CLOSEENCOUNTERREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_CLOSEENCOUNTERREQUEST'].fields_by_name['encounter_id']._loaded_options = None
   _globals['_CLOSEENCOUNTERREQUEST'].fields_by_name['encounter_id']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_CANCELENCOUNTERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CANCELENCOUNTERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_CANCELENCOUNTERREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_CANCELENCOUNTERREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_CANCELENCOUNTERREQUEST'].fields_by_name['encounter_id']._loaded_options = None
   _globals['_CANCELENCOUNTERREQUEST'].fields_by_name['encounter_id']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_CANCELENCOUNTERREQUEST'].fields_by_name['reason']._loaded_options = None
@@ -120,40 +136,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENCOUNTERSERVICE'].methods_by_name['CloseEncounter']._serialized_options = b'\252\273\030\005\n\001\001\020\001'
   _globals['_ENCOUNTERSERVICE'].methods_by_name['CancelEncounter']._loaded_options = None
   _globals['_ENCOUNTERSERVICE'].methods_by_name['CancelEncounter']._serialized_options = b'\252\273\030\013\n\001\001\020\001\032\0042202'
-  _globals['_VISITCERTIFICATETYPE']._serialized_start=2347
-  _globals['_VISITCERTIFICATETYPE']._serialized_end=2521
+  _globals['_VISITCERTIFICATETYPE']._serialized_start=2732
+  _globals['_VISITCERTIFICATETYPE']._serialized_end=2906
   _globals['_REGISTERENCOUNTERREQUEST']._serialized_start=119
-  _globals['_REGISTERENCOUNTERREQUEST']._serialized_end=635
-  _globals['_REGISTERENCOUNTERRESPONSE']._serialized_start=637
-  _globals['_REGISTERENCOUNTERRESPONSE']._serialized_end=723
-  _globals['_STARTENCOUNTERREQUEST']._serialized_start=726
-  _globals['_STARTENCOUNTERREQUEST']._serialized_end=865
-  _globals['_STARTENCOUNTERRESPONSE']._serialized_start=867
-  _globals['_STARTENCOUNTERRESPONSE']._serialized_end=928
-  _globals['_ATTESTDOCTORREQUEST']._serialized_start=931
-  _globals['_ATTESTDOCTORREQUEST']._serialized_end=1133
-  _globals['_ATTESTDOCTORRESPONSE']._serialized_start=1135
-  _globals['_ATTESTDOCTORRESPONSE']._serialized_end=1194
-  _globals['_PROVEFOLLOWUPREQUEST']._serialized_start=1197
-  _globals['_PROVEFOLLOWUPREQUEST']._serialized_end=1441
-  _globals['_PROVEFOLLOWUPRESPONSE']._serialized_start=1443
-  _globals['_PROVEFOLLOWUPRESPONSE']._serialized_end=1503
-  _globals['_RECORDDIAGNOSISREQUEST']._serialized_start=1506
-  _globals['_RECORDDIAGNOSISREQUEST']._serialized_end=1660
-  _globals['_RECORDDIAGNOSISRESPONSE']._serialized_start=1662
-  _globals['_RECORDDIAGNOSISRESPONSE']._serialized_end=1724
-  _globals['_AMENDDIAGNOSISREQUEST']._serialized_start=1727
-  _globals['_AMENDDIAGNOSISREQUEST']._serialized_end=1908
-  _globals['_AMENDDIAGNOSISRESPONSE']._serialized_start=1910
-  _globals['_AMENDDIAGNOSISRESPONSE']._serialized_end=1971
-  _globals['_CLOSEENCOUNTERREQUEST']._serialized_start=1973
-  _globals['_CLOSEENCOUNTERREQUEST']._serialized_end=2080
-  _globals['_CLOSEENCOUNTERRESPONSE']._serialized_start=2082
-  _globals['_CLOSEENCOUNTERRESPONSE']._serialized_end=2143
-  _globals['_CANCELENCOUNTERREQUEST']._serialized_start=2146
-  _globals['_CANCELENCOUNTERREQUEST']._serialized_end=2280
-  _globals['_CANCELENCOUNTERRESPONSE']._serialized_start=2282
-  _globals['_CANCELENCOUNTERRESPONSE']._serialized_end=2344
-  _globals['_ENCOUNTERSERVICE']._serialized_start=2524
-  _globals['_ENCOUNTERSERVICE']._serialized_end=3356
+  _globals['_REGISTERENCOUNTERREQUEST']._serialized_end=683
+  _globals['_REGISTERENCOUNTERRESPONSE']._serialized_start=685
+  _globals['_REGISTERENCOUNTERRESPONSE']._serialized_end=771
+  _globals['_STARTENCOUNTERREQUEST']._serialized_start=774
+  _globals['_STARTENCOUNTERREQUEST']._serialized_end=961
+  _globals['_STARTENCOUNTERRESPONSE']._serialized_start=963
+  _globals['_STARTENCOUNTERRESPONSE']._serialized_end=1024
+  _globals['_ATTESTDOCTORREQUEST']._serialized_start=1027
+  _globals['_ATTESTDOCTORREQUEST']._serialized_end=1277
+  _globals['_ATTESTDOCTORRESPONSE']._serialized_start=1279
+  _globals['_ATTESTDOCTORRESPONSE']._serialized_end=1338
+  _globals['_PROVEFOLLOWUPREQUEST']._serialized_start=1341
+  _globals['_PROVEFOLLOWUPREQUEST']._serialized_end=1633
+  _globals['_PROVEFOLLOWUPRESPONSE']._serialized_start=1635
+  _globals['_PROVEFOLLOWUPRESPONSE']._serialized_end=1695
+  _globals['_RECORDDIAGNOSISREQUEST']._serialized_start=1698
+  _globals['_RECORDDIAGNOSISREQUEST']._serialized_end=1900
+  _globals['_RECORDDIAGNOSISRESPONSE']._serialized_start=1902
+  _globals['_RECORDDIAGNOSISRESPONSE']._serialized_end=1964
+  _globals['_AMENDDIAGNOSISREQUEST']._serialized_start=1967
+  _globals['_AMENDDIAGNOSISREQUEST']._serialized_end=2196
+  _globals['_AMENDDIAGNOSISRESPONSE']._serialized_start=2198
+  _globals['_AMENDDIAGNOSISRESPONSE']._serialized_end=2259
+  _globals['_CLOSEENCOUNTERREQUEST']._serialized_start=2262
+  _globals['_CLOSEENCOUNTERREQUEST']._serialized_end=2417
+  _globals['_CLOSEENCOUNTERRESPONSE']._serialized_start=2419
+  _globals['_CLOSEENCOUNTERRESPONSE']._serialized_end=2480
+  _globals['_CANCELENCOUNTERREQUEST']._serialized_start=2483
+  _globals['_CANCELENCOUNTERREQUEST']._serialized_end=2665
+  _globals['_CANCELENCOUNTERRESPONSE']._serialized_start=2667
+  _globals['_CANCELENCOUNTERRESPONSE']._serialized_end=2729
+  _globals['_ENCOUNTERSERVICE']._serialized_start=2909
+  _globals['_ENCOUNTERSERVICE']._serialized_end=3741
 # @@protoc_insertion_point(module_scope)

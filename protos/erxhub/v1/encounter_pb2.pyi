@@ -49,6 +49,7 @@ class RegisterEncounterRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     HOSPITAL_CODE_FIELD_NUMBER: _builtins.int
     PERSON_NO_FIELD_NUMBER: _builtins.int
     VISIT_KIND_FIELD_NUMBER: _builtins.int
@@ -61,6 +62,7 @@ class RegisterEncounterRequest(_message.Message):
     DEPARTMENT_FIELD_NUMBER: _builtins.int
     FIRST_VISIT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     hospital_code: _builtins.str
     person_no: _builtins.str
     visit_kind: _common_pb2.VisitKind.ValueType
@@ -83,6 +85,7 @@ class RegisterEncounterRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         hospital_code: _builtins.str = ...,
         person_no: _builtins.str = ...,
         visit_kind: _common_pb2.VisitKind.ValueType = ...,
@@ -97,7 +100,7 @@ class RegisterEncounterRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["card_sn", b"card_sn", "certificate_type", b"certificate_type", "department", b"department", "first_visit", b"first_visit", "hospital_code", b"hospital_code", "id_number", b"id_number", "med_type", b"med_type", "online_identity_no", b"online_identity_no", "person_no", b"person_no", "request_id", b"request_id", "visit_kind", b"visit_kind", "voucher_ref", b"voucher_ref"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["card_sn", b"card_sn", "certificate_type", b"certificate_type", "department", b"department", "first_visit", b"first_visit", "hospital_code", b"hospital_code", "id_number", b"id_number", "med_type", b"med_type", "online_identity_no", b"online_identity_no", "person_no", b"person_no", "request_id", b"request_id", "visit_kind", b"visit_kind", "voucher_ref", b"voucher_ref", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -132,21 +135,24 @@ class StartEncounterRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     ENCOUNTER_ID_FIELD_NUMBER: _builtins.int
     DOCTOR_CODE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     encounter_id: _builtins.str
     doctor_code: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         encounter_id: _builtins.str = ...,
         doctor_code: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["doctor_code", b"doctor_code", "encounter_id", b"encounter_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["doctor_code", b"doctor_code", "encounter_id", b"encounter_id", "request_id", b"request_id", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -177,11 +183,13 @@ class AttestDoctorRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     ENCOUNTER_ID_FIELD_NUMBER: _builtins.int
     MEDIA_SHA256_FIELD_NUMBER: _builtins.int
     LIVENESS_PASSED_FIELD_NUMBER: _builtins.int
     ATTESTED_AT_MS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     encounter_id: _builtins.str
     media_sha256: _builtins.bytes
     """SHA-256 of the recorded media, 32 bytes."""
@@ -193,6 +201,7 @@ class AttestDoctorRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         encounter_id: _builtins.str = ...,
         media_sha256: _builtins.bytes = ...,
         liveness_passed: _builtins.bool = ...,
@@ -200,7 +209,7 @@ class AttestDoctorRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested_at_ms", b"attested_at_ms", "encounter_id", b"encounter_id", "liveness_passed", b"liveness_passed", "media_sha256", b"media_sha256", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested_at_ms", b"attested_at_ms", "encounter_id", b"encounter_id", "liveness_passed", b"liveness_passed", "media_sha256", b"media_sha256", "request_id", b"request_id", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -231,11 +240,13 @@ class ProveFollowUpRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     ENCOUNTER_ID_FIELD_NUMBER: _builtins.int
     DISEASE_CODE_FIELD_NUMBER: _builtins.int
     EARLIER_HOSPITAL_CODE_FIELD_NUMBER: _builtins.int
     EARLIER_VISIT_ON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     encounter_id: _builtins.str
     disease_code: _builtins.str
     """The disease of the earlier visit."""
@@ -247,6 +258,7 @@ class ProveFollowUpRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         encounter_id: _builtins.str = ...,
         disease_code: _builtins.str = ...,
         earlier_hospital_code: _builtins.str = ...,
@@ -254,7 +266,7 @@ class ProveFollowUpRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["disease_code", b"disease_code", "earlier_hospital_code", b"earlier_hospital_code", "earlier_visit_on", b"earlier_visit_on", "encounter_id", b"encounter_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["disease_code", b"disease_code", "earlier_hospital_code", b"earlier_hospital_code", "earlier_visit_on", b"earlier_visit_on", "encounter_id", b"encounter_id", "request_id", b"request_id", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -285,9 +297,11 @@ class RecordDiagnosisRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     ENCOUNTER_ID_FIELD_NUMBER: _builtins.int
     STATEMENT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     encounter_id: _builtins.str
     @_builtins.property
     def statement(self) -> _common_pb2.Signed:
@@ -297,12 +311,13 @@ class RecordDiagnosisRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         encounter_id: _builtins.str = ...,
         statement: _common_pb2.Signed | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["statement", b"statement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encounter_id", b"encounter_id", "request_id", b"request_id", "statement", b"statement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encounter_id", b"encounter_id", "request_id", b"request_id", "statement", b"statement", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -333,10 +348,12 @@ class AmendDiagnosisRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     ENCOUNTER_ID_FIELD_NUMBER: _builtins.int
     STATEMENT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     encounter_id: _builtins.str
     reason: _builtins.str
     @_builtins.property
@@ -347,13 +364,14 @@ class AmendDiagnosisRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         encounter_id: _builtins.str = ...,
         statement: _common_pb2.Signed | None = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["statement", b"statement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encounter_id", b"encounter_id", "reason", b"reason", "request_id", b"request_id", "statement", b"statement"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encounter_id", b"encounter_id", "reason", b"reason", "request_id", b"request_id", "statement", b"statement", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -384,18 +402,21 @@ class CloseEncounterRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     ENCOUNTER_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     encounter_id: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         encounter_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encounter_id", b"encounter_id", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encounter_id", b"encounter_id", "request_id", b"request_id", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -426,21 +447,24 @@ class CancelEncounterRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     ENCOUNTER_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     encounter_id: _builtins.str
     reason: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         encounter_id: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["encounter_id", b"encounter_id", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["encounter_id", b"encounter_id", "reason", b"reason", "request_id", b"request_id", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

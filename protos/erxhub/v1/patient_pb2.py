@@ -27,7 +27,7 @@ from erxhub.v1 import common_pb2 as erxhub_dot_v1_dot_common__pb2
 from erxhub.v1 import options_pb2 as erxhub_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65rxhub/v1/patient.proto\x12\terxhub.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x16\x65rxhub/v1/common.proto\x1a\x17\x65rxhub/v1/options.proto\"~\n\x1aListMyPrescriptionsRequest\x12\x1c\n\tperson_no\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12#\n\x12\x64\x65legate_person_no\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x1d\n\x04page\x18\x03 \x01(\x0b\x32\x0f.erxhub.v1.Page\"\x9f\x02\n\x0eMyPrescription\x12\r\n\x05rx_no\x18\x01 \x01(\t\x12\x15\n\rhospital_code\x18\x02 \x01(\t\x12\x15\n\rhospital_name\x18\x03 \x01(\t\x12\x18\n\x10prescribed_at_ms\x18\x04 \x01(\x03\x12\x16\n\x0evalid_until_ms\x18\x05 \x01(\x03\x12\'\n\x08statuses\x18\x06 \x01(\x0b\x32\x15.erxhub.v1.RxStatuses\x12\x12\n\nline_count\x18\x07 \x01(\x05\x12\x1d\n\x15held_by_pharmacy_code\x18\x08 \x01(\t\x12\x15\n\rhold_until_ms\x18\t \x01(\x03\x12+\n\x08\x64\x65livery\x18\n \x01(\x0e\x32\x19.erxhub.v1.DeliveryStatus\"h\n\x1bListMyPrescriptionsResponse\x12\x30\n\rprescriptions\x18\x01 \x03(\x0b\x32\x19.erxhub.v1.MyPrescription\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xfe\x01\n\x15\x43hoosePharmacyRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12\x1c\n\tperson_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12#\n\x12\x64\x65legate_person_no\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x18\n\x05rx_no\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(\x12 \n\rpharmacy_code\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x33\n\x04mode\x18\x07 \x01(\x0e\x32\x19.erxhub.v1.FulfilmentModeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\"=\n\x16\x43hoosePharmacyResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\xc6\x01\n\x12\x43\x61ncelOrderRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12\x1c\n\tperson_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12#\n\x12\x64\x65legate_person_no\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x18\n\x05rx_no\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(\x12 \n\rpharmacy_code\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\"c\n\x13\x43\x61ncelOrderResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\x12\'\n\x08statuses\x18\x02 \x01(\x0b\x32\x15.erxhub.v1.RxStatuses\"\x9f\x01\n\rMakeQrRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12\x1c\n\tperson_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12#\n\x12\x64\x65legate_person_no\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x18\n\x05rx_no\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(\"[\n\x0eMakeQrResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\x12\r\n\x05rx_qr\x18\x02 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x03 \x01(\x03\"\x8f\x02\n\x16RequestDeliveryRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12\x1c\n\tperson_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12#\n\x12\x64\x65legate_person_no\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x18\n\x05rx_no\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(\x12 \n\rpharmacy_code\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x1b\n\x07\x61\x64\x64ress\x18\x07 \x01(\tB\n\xbaH\x07r\x05\x10\x02\x18\xc8\x01\x12&\n\x05phone\x18\x08 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[0-9+ -]{5,20}$\"f\n\x17RequestDeliveryResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\x12\x13\n\x0b\x64\x65livery_no\x18\x02 \x01(\t\x12\x11\n\tsign_code\x18\x03 \x01(\t\"\x8f\x01\n\x13ListAccessesRequest\x12\x1c\n\tperson_no\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12#\n\x12\x64\x65legate_person_no\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x16\n\x05rx_no\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18(\x12\x1d\n\x04page\x18\x04 \x01(\x0b\x32\x0f.erxhub.v1.Page\"j\n\x06\x41\x63\x63\x65ss\x12\x13\n\x0binstitution\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05\x61t_ms\x18\x03 \x01(\x03\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x0f\n\x07outcome\x18\x05 \x01(\t\x12\r\n\x05rx_no\x18\x06 \x01(\t\"T\n\x14ListAccessesResponse\x12#\n\x08\x61\x63\x63\x65sses\x18\x01 \x03(\x0b\x32\x11.erxhub.v1.Access\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xc7\x04\n\x0ePatientService\x12o\n\x13ListMyPrescriptions\x12%.erxhub.v1.ListMyPrescriptionsRequest\x1a&.erxhub.v1.ListMyPrescriptionsResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x02\x12`\n\x0e\x43hoosePharmacy\x12 .erxhub.v1.ChoosePharmacyRequest\x1a!.erxhub.v1.ChoosePharmacyResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x01\x12W\n\x0b\x43\x61ncelOrder\x12\x1d.erxhub.v1.CancelOrderRequest\x1a\x1e.erxhub.v1.CancelOrderResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x01\x12H\n\x06MakeQr\x12\x18.erxhub.v1.MakeQrRequest\x1a\x19.erxhub.v1.MakeQrResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x01\x12\x63\n\x0fRequestDelivery\x12!.erxhub.v1.RequestDeliveryRequest\x1a\".erxhub.v1.RequestDeliveryResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x01\x12Z\n\x0cListAccesses\x12\x1e.erxhub.v1.ListAccessesRequest\x1a\x1f.erxhub.v1.ListAccessesResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65rxhub/v1/patient.proto\x12\terxhub.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x16\x65rxhub/v1/common.proto\x1a\x17\x65rxhub/v1/options.proto\"~\n\x1aListMyPrescriptionsRequest\x12\x1c\n\tperson_no\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12#\n\x12\x64\x65legate_person_no\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x1d\n\x04page\x18\x03 \x01(\x0b\x32\x0f.erxhub.v1.Page\"\x9f\x02\n\x0eMyPrescription\x12\r\n\x05rx_no\x18\x01 \x01(\t\x12\x15\n\rhospital_code\x18\x02 \x01(\t\x12\x15\n\rhospital_name\x18\x03 \x01(\t\x12\x18\n\x10prescribed_at_ms\x18\x04 \x01(\x03\x12\x16\n\x0evalid_until_ms\x18\x05 \x01(\x03\x12\'\n\x08statuses\x18\x06 \x01(\x0b\x32\x15.erxhub.v1.RxStatuses\x12\x12\n\nline_count\x18\x07 \x01(\x05\x12\x1d\n\x15held_by_pharmacy_code\x18\x08 \x01(\t\x12\x15\n\rhold_until_ms\x18\t \x01(\x03\x12+\n\x08\x64\x65livery\x18\n \x01(\x0e\x32\x19.erxhub.v1.DeliveryStatus\"h\n\x1bListMyPrescriptionsResponse\x12\x30\n\rprescriptions\x18\x01 \x03(\x0b\x32\x19.erxhub.v1.MyPrescription\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xae\x02\n\x15\x43hoosePharmacyRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\tperson_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12#\n\x12\x64\x65legate_person_no\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x18\n\x05rx_no\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(\x12 \n\rpharmacy_code\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x33\n\x04mode\x18\x07 \x01(\x0e\x32\x19.erxhub.v1.FulfilmentModeB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\"=\n\x16\x43hoosePharmacyResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\xf6\x01\n\x12\x43\x61ncelOrderRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\tperson_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12#\n\x12\x64\x65legate_person_no\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x18\n\x05rx_no\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(\x12 \n\rpharmacy_code\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\"c\n\x13\x43\x61ncelOrderResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\x12\'\n\x08statuses\x18\x02 \x01(\x0b\x32\x15.erxhub.v1.RxStatuses\"\xcf\x01\n\rMakeQrRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\tperson_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12#\n\x12\x64\x65legate_person_no\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x18\n\x05rx_no\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(\"[\n\x0eMakeQrResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\x12\r\n\x05rx_qr\x18\x02 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x03 \x01(\x03\"\xbf\x02\n\x16RequestDeliveryRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\tperson_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12#\n\x12\x64\x65legate_person_no\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x18\n\x05rx_no\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18(\x12 \n\rpharmacy_code\x18\x06 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x14\x12\x1b\n\x07\x61\x64\x64ress\x18\x07 \x01(\tB\n\xbaH\x07r\x05\x10\x02\x18\xc8\x01\x12&\n\x05phone\x18\x08 \x01(\tB\x17\xbaH\x14r\x12\x32\x10^[0-9+ -]{5,20}$\"f\n\x17RequestDeliveryResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\x12\x13\n\x0b\x64\x65livery_no\x18\x02 \x01(\t\x12\x11\n\tsign_code\x18\x03 \x01(\t\"\x8f\x01\n\x13ListAccessesRequest\x12\x1c\n\tperson_no\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12#\n\x12\x64\x65legate_person_no\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x16\n\x05rx_no\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18(\x12\x1d\n\x04page\x18\x04 \x01(\x0b\x32\x0f.erxhub.v1.Page\"j\n\x06\x41\x63\x63\x65ss\x12\x13\n\x0binstitution\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\r\n\x05\x61t_ms\x18\x03 \x01(\x03\x12\x0e\n\x06method\x18\x04 \x01(\t\x12\x0f\n\x07outcome\x18\x05 \x01(\t\x12\r\n\x05rx_no\x18\x06 \x01(\t\"T\n\x14ListAccessesResponse\x12#\n\x08\x61\x63\x63\x65sses\x18\x01 \x03(\x0b\x32\x11.erxhub.v1.Access\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xc7\x04\n\x0ePatientService\x12o\n\x13ListMyPrescriptions\x12%.erxhub.v1.ListMyPrescriptionsRequest\x1a&.erxhub.v1.ListMyPrescriptionsResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x02\x12`\n\x0e\x43hoosePharmacy\x12 .erxhub.v1.ChoosePharmacyRequest\x1a!.erxhub.v1.ChoosePharmacyResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x01\x12W\n\x0b\x43\x61ncelOrder\x12\x1d.erxhub.v1.CancelOrderRequest\x1a\x1e.erxhub.v1.CancelOrderResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x01\x12H\n\x06MakeQr\x12\x18.erxhub.v1.MakeQrRequest\x1a\x19.erxhub.v1.MakeQrResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x01\x12\x63\n\x0fRequestDelivery\x12!.erxhub.v1.RequestDeliveryRequest\x1a\".erxhub.v1.RequestDeliveryResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x01\x12Z\n\x0cListAccesses\x12\x1e.erxhub.v1.ListAccessesRequest\x1a\x1f.erxhub.v1.ListAccessesResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,6 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMYPRESCRIPTIONSREQUEST'].fields_by_name['delegate_person_no']._serialized_options = b'\272H\004r\002\030\036'
   _globals['_CHOOSEPHARMACYREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CHOOSEPHARMACYREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_CHOOSEPHARMACYREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_CHOOSEPHARMACYREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_CHOOSEPHARMACYREQUEST'].fields_by_name['person_no']._loaded_options = None
   _globals['_CHOOSEPHARMACYREQUEST'].fields_by_name['person_no']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_CHOOSEPHARMACYREQUEST'].fields_by_name['delegate_person_no']._loaded_options = None
@@ -52,6 +54,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHOOSEPHARMACYREQUEST'].fields_by_name['mode']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
   _globals['_CANCELORDERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_CANCELORDERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_CANCELORDERREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_CANCELORDERREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_CANCELORDERREQUEST'].fields_by_name['person_no']._loaded_options = None
   _globals['_CANCELORDERREQUEST'].fields_by_name['person_no']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_CANCELORDERREQUEST'].fields_by_name['delegate_person_no']._loaded_options = None
@@ -62,6 +66,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELORDERREQUEST'].fields_by_name['pharmacy_code']._serialized_options = b'\272H\006r\004\020\001\030\024'
   _globals['_MAKEQRREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_MAKEQRREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_MAKEQRREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_MAKEQRREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_MAKEQRREQUEST'].fields_by_name['person_no']._loaded_options = None
   _globals['_MAKEQRREQUEST'].fields_by_name['person_no']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_MAKEQRREQUEST'].fields_by_name['delegate_person_no']._loaded_options = None
@@ -70,6 +76,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MAKEQRREQUEST'].fields_by_name['rx_no']._serialized_options = b'\272H\006r\004\020\001\030('
   _globals['_REQUESTDELIVERYREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_REQUESTDELIVERYREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_REQUESTDELIVERYREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_REQUESTDELIVERYREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_REQUESTDELIVERYREQUEST'].fields_by_name['person_no']._loaded_options = None
   _globals['_REQUESTDELIVERYREQUEST'].fields_by_name['person_no']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_REQUESTDELIVERYREQUEST'].fields_by_name['delegate_person_no']._loaded_options = None
@@ -107,27 +115,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMYPRESCRIPTIONSRESPONSE']._serialized_start=534
   _globals['_LISTMYPRESCRIPTIONSRESPONSE']._serialized_end=638
   _globals['_CHOOSEPHARMACYREQUEST']._serialized_start=641
-  _globals['_CHOOSEPHARMACYREQUEST']._serialized_end=895
-  _globals['_CHOOSEPHARMACYRESPONSE']._serialized_start=897
-  _globals['_CHOOSEPHARMACYRESPONSE']._serialized_end=958
-  _globals['_CANCELORDERREQUEST']._serialized_start=961
-  _globals['_CANCELORDERREQUEST']._serialized_end=1159
-  _globals['_CANCELORDERRESPONSE']._serialized_start=1161
-  _globals['_CANCELORDERRESPONSE']._serialized_end=1260
-  _globals['_MAKEQRREQUEST']._serialized_start=1263
-  _globals['_MAKEQRREQUEST']._serialized_end=1422
-  _globals['_MAKEQRRESPONSE']._serialized_start=1424
-  _globals['_MAKEQRRESPONSE']._serialized_end=1515
-  _globals['_REQUESTDELIVERYREQUEST']._serialized_start=1518
-  _globals['_REQUESTDELIVERYREQUEST']._serialized_end=1789
-  _globals['_REQUESTDELIVERYRESPONSE']._serialized_start=1791
-  _globals['_REQUESTDELIVERYRESPONSE']._serialized_end=1893
-  _globals['_LISTACCESSESREQUEST']._serialized_start=1896
-  _globals['_LISTACCESSESREQUEST']._serialized_end=2039
-  _globals['_ACCESS']._serialized_start=2041
-  _globals['_ACCESS']._serialized_end=2147
-  _globals['_LISTACCESSESRESPONSE']._serialized_start=2149
-  _globals['_LISTACCESSESRESPONSE']._serialized_end=2233
-  _globals['_PATIENTSERVICE']._serialized_start=2236
-  _globals['_PATIENTSERVICE']._serialized_end=2819
+  _globals['_CHOOSEPHARMACYREQUEST']._serialized_end=943
+  _globals['_CHOOSEPHARMACYRESPONSE']._serialized_start=945
+  _globals['_CHOOSEPHARMACYRESPONSE']._serialized_end=1006
+  _globals['_CANCELORDERREQUEST']._serialized_start=1009
+  _globals['_CANCELORDERREQUEST']._serialized_end=1255
+  _globals['_CANCELORDERRESPONSE']._serialized_start=1257
+  _globals['_CANCELORDERRESPONSE']._serialized_end=1356
+  _globals['_MAKEQRREQUEST']._serialized_start=1359
+  _globals['_MAKEQRREQUEST']._serialized_end=1566
+  _globals['_MAKEQRRESPONSE']._serialized_start=1568
+  _globals['_MAKEQRRESPONSE']._serialized_end=1659
+  _globals['_REQUESTDELIVERYREQUEST']._serialized_start=1662
+  _globals['_REQUESTDELIVERYREQUEST']._serialized_end=1981
+  _globals['_REQUESTDELIVERYRESPONSE']._serialized_start=1983
+  _globals['_REQUESTDELIVERYRESPONSE']._serialized_end=2085
+  _globals['_LISTACCESSESREQUEST']._serialized_start=2088
+  _globals['_LISTACCESSESREQUEST']._serialized_end=2231
+  _globals['_ACCESS']._serialized_start=2233
+  _globals['_ACCESS']._serialized_end=2339
+  _globals['_LISTACCESSESRESPONSE']._serialized_start=2341
+  _globals['_LISTACCESSESRESPONSE']._serialized_end=2425
+  _globals['_PATIENTSERVICE']._serialized_start=2428
+  _globals['_PATIENTSERVICE']._serialized_end=3011
 # @@protoc_insertion_point(module_scope)

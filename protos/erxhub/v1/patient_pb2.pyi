@@ -124,12 +124,14 @@ class ChoosePharmacyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     PERSON_NO_FIELD_NUMBER: _builtins.int
     DELEGATE_PERSON_NO_FIELD_NUMBER: _builtins.int
     RX_NO_FIELD_NUMBER: _builtins.int
     PHARMACY_CODE_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     person_no: _builtins.str
     delegate_person_no: _builtins.str
     rx_no: _builtins.str
@@ -139,6 +141,7 @@ class ChoosePharmacyRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         person_no: _builtins.str = ...,
         delegate_person_no: _builtins.str = ...,
         rx_no: _builtins.str = ...,
@@ -147,7 +150,7 @@ class ChoosePharmacyRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delegate_person_no", b"delegate_person_no", "mode", b"mode", "person_no", b"person_no", "pharmacy_code", b"pharmacy_code", "request_id", b"request_id", "rx_no", b"rx_no"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delegate_person_no", b"delegate_person_no", "mode", b"mode", "person_no", b"person_no", "pharmacy_code", b"pharmacy_code", "request_id", b"request_id", "rx_no", b"rx_no", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -178,11 +181,13 @@ class CancelOrderRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     PERSON_NO_FIELD_NUMBER: _builtins.int
     DELEGATE_PERSON_NO_FIELD_NUMBER: _builtins.int
     RX_NO_FIELD_NUMBER: _builtins.int
     PHARMACY_CODE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     person_no: _builtins.str
     delegate_person_no: _builtins.str
     rx_no: _builtins.str
@@ -191,6 +196,7 @@ class CancelOrderRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         person_no: _builtins.str = ...,
         delegate_person_no: _builtins.str = ...,
         rx_no: _builtins.str = ...,
@@ -198,7 +204,7 @@ class CancelOrderRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delegate_person_no", b"delegate_person_no", "person_no", b"person_no", "pharmacy_code", b"pharmacy_code", "request_id", b"request_id", "rx_no", b"rx_no"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delegate_person_no", b"delegate_person_no", "person_no", b"person_no", "pharmacy_code", b"pharmacy_code", "request_id", b"request_id", "rx_no", b"rx_no", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -233,10 +239,12 @@ class MakeQrRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     PERSON_NO_FIELD_NUMBER: _builtins.int
     DELEGATE_PERSON_NO_FIELD_NUMBER: _builtins.int
     RX_NO_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     person_no: _builtins.str
     delegate_person_no: _builtins.str
     rx_no: _builtins.str
@@ -244,13 +252,14 @@ class MakeQrRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         person_no: _builtins.str = ...,
         delegate_person_no: _builtins.str = ...,
         rx_no: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["delegate_person_no", b"delegate_person_no", "person_no", b"person_no", "request_id", b"request_id", "rx_no", b"rx_no"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delegate_person_no", b"delegate_person_no", "person_no", b"person_no", "request_id", b"request_id", "rx_no", b"rx_no", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -288,6 +297,7 @@ class RequestDeliveryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     PERSON_NO_FIELD_NUMBER: _builtins.int
     DELEGATE_PERSON_NO_FIELD_NUMBER: _builtins.int
     RX_NO_FIELD_NUMBER: _builtins.int
@@ -295,6 +305,7 @@ class RequestDeliveryRequest(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     PHONE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     person_no: _builtins.str
     delegate_person_no: _builtins.str
     rx_no: _builtins.str
@@ -308,6 +319,7 @@ class RequestDeliveryRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         person_no: _builtins.str = ...,
         delegate_person_no: _builtins.str = ...,
         rx_no: _builtins.str = ...,
@@ -317,7 +329,7 @@ class RequestDeliveryRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "delegate_person_no", b"delegate_person_no", "person_no", b"person_no", "pharmacy_code", b"pharmacy_code", "phone", b"phone", "request_id", b"request_id", "rx_no", b"rx_no"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "delegate_person_no", b"delegate_person_no", "person_no", b"person_no", "pharmacy_code", b"pharmacy_code", "phone", b"phone", "request_id", b"request_id", "rx_no", b"rx_no", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

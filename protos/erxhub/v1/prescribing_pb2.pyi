@@ -24,19 +24,22 @@ class PrecheckPrescriptionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     PRESCRIPTION_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     @_builtins.property
     def prescription(self) -> _common_pb2.Prescription: ...
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         prescription: _common_pb2.Prescription | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["prescription", b"prescription"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prescription", b"prescription", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["prescription", b"prescription", "request_id", b"request_id", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -111,11 +114,13 @@ class UploadPrescriptionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     PRESCRIPTION_FIELD_NUMBER: _builtins.int
     REVIEW_FIELD_NUMBER: _builtins.int
     SEAL_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     @_builtins.property
     def prescription(self) -> _common_pb2.Signed:
         """A PrescriptionDocument signed by the prescribing doctor."""
@@ -136,6 +141,7 @@ class UploadPrescriptionRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         prescription: _common_pb2.Signed | None = ...,
         review: _common_pb2.Signed | None = ...,
         seal: _common_pb2.Signed | None = ...,
@@ -143,7 +149,7 @@ class UploadPrescriptionRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "prescription", b"prescription", "review", b"review", "seal", b"seal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "prescription", b"prescription", "request_id", b"request_id", "review", b"review", "seal", b"seal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "prescription", b"prescription", "request_id", b"request_id", "review", b"review", "seal", b"seal", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -310,10 +316,12 @@ class RevokePrescriptionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     RX_NO_FIELD_NUMBER: _builtins.int
     DOCTOR_CODE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     rx_no: _builtins.str
     doctor_code: _builtins.str
     """撤销医师代码: only the issuing doctor may."""
@@ -323,13 +331,14 @@ class RevokePrescriptionRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         rx_no: _builtins.str = ...,
         doctor_code: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["doctor_code", b"doctor_code", "reason", b"reason", "request_id", b"request_id", "rx_no", b"rx_no"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["doctor_code", b"doctor_code", "reason", b"reason", "request_id", b"request_id", "rx_no", b"rx_no", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -214,12 +214,14 @@ class RegisterInstitutionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     INSTITUTION_CODE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     SOCIAL_CREDIT_CODE_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
     LICENCES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     institution_code: _builtins.str
     """H or P, area, five digits."""
     name: _builtins.str
@@ -233,6 +235,7 @@ class RegisterInstitutionRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         institution_code: _builtins.str = ...,
         name: _builtins.str = ...,
         social_credit_code: _builtins.str = ...,
@@ -241,7 +244,7 @@ class RegisterInstitutionRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["licences", b"licences"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["institution_code", b"institution_code", "level", b"level", "licences", b"licences", "name", b"name", "request_id", b"request_id", "social_credit_code", b"social_credit_code"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["institution_code", b"institution_code", "level", b"level", "licences", b"licences", "name", b"name", "request_id", b"request_id", "social_credit_code", b"social_credit_code", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -275,6 +278,7 @@ class RegisterPersonRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     PERSON_NO_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     CERTIFICATE_TYPE_FIELD_NUMBER: _builtins.int
@@ -288,6 +292,7 @@ class RegisterPersonRequest(_message.Message):
     DELEGATE_PERSON_NOS_FIELD_NUMBER: _builtins.int
     CHRONIC_CODES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     person_no: _builtins.str
     """人员编号 psn_no."""
     name: _builtins.str
@@ -318,6 +323,7 @@ class RegisterPersonRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         person_no: _builtins.str = ...,
         name: _builtins.str = ...,
         certificate_type: _builtins.str = ...,
@@ -333,7 +339,7 @@ class RegisterPersonRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_balance_fen", b"account_balance_fen", "born_on", b"born_on", "certificate_type", b"certificate_type", "chronic_codes", b"chronic_codes", "delegate_person_nos", b"delegate_person_nos", "id_number", b"id_number", "insurance_type", b"insurance_type", "insured_area_code", b"insured_area_code", "name", b"name", "person_no", b"person_no", "person_type", b"person_type", "request_id", b"request_id", "sex", b"sex"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_balance_fen", b"account_balance_fen", "born_on", b"born_on", "certificate_type", b"certificate_type", "chronic_codes", b"chronic_codes", "delegate_person_nos", b"delegate_person_nos", "id_number", b"id_number", "insurance_type", b"insurance_type", "insured_area_code", b"insured_area_code", "name", b"name", "person_no", b"person_no", "person_type", b"person_type", "request_id", b"request_id", "sex", b"sex", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -367,11 +373,13 @@ class ChangePersonStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     PERSON_NO_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     person_no: _builtins.str
     status: Global___PersonStatus.ValueType
     reason: _builtins.str
@@ -381,6 +389,7 @@ class ChangePersonStatusRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         person_no: _builtins.str = ...,
         status: Global___PersonStatus.ValueType = ...,
         reason: _builtins.str = ...,
@@ -388,7 +397,7 @@ class ChangePersonStatusRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "person_no", b"person_no", "reason", b"reason", "request_id", b"request_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "person_no", b"person_no", "reason", b"reason", "request_id", b"request_id", "status", b"status", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -422,6 +431,7 @@ class RegisterPractitionerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     PRACTITIONER_CODE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
@@ -429,6 +439,7 @@ class RegisterPractitionerRequest(_message.Message):
     INSTITUTION_CODES_FIELD_NUMBER: _builtins.int
     DUAL_CHANNEL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     practitioner_code: _builtins.str
     name: _builtins.str
     kind: Global___PractitionerKind.ValueType
@@ -444,6 +455,7 @@ class RegisterPractitionerRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         practitioner_code: _builtins.str = ...,
         name: _builtins.str = ...,
         kind: Global___PractitionerKind.ValueType = ...,
@@ -453,7 +465,7 @@ class RegisterPractitionerRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dual_channel", b"dual_channel", "institution_codes", b"institution_codes", "kind", b"kind", "name", b"name", "practice_years", b"practice_years", "practitioner_code", b"practitioner_code", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dual_channel", b"dual_channel", "institution_codes", b"institution_codes", "kind", b"kind", "name", b"name", "practice_years", b"practice_years", "practitioner_code", b"practitioner_code", "request_id", b"request_id", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -487,11 +499,13 @@ class ChangePractitionerStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     PRACTITIONER_CODE_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     CASE_NO_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     practitioner_code: _builtins.str
     status: Global___PractitionerStatus.ValueType
     """ACTIVE resumes, SUSPENDED suspends, TERMINATED ends."""
@@ -502,6 +516,7 @@ class ChangePractitionerStatusRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         practitioner_code: _builtins.str = ...,
         status: Global___PractitionerStatus.ValueType = ...,
         case_no: _builtins.str = ...,
@@ -509,7 +524,7 @@ class ChangePractitionerStatusRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_no", b"case_no", "etag", b"etag", "practitioner_code", b"practitioner_code", "request_id", b"request_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_no", b"case_no", "etag", b"etag", "practitioner_code", b"practitioner_code", "request_id", b"request_id", "status", b"status", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -543,6 +558,7 @@ class SignAgreementRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     INSTITUTION_CODE_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     AGREEMENT_NO_FIELD_NUMBER: _builtins.int
@@ -551,6 +567,7 @@ class SignAgreementRequest(_message.Message):
     CLAUSES_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     institution_code: _builtins.str
     kind: Global___AgreementKind.ValueType
     agreement_no: _builtins.str
@@ -566,6 +583,7 @@ class SignAgreementRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         institution_code: _builtins.str = ...,
         kind: Global___AgreementKind.ValueType = ...,
         agreement_no: _builtins.str = ...,
@@ -576,7 +594,7 @@ class SignAgreementRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_no", b"agreement_no", "clauses", b"clauses", "etag", b"etag", "institution_code", b"institution_code", "kind", b"kind", "request_id", b"request_id", "valid_from_ms", b"valid_from_ms", "valid_until_ms", b"valid_until_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_no", b"agreement_no", "clauses", b"clauses", "etag", b"etag", "institution_code", b"institution_code", "kind", b"kind", "request_id", b"request_id", "valid_from_ms", b"valid_from_ms", "valid_until_ms", b"valid_until_ms", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -610,12 +628,14 @@ class ChangeAgreementStatusRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     INSTITUTION_CODE_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     CASE_NO_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     institution_code: _builtins.str
     kind: Global___AgreementKind.ValueType
     status: Global___AgreementStatus.ValueType
@@ -627,6 +647,7 @@ class ChangeAgreementStatusRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         institution_code: _builtins.str = ...,
         kind: Global___AgreementKind.ValueType = ...,
         status: Global___AgreementStatus.ValueType = ...,
@@ -635,7 +656,7 @@ class ChangeAgreementStatusRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_no", b"case_no", "etag", b"etag", "institution_code", b"institution_code", "kind", b"kind", "request_id", b"request_id", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_no", b"case_no", "etag", b"etag", "institution_code", b"institution_code", "kind", b"kind", "request_id", b"request_id", "status", b"status", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -669,6 +690,7 @@ class RegisterSigningKeyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     SUBJECT_CODE_FIELD_NUMBER: _builtins.int
     INSTITUTION_CODE_FIELD_NUMBER: _builtins.int
     SUITE_FIELD_NUMBER: _builtins.int
@@ -677,6 +699,7 @@ class RegisterSigningKeyRequest(_message.Message):
     VALID_UNTIL_MS_FIELD_NUMBER: _builtins.int
     CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     subject_code: _builtins.str
     """The practitioner, or the institution itself for its seal."""
     institution_code: _builtins.str
@@ -692,6 +715,7 @@ class RegisterSigningKeyRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         subject_code: _builtins.str = ...,
         institution_code: _builtins.str = ...,
         suite: _builtins.str = ...,
@@ -702,7 +726,7 @@ class RegisterSigningKeyRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem", "institution_code", b"institution_code", "public_key", b"public_key", "request_id", b"request_id", "subject_code", b"subject_code", "suite", b"suite", "valid_from_ms", b"valid_from_ms", "valid_until_ms", b"valid_until_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem", "institution_code", b"institution_code", "public_key", b"public_key", "request_id", b"request_id", "subject_code", b"subject_code", "suite", b"suite", "valid_from_ms", b"valid_from_ms", "valid_until_ms", b"valid_until_ms", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -737,10 +761,12 @@ class RevokeCertificateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     CERTIFICATE_PEM_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     certificate_pem: _builtins.bytes
     """The connection certificate itself, PEM: whose it is decides who may revoke it."""
     key_id: _builtins.str
@@ -750,13 +776,14 @@ class RevokeCertificateRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         certificate_pem: _builtins.bytes = ...,
         key_id: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem", "key_id", b"key_id", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem", "key_id", b"key_id", "reason", b"reason", "request_id", b"request_id", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["certificate_pem", b"certificate_pem", "key_id", b"key_id", "reason", b"reason", "request_id", b"request_id", "target", b"target", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["certificate_pem", "key_id"]  # noqa: Y015
     _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
@@ -789,9 +816,11 @@ class FreezePrescriptionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     RX_NO_FIELD_NUMBER: _builtins.int
     CASE_NO_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     rx_no: _builtins.str
     case_no: _builtins.str
     """Case or rule id."""
@@ -799,12 +828,13 @@ class FreezePrescriptionRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         rx_no: _builtins.str = ...,
         case_no: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_no", b"case_no", "request_id", b"request_id", "rx_no", b"rx_no"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_no", b"case_no", "request_id", b"request_id", "rx_no", b"rx_no", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -839,9 +869,11 @@ class EraseContentRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     RX_NO_FIELD_NUMBER: _builtins.int
     LEGAL_BASIS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     rx_no: _builtins.str
     legal_basis: _builtins.str
     """The law or the decision that asks for it (清除依据). It stays in the ledger: no personal data."""
@@ -849,12 +881,13 @@ class EraseContentRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         rx_no: _builtins.str = ...,
         legal_basis: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["legal_basis", b"legal_basis", "request_id", b"request_id", "rx_no", b"rx_no"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["legal_basis", b"legal_basis", "request_id", b"request_id", "rx_no", b"rx_no", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -896,21 +929,24 @@ class UnfreezePrescriptionRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     RX_NO_FIELD_NUMBER: _builtins.int
     CASE_NO_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     rx_no: _builtins.str
     case_no: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         rx_no: _builtins.str = ...,
         case_no: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_no", b"case_no", "request_id", b"request_id", "rx_no", b"rx_no"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["case_no", b"case_no", "request_id", b"request_id", "rx_no", b"rx_no", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -947,12 +983,14 @@ class CatalogHeader(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     DATASET_FIELD_NUMBER: _builtins.int
     EDITION_FIELD_NUMBER: _builtins.int
     VALID_FROM_ON_FIELD_NUMBER: _builtins.int
     FILE_SHA256_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     dataset: _catalog_pb2.CatalogDataset.ValueType
     edition: _builtins.str
     """目录版本, unique per dataset."""
@@ -965,6 +1003,7 @@ class CatalogHeader(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         dataset: _catalog_pb2.CatalogDataset.ValueType = ...,
         edition: _builtins.str = ...,
         valid_from_on: _builtins.str = ...,
@@ -973,7 +1012,7 @@ class CatalogHeader(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "edition", b"edition", "file_sha256", b"file_sha256", "request_id", b"request_id", "source", b"source", "valid_from_on", b"valid_from_on"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dataset", b"dataset", "edition", b"edition", "file_sha256", b"file_sha256", "request_id", b"request_id", "source", b"source", "valid_from_on", b"valid_from_on", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -27,7 +27,7 @@ from erxhub.v1 import common_pb2 as erxhub_dot_v1_dot_common__pb2
 from erxhub.v1 import options_pb2 as erxhub_dot_v1_dot_options__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65rxhub/v1/voucher.proto\x12\terxhub.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x16\x65rxhub/v1/common.proto\x1a\x17\x65rxhub/v1/options.proto\"\xa7\x01\n\x16\x41\x63tivateVoucherRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12\x1c\n\tperson_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12<\n\x0eidentity_level\x18\x04 \x01(\x0e\x32\x18.erxhub.v1.IdentityLevelB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\">\n\x17\x41\x63tivateVoucherResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\x88\x01\n\x18\x44\x65\x61\x63tivateVoucherRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12\x1c\n\tperson_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x1b\n\nchannel_id\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\"@\n\x19\x44\x65\x61\x63tivateVoucherResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\xb5\x01\n\x13IssueVoucherRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12\x1c\n\tperson_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12#\n\x12\x64\x65legate_person_no\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12(\n\rbusiness_type\x18\x05 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[0-9]{5}$\"h\n\x14IssueVoucherResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\x12\x14\n\x0cvoucher_code\x18\x02 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x03 \x01(\x03\"\xf4\x01\n\x14VerifyVoucherRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12(\n\x0cvoucher_code\x18\x03 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{28}$\x12(\n\rbusiness_type\x18\x04 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[0-9]{5}$\x12\x1b\n\nchannel_id\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1a\n\tperson_no\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x1c\n\x0boperator_id\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\"\x86\x02\n\x15VerifyVoucherResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\x12\x13\n\x0bvoucher_ref\x18\x02 \x01(\t\x12\x1a\n\x12online_identity_no\x18\x03 \x01(\t\x12\x11\n\tperson_no\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x1b\n\x03sex\x18\x06 \x01(\x0e\x32\x0e.erxhub.v1.Sex\x12\x0f\n\x07\x62orn_on\x18\x07 \x01(\t\x12\x19\n\x11insured_area_code\x18\x08 \x01(\t\x12\x16\n\x0einsurance_type\x18\t \x01(\t\x12\x15\n\rexpires_at_ms\x18\n \x01(\x03\"\x8d\x01\n\x14RevokeVoucherRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12(\n\x0cvoucher_code\x18\x03 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{28}$\x12\x18\n\x06reason\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"<\n\x15RevokeVoucherResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt*m\n\rIdentityLevel\x12\x1e\n\x1aIDENTITY_LEVEL_UNSPECIFIED\x10\x00\x12\x1c\n\x18IDENTITY_LEVEL_REAL_NAME\x10\x01\x12\x1e\n\x1aIDENTITY_LEVEL_REAL_PERSON\x10\x02\x32\x83\x04\n\x0eVoucherService\x12\x63\n\x0f\x41\x63tivateVoucher\x12!.erxhub.v1.ActivateVoucherRequest\x1a\".erxhub.v1.ActivateVoucherResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x01\x12j\n\x11\x44\x65\x61\x63tivateVoucher\x12#.erxhub.v1.DeactivateVoucherRequest\x1a$.erxhub.v1.DeactivateVoucherResponse\"\n\xaa\xbb\x18\x06\n\x02\x03\x04\x10\x01\x12Z\n\x0cIssueVoucher\x12\x1e.erxhub.v1.IssueVoucherRequest\x1a\x1f.erxhub.v1.IssueVoucherResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x01\x12\x64\n\rVerifyVoucher\x12\x1f.erxhub.v1.VerifyVoucherRequest\x1a .erxhub.v1.VerifyVoucherResponse\"\x10\xaa\xbb\x18\x0c\n\x02\x01\x02\x10\x01\x1a\x04\x36\x31\x30\x31\x12^\n\rRevokeVoucher\x12\x1f.erxhub.v1.RevokeVoucherRequest\x1a .erxhub.v1.RevokeVoucherResponse\"\n\xaa\xbb\x18\x06\n\x02\x03\x04\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x65rxhub/v1/voucher.proto\x12\terxhub.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x16\x65rxhub/v1/common.proto\x1a\x17\x65rxhub/v1/options.proto\"\xd7\x01\n\x16\x41\x63tivateVoucherRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\tperson_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12<\n\x0eidentity_level\x18\x04 \x01(\x0e\x32\x18.erxhub.v1.IdentityLevelB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\">\n\x17\x41\x63tivateVoucherResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\xb8\x01\n\x18\x44\x65\x61\x63tivateVoucherRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\tperson_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12\x1b\n\nchannel_id\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\"@\n\x19\x44\x65\x61\x63tivateVoucherResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\"\xe5\x01\n\x13IssueVoucherRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\tperson_no\x18\x03 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x1e\x12#\n\x12\x64\x65legate_person_no\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12(\n\rbusiness_type\x18\x05 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[0-9]{5}$\"h\n\x14IssueVoucherResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\x12\x14\n\x0cvoucher_code\x18\x02 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x03 \x01(\x03\"\xa4\x02\n\x14VerifyVoucherRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12(\n\x0cvoucher_code\x18\x03 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{28}$\x12(\n\rbusiness_type\x18\x04 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[0-9]{5}$\x12\x1b\n\nchannel_id\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1a\n\tperson_no\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\x12\x1c\n\x0boperator_id\x18\x07 \x01(\tB\x07\xbaH\x04r\x02\x18\x1e\"\x86\x02\n\x15VerifyVoucherResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt\x12\x13\n\x0bvoucher_ref\x18\x02 \x01(\t\x12\x1a\n\x12online_identity_no\x18\x03 \x01(\t\x12\x11\n\tperson_no\x18\x04 \x01(\t\x12\x0c\n\x04name\x18\x05 \x01(\t\x12\x1b\n\x03sex\x18\x06 \x01(\x0e\x32\x0e.erxhub.v1.Sex\x12\x0f\n\x07\x62orn_on\x18\x07 \x01(\t\x12\x19\n\x11insured_area_code\x18\x08 \x01(\t\x12\x16\n\x0einsurance_type\x18\t \x01(\t\x12\x15\n\rexpires_at_ms\x18\n \x01(\x03\"\xbd\x01\n\x14RevokeVoucherRequest\x12\x31\n\nrequest_id\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[A-Za-z0-9._-]{8,64}$\x12.\n\x08wait_for\x18\x02 \x01(\x0e\x32\x12.erxhub.v1.WaitForB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12(\n\x0cvoucher_code\x18\x03 \x01(\tB\x12\xbaH\x0fr\r2\x0b^[0-9]{28}$\x12\x18\n\x06reason\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\xc8\x01\"<\n\x15RevokeVoucherResponse\x12#\n\x07receipt\x18\x01 \x01(\x0b\x32\x12.erxhub.v1.Receipt*m\n\rIdentityLevel\x12\x1e\n\x1aIDENTITY_LEVEL_UNSPECIFIED\x10\x00\x12\x1c\n\x18IDENTITY_LEVEL_REAL_NAME\x10\x01\x12\x1e\n\x1aIDENTITY_LEVEL_REAL_PERSON\x10\x02\x32\x83\x04\n\x0eVoucherService\x12\x63\n\x0f\x41\x63tivateVoucher\x12!.erxhub.v1.ActivateVoucherRequest\x1a\".erxhub.v1.ActivateVoucherResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x01\x12j\n\x11\x44\x65\x61\x63tivateVoucher\x12#.erxhub.v1.DeactivateVoucherRequest\x1a$.erxhub.v1.DeactivateVoucherResponse\"\n\xaa\xbb\x18\x06\n\x02\x03\x04\x10\x01\x12Z\n\x0cIssueVoucher\x12\x1e.erxhub.v1.IssueVoucherRequest\x1a\x1f.erxhub.v1.IssueVoucherResponse\"\t\xaa\xbb\x18\x05\n\x01\x03\x10\x01\x12\x64\n\rVerifyVoucher\x12\x1f.erxhub.v1.VerifyVoucherRequest\x1a .erxhub.v1.VerifyVoucherResponse\"\x10\xaa\xbb\x18\x0c\n\x02\x01\x02\x10\x01\x1a\x04\x36\x31\x30\x31\x12^\n\rRevokeVoucher\x12\x1f.erxhub.v1.RevokeVoucherRequest\x1a .erxhub.v1.RevokeVoucherResponse\"\n\xaa\xbb\x18\x06\n\x02\x03\x04\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,18 +36,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ACTIVATEVOUCHERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_ACTIVATEVOUCHERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_ACTIVATEVOUCHERREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_ACTIVATEVOUCHERREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_ACTIVATEVOUCHERREQUEST'].fields_by_name['person_no']._loaded_options = None
   _globals['_ACTIVATEVOUCHERREQUEST'].fields_by_name['person_no']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_ACTIVATEVOUCHERREQUEST'].fields_by_name['identity_level']._loaded_options = None
   _globals['_ACTIVATEVOUCHERREQUEST'].fields_by_name['identity_level']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
   _globals['_DEACTIVATEVOUCHERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_DEACTIVATEVOUCHERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_DEACTIVATEVOUCHERREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_DEACTIVATEVOUCHERREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_DEACTIVATEVOUCHERREQUEST'].fields_by_name['person_no']._loaded_options = None
   _globals['_DEACTIVATEVOUCHERREQUEST'].fields_by_name['person_no']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_DEACTIVATEVOUCHERREQUEST'].fields_by_name['channel_id']._loaded_options = None
   _globals['_DEACTIVATEVOUCHERREQUEST'].fields_by_name['channel_id']._serialized_options = b'\272H\004r\002\030@'
   _globals['_ISSUEVOUCHERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_ISSUEVOUCHERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_ISSUEVOUCHERREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_ISSUEVOUCHERREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_ISSUEVOUCHERREQUEST'].fields_by_name['person_no']._loaded_options = None
   _globals['_ISSUEVOUCHERREQUEST'].fields_by_name['person_no']._serialized_options = b'\272H\006r\004\020\001\030\036'
   _globals['_ISSUEVOUCHERREQUEST'].fields_by_name['delegate_person_no']._loaded_options = None
@@ -56,6 +62,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ISSUEVOUCHERREQUEST'].fields_by_name['business_type']._serialized_options = b'\272H\016r\0142\n^[0-9]{5}$'
   _globals['_VERIFYVOUCHERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_VERIFYVOUCHERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_VERIFYVOUCHERREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_VERIFYVOUCHERREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_VERIFYVOUCHERREQUEST'].fields_by_name['voucher_code']._loaded_options = None
   _globals['_VERIFYVOUCHERREQUEST'].fields_by_name['voucher_code']._serialized_options = b'\272H\017r\r2\013^[0-9]{28}$'
   _globals['_VERIFYVOUCHERREQUEST'].fields_by_name['business_type']._loaded_options = None
@@ -68,6 +76,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYVOUCHERREQUEST'].fields_by_name['operator_id']._serialized_options = b'\272H\004r\002\030\036'
   _globals['_REVOKEVOUCHERREQUEST'].fields_by_name['request_id']._loaded_options = None
   _globals['_REVOKEVOUCHERREQUEST'].fields_by_name['request_id']._serialized_options = b'\272H\032r\0302\026^[A-Za-z0-9._-]{8,64}$'
+  _globals['_REVOKEVOUCHERREQUEST'].fields_by_name['wait_for']._loaded_options = None
+  _globals['_REVOKEVOUCHERREQUEST'].fields_by_name['wait_for']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_REVOKEVOUCHERREQUEST'].fields_by_name['voucher_code']._loaded_options = None
   _globals['_REVOKEVOUCHERREQUEST'].fields_by_name['voucher_code']._serialized_options = b'\272H\017r\r2\013^[0-9]{28}$'
   _globals['_REVOKEVOUCHERREQUEST'].fields_by_name['reason']._loaded_options = None
@@ -82,28 +92,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VOUCHERSERVICE'].methods_by_name['VerifyVoucher']._serialized_options = b'\252\273\030\014\n\002\001\002\020\001\032\0046101'
   _globals['_VOUCHERSERVICE'].methods_by_name['RevokeVoucher']._loaded_options = None
   _globals['_VOUCHERSERVICE'].methods_by_name['RevokeVoucher']._serialized_options = b'\252\273\030\006\n\002\003\004\020\001'
-  _globals['_IDENTITYLEVEL']._serialized_start=1563
-  _globals['_IDENTITYLEVEL']._serialized_end=1672
+  _globals['_IDENTITYLEVEL']._serialized_start=1803
+  _globals['_IDENTITYLEVEL']._serialized_end=1912
   _globals['_ACTIVATEVOUCHERREQUEST']._serialized_start=117
-  _globals['_ACTIVATEVOUCHERREQUEST']._serialized_end=284
-  _globals['_ACTIVATEVOUCHERRESPONSE']._serialized_start=286
-  _globals['_ACTIVATEVOUCHERRESPONSE']._serialized_end=348
-  _globals['_DEACTIVATEVOUCHERREQUEST']._serialized_start=351
-  _globals['_DEACTIVATEVOUCHERREQUEST']._serialized_end=487
-  _globals['_DEACTIVATEVOUCHERRESPONSE']._serialized_start=489
-  _globals['_DEACTIVATEVOUCHERRESPONSE']._serialized_end=553
-  _globals['_ISSUEVOUCHERREQUEST']._serialized_start=556
-  _globals['_ISSUEVOUCHERREQUEST']._serialized_end=737
-  _globals['_ISSUEVOUCHERRESPONSE']._serialized_start=739
-  _globals['_ISSUEVOUCHERRESPONSE']._serialized_end=843
-  _globals['_VERIFYVOUCHERREQUEST']._serialized_start=846
-  _globals['_VERIFYVOUCHERREQUEST']._serialized_end=1090
-  _globals['_VERIFYVOUCHERRESPONSE']._serialized_start=1093
-  _globals['_VERIFYVOUCHERRESPONSE']._serialized_end=1355
-  _globals['_REVOKEVOUCHERREQUEST']._serialized_start=1358
-  _globals['_REVOKEVOUCHERREQUEST']._serialized_end=1499
-  _globals['_REVOKEVOUCHERRESPONSE']._serialized_start=1501
-  _globals['_REVOKEVOUCHERRESPONSE']._serialized_end=1561
-  _globals['_VOUCHERSERVICE']._serialized_start=1675
-  _globals['_VOUCHERSERVICE']._serialized_end=2190
+  _globals['_ACTIVATEVOUCHERREQUEST']._serialized_end=332
+  _globals['_ACTIVATEVOUCHERRESPONSE']._serialized_start=334
+  _globals['_ACTIVATEVOUCHERRESPONSE']._serialized_end=396
+  _globals['_DEACTIVATEVOUCHERREQUEST']._serialized_start=399
+  _globals['_DEACTIVATEVOUCHERREQUEST']._serialized_end=583
+  _globals['_DEACTIVATEVOUCHERRESPONSE']._serialized_start=585
+  _globals['_DEACTIVATEVOUCHERRESPONSE']._serialized_end=649
+  _globals['_ISSUEVOUCHERREQUEST']._serialized_start=652
+  _globals['_ISSUEVOUCHERREQUEST']._serialized_end=881
+  _globals['_ISSUEVOUCHERRESPONSE']._serialized_start=883
+  _globals['_ISSUEVOUCHERRESPONSE']._serialized_end=987
+  _globals['_VERIFYVOUCHERREQUEST']._serialized_start=990
+  _globals['_VERIFYVOUCHERREQUEST']._serialized_end=1282
+  _globals['_VERIFYVOUCHERRESPONSE']._serialized_start=1285
+  _globals['_VERIFYVOUCHERRESPONSE']._serialized_end=1547
+  _globals['_REVOKEVOUCHERREQUEST']._serialized_start=1550
+  _globals['_REVOKEVOUCHERREQUEST']._serialized_end=1739
+  _globals['_REVOKEVOUCHERRESPONSE']._serialized_start=1741
+  _globals['_REVOKEVOUCHERRESPONSE']._serialized_end=1801
+  _globals['_VOUCHERSERVICE']._serialized_start=1915
+  _globals['_VOUCHERSERVICE']._serialized_end=2430
 # @@protoc_insertion_point(module_scope)

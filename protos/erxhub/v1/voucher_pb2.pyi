@@ -45,22 +45,25 @@ class ActivateVoucherRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     PERSON_NO_FIELD_NUMBER: _builtins.int
     IDENTITY_LEVEL_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """报文ID msgid, the idempotency key; the caller keeps it across retries."""
+    wait_for: _common_pb2.WaitFor.ValueType
     person_no: _builtins.str
     identity_level: Global___IdentityLevel.ValueType
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         person_no: _builtins.str = ...,
         identity_level: Global___IdentityLevel.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_level", b"identity_level", "person_no", b"person_no", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_level", b"identity_level", "person_no", b"person_no", "request_id", b"request_id", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -91,9 +94,11 @@ class DeactivateVoucherRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     PERSON_NO_FIELD_NUMBER: _builtins.int
     CHANNEL_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     person_no: _builtins.str
     channel_id: _builtins.str
     """The channel whose activation ends; a channel may leave it empty, an agency names it."""
@@ -101,12 +106,13 @@ class DeactivateVoucherRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         person_no: _builtins.str = ...,
         channel_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_id", b"channel_id", "person_no", b"person_no", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel_id", b"channel_id", "person_no", b"person_no", "request_id", b"request_id", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -137,10 +143,12 @@ class IssueVoucherRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     PERSON_NO_FIELD_NUMBER: _builtins.int
     DELEGATE_PERSON_NO_FIELD_NUMBER: _builtins.int
     BUSINESS_TYPE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     person_no: _builtins.str
     """The subject of the code (参保人)."""
     delegate_person_no: _builtins.str
@@ -151,13 +159,14 @@ class IssueVoucherRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         person_no: _builtins.str = ...,
         delegate_person_no: _builtins.str = ...,
         business_type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_type", b"business_type", "delegate_person_no", b"delegate_person_no", "person_no", b"person_no", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_type", b"business_type", "delegate_person_no", b"delegate_person_no", "person_no", b"person_no", "request_id", b"request_id", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -195,12 +204,14 @@ class VerifyVoucherRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     VOUCHER_CODE_FIELD_NUMBER: _builtins.int
     BUSINESS_TYPE_FIELD_NUMBER: _builtins.int
     CHANNEL_ID_FIELD_NUMBER: _builtins.int
     PERSON_NO_FIELD_NUMBER: _builtins.int
     OPERATOR_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     voucher_code: _builtins.str
     business_type: _builtins.str
     """The business type of the step at hand; must be the code's."""
@@ -214,6 +225,7 @@ class VerifyVoucherRequest(_message.Message):
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         voucher_code: _builtins.str = ...,
         business_type: _builtins.str = ...,
         channel_id: _builtins.str = ...,
@@ -222,7 +234,7 @@ class VerifyVoucherRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_type", b"business_type", "channel_id", b"channel_id", "operator_id", b"operator_id", "person_no", b"person_no", "request_id", b"request_id", "voucher_code", b"voucher_code"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_type", b"business_type", "channel_id", b"channel_id", "operator_id", b"operator_id", "person_no", b"person_no", "request_id", b"request_id", "voucher_code", b"voucher_code", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -285,21 +297,24 @@ class RevokeVoucherRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WAIT_FOR_FIELD_NUMBER: _builtins.int
     VOUCHER_CODE_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
+    wait_for: _common_pb2.WaitFor.ValueType
     voucher_code: _builtins.str
     reason: _builtins.str
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
+        wait_for: _common_pb2.WaitFor.ValueType = ...,
         voucher_code: _builtins.str = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "voucher_code", b"voucher_code"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "request_id", b"request_id", "voucher_code", b"voucher_code", "wait_for", b"wait_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,132 @@
+"""wait_for: a reply that waits for the log, and says how far it came."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from erxhub.config import Config
+from erxhub.ledger.memory import MemoryStore
+from erxhub.ledger.store import StoreUnavailable, Write
+from erxhub.publishing import NotWitnessed
+from erxhub.rpc.methods import COMMAND, METHODS
+from erxhub.rpc.waiting import Waiting
+from erxhub.v1 import common_pb2, registry_pb2
+from tests.chain import Chain
+from tests.ledger.contract import append_all, next_entry
+from tests.live import Live, live_hub
+
+DURABLE, INTEGRATED, WITNESSED = (
+    common_pb2.WAIT_FOR_DURABLE,
+    common_pb2.WAIT_FOR_INTEGRATED,
+    common_pb2.WAIT_FOR_WITNESSED,
+)
+
+
+async def ended(_: int) -> Any:
+    return object()
+
+
+async def never(_: int) -> Any:
+    await asyncio.Event().wait()
+
+
+async def unwitnessed(_: int) -> Any:
+    raise NotWitnessed("no witnesses")
+
+
+async def halted(_: int) -> Any:
+    raise StoreUnavailable("publishing has ended")
+
+
+def pause_after(limit_ms: int) -> Callable[[int], Awaitable[None]]:
+    """Time that is over at once when it is no longer than this."""
+
+    async def pause(duration_ms: int) -> None:
+        if duration_ms > limit_ms:
+            await asyncio.Event().wait()
+
+    return pause
+
+
+Level = Callable[[int], Awaitable[Any]]
+
+
+@pytest.mark.parametrize(
+    ("integrated", "witnessed", "level", "reached"),
+    [
+        (ended, ended, INTEGRATED, INTEGRATED),
+        (ended, ended, WITNESSED, WITNESSED),
+        (ended, unwitnessed, WITNESSED, INTEGRATED),
+        (ended, halted, WITNESSED, INTEGRATED),
+        (halted, ended, WITNESSED, DURABLE),
+        (never, ended, INTEGRATED, DURABLE),
+        (ended, never, WITNESSED, INTEGRATED),
+    ],
+)
+async def test_a_reply_says_what_was_reached_200_ms_before_its_deadline(
+    integrated: Level, witnessed: Level, level: int, reached: int
+) -> None:
+    store, entry = MemoryStore(), next_entry("a")
+    await append_all(store, [Write(entries=(entry,))])
+    receipt = common_pb2.Receipt()
+    receipt.entries.add(stream_key=entry.header.stream_key, version=1, leaf_hash=entry.leaf_hash)
+    # A deadline in 1,200 ms leaves 1,000: the clock of this test lets that much pass, and no more.
+    waiting = Waiting(integrated, witnessed, store, pause_after(1_000))
+    assert await waiting.wait(level, receipt, 1.2) == reached
+
+
+async def test_a_command_that_wrote_nothing_has_nothing_to_wait_for() -> None:
+    waiting = Waiting(never, never, MemoryStore(), pause_after(0))
+    assert await waiting.wait(WITNESSED, common_pb2.Receipt(), None) == DURABLE
+
+
+async def reached_by(live: Live, **options: Any) -> tuple[registry_pb2.FreezePrescriptionResponse, list[str]]:
+    """The reply to a freeze, and what the client heard of its waiting."""
+    chain = await Chain(live).uploaded()
+    agency = await live.agency()
+    heard: list[str] = []
+    agency.connection.on_reached = lambda request, reached: heard.append(reached)
+    reply = await agency.freeze_prescription(rx_no=chain.rx_no, case_no="CASE-1", **options)
+    return reply, heard
+
+
+async def test_a_reply_that_waits_for_a_checkpoint_comes_when_one_covers_its_entries() -> None:
+    async with live_hub(config=Config(drain_ms=200, drain_quiet_ms=0, checkpoint_interval_ms=20)) as live:
+        reply, heard = await reached_by(live, wait_for=INTEGRATED)
+        assert heard == ["INTEGRATED"]
+        last = reply.receipt.entries[-1]
+        (entry,) = await live.hub.store.entries(last.stream_key, last.version - 1, 1)
+        newest = live.hub.core.publisher.newest
+        assert newest is not None
+        assert newest.covered_position >= entry.position
+
+
+async def test_a_hub_without_witnesses_answers_and_says_that_it_only_integrated() -> None:
+    async with live_hub(config=Config(drain_ms=200, drain_quiet_ms=0, checkpoint_interval_ms=20)) as live:
+        assert (await reached_by(live, wait_for=WITNESSED))[1] == ["INTEGRATED"]
+
+
+async def test_a_deadline_that_is_near_brings_the_reply_all_the_same() -> None:
+    async with live_hub(config=Config(drain_ms=200, drain_quiet_ms=0, checkpoint_interval_ms=3_600_000)) as live:
+        assert (await reached_by(live, wait_for=INTEGRATED, timeout_s=0.4))[1] == ["DURABLE"]
+
+
+async def test_waiting_is_no_part_of_the_request_and_changes_no_byte_of_the_reply() -> None:
+    async with live_hub(config=Config(drain_ms=200, drain_quiet_ms=0, checkpoint_interval_ms=20)) as live:
+        chain = await Chain(live).uploaded()
+        agency = await live.agency()
+        call = {"rx_no": chain.rx_no, "case_no": "CASE-1", "request_id": "freeze-once-1"}
+        first = await agency.freeze_prescription(**call)
+        again = await agency.freeze_prescription(**call, wait_for=INTEGRATED)
+        assert again.SerializeToString(deterministic=True) == first.SerializeToString(deterministic=True)
+
+
+def test_every_command_can_wait() -> None:
+    for method in METHODS.values():
+        if method.effect == COMMAND and not method.streams_in:
+            assert method.request.DESCRIPTOR.fields_by_name["wait_for"].number == 2, method.name
+    assert registry_pb2.CatalogHeader.DESCRIPTOR.fields_by_name["wait_for"].number == 2
