@@ -44,8 +44,6 @@ LATER: Final[dict[str, str]] = {
     "that no call gives yet",
     "CHAIN_BROKEN": "no call rests on a proof of the chain: a trace and a verification report damage as findings, and "
     "a hub does not start on a damaged ledger",
-    "RETENTION": "erasure has no call yet",
-    "CONTENT_ERASED": "erasure has no call yet; the stored reply goes with the content",
     "REWARD_INVALID": "reports and rewards have no call yet",
 }
 """Refusals of the catalogue that no call of this release can meet, and why."""

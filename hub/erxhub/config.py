@@ -31,6 +31,10 @@ class Config:
     message_bytes_max: int = 2 * 1024 * KIB
     """A prescription file is at most 1 MiB (field rule); the rest is room for the prescription and for imports."""
 
+    reply_bytes_max: int = 16 * 1024 * KIB
+    """A bundle carries the ledger's own stream, some 500 bytes a revocation, and 1.5 KB a drug trace code; a client
+    takes as much."""
+
     queue_commands_max: int = 4096
     """Commands waiting for the lane. At some 2,000 a second the last one waits two seconds, a caller's patience."""
 

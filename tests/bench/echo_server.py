@@ -17,7 +17,6 @@ import grpc
 from erxhub.config import Config
 from tests.bench.load import UPLOAD
 
-
 WATCH = "/erxhub.v1.DispensingService/BareStream"
 """A stream that says nothing and stays open until its caller ends it."""
 
@@ -29,6 +28,7 @@ async def serve(folder: Path, reply_bytes: int) -> None:
         return reply
 
     async def stay(request: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[bytes]:
+        await context.send_initial_metadata(())
         await asyncio.Event().wait()
         yield b""
 

@@ -2,9 +2,9 @@
 
 A hub of this process lives through one full chain and one visit with ten prescriptions, and every Write that it gives
 its store is kept. The generator repeats them: what was drawn (numbers, codes, salts), what names one person, request or
-pack, and what follows from those (stream keys, leaf hashes, prescriptions' names) is new each time and is the same
-wherever it stands; entries are sealed anew, at the times of the first one. Sealed replies keep the first one's bytes, signatures those of the first
-statement: nobody opens a reply again here, and a trace without verification does not look at signatures.
+pack, and what follows from those (stream keys, leaf hashes, names) is new each time and is the same wherever it stands.
+Entries are sealed anew, at the times of the first ones. Sealed replies and signatures keep the first one's bytes:
+nobody opens a reply again here, and a trace without verification does not look at signatures.
 
 Owns no rule about what a command leaves. It must never write past `Store.append`.
 """
@@ -111,6 +111,17 @@ class Recorded(NamedTuple):
 # ---- templates ----
 
 
+class _Head(NamedTuple):
+    """Where a stream stands while the generator writes."""
+
+    version: int
+    leaf_hash: bytes
+    recorded_at_ms: int
+
+
+_NO_HEAD = _Head(0, FIRST_PREV_LEAF_HASH, 0)
+
+
 class _Pieces(NamedTuple):
     """Bytes with places for what changes: constant parts, and between them numbers of tokens."""
 
@@ -150,7 +161,7 @@ class _WriteTemplate:
 class Template:
     """One recorded story, ready to be repeated."""
 
-    def __init__(self, recorded: Recorded, drawn: Iterable[bytes], heads: dict[bytes, tuple[int, bytes]]) -> None:
+    def __init__(self, recorded: Recorded, drawn: Iterable[bytes], heads: dict[bytes, _Head]) -> None:
         self.recorded = recorded
         self._heads = heads
         first = {e.header.stream_key: e.header for w in recorded.writes for e in w.entries if e.header.version == 1}
@@ -207,7 +218,14 @@ class Template:
             ],
             [(n.space, self._pieces(n.key), self._pieces(n.stream_key)) for n in write.names],
             [
-                (r.space, self._pieces(r.key), self._pieces(r.stream_key), r.version, r.stream_key in self._private, r.value)
+                (
+                    r.space,
+                    self._pieces(r.key),
+                    self._pieces(r.stream_key),
+                    r.version,
+                    r.stream_key in self._private,
+                    r.value,
+                )
                 for r in write.listings
             ],
             [
@@ -256,14 +274,16 @@ class Template:
         for template in write.entries:
             header = template.header
             key = template.key.fill(values)
-            version, prev = self._heads.get(key, (0, FIRST_PREV_LEAF_HASH))
+            version, prev, newest_ms = self._heads.get(key, _NO_HEAD)
+            # A stream of all (a caller's accesses) does not go back in time.
+            recorded_at_ms = max(header.recorded_at_ms, newest_ms)
             made = Header(
                 header.stream_kind,
                 key,
                 version + 1,
                 header.kind,
                 header.type,
-                header.recorded_at_ms,
+                recorded_at_ms,
                 header.actor,
                 template.request_id.fill(values).decode(),
                 header.policy_digest,
@@ -271,17 +291,17 @@ class Template:
             )
             entry = seal(made, chance.randbytes(16), template.payload.fill(values), prev)
             values[template.leaf] = entry.leaf_hash
-            self._heads[key] = own[key] = (version + 1, entry.leaf_hash)
+            self._heads[key] = own[key] = _Head(version + 1, entry.leaf_hash, recorded_at_ms)
             entries.append(entry)
         return Write(
             entries=tuple(entries),
             states=tuple(
-                NewState(key, *own[key], body.fill(values), due)
+                NewState(key, own[key].version, own[key].leaf_hash, body.fill(values), due)
                 for key, body, due in ((state[0].fill(values), state[1], state[2]) for state in write.states)
             ),
             names=tuple(NewName(space, key.fill(values), of.fill(values)) for space, key, of in write.names),
             listings=tuple(
-                Listing(space, key.fill(values), of, version if private else self._heads[of][0], value)
+                Listing(space, key.fill(values), of, version if private else self._heads[of].version, value)
                 for space, key, of, version, private, value in (
                     (row[0], row[1], row[2].fill(values), *row[3:]) for row in write.listings
                 )
@@ -294,7 +314,7 @@ class Template:
                     mac,
                     body,
                     None if of is None else of.fill(values),
-                    None if of is None else version or self._heads[of.fill(values)][0],
+                    None if of is None else version or self._heads[of.fill(values)].version,
                 )
                 for caller, request_id, method, mac, body, of, version in write.replies
             ),
@@ -320,8 +340,7 @@ def _alike(text: bytes, chance: Random) -> bytes:
     if text.isdigit():
         return b"%0*d" % (len(text), chance.randrange(10 ** len(text)))
     if text.isascii() and all(33 <= byte < 127 for byte in text):
-        drawn = chance.randbytes(len(text)).hex().encode()[: len(text)]
-        return drawn
+        return chance.randbytes(len(text)).hex().encode()[: len(text)]
     return chance.randbytes(len(text))
 
 
@@ -378,10 +397,11 @@ class Grown:
                 visit = await self._visit_story(robots, store)
         finally:
             await hub.stop()
-        heads: dict[bytes, tuple[int, bytes]] = {}
+        heads: dict[bytes, _Head] = {}
         for write in store.writes:
             for entry in write.entries:
-                heads[entry.header.stream_key] = (entry.header.version, entry.leaf_hash)
+                header = entry.header
+                heads[header.stream_key] = _Head(header.version, entry.leaf_hash, header.recorded_at_ms)
         self.chain = Template(chain, ids.told, heads)
         self.visit = Template(visit, ids.told, heads)
 
@@ -410,6 +430,7 @@ class Grown:
 
         steps, answer = journey(), None
         while True:
+            robots.tell_time()
             try:
                 call = steps.send(answer)
             except StopIteration:
@@ -440,12 +461,9 @@ class Grown:
 
     def _batches(self, prescriptions: int, chains: int, chance: Random) -> Iterator[list[Write]]:
         batch: list[Write] = []
-        visits = max(0, (prescriptions - self.written - (chains - self.chains)) // VISIT_PRESCRIPTIONS)
-        every = max(1, visits // max(1, chains - self.chains))
-        turn = 0
         while self.written < prescriptions:
-            full = self.chains < chains and turn % (every + 1) == 0
-            turn += 1
+            # Full chains lie among the others all over the ledger.
+            full = self.chains < chains and self.chains * prescriptions <= self.written * chains
             template = self.chain if full else self.visit
             writes, numbers = template.repeat(chance)
             if full:

@@ -64,7 +64,6 @@ class Rounds:
             )
         ]
 
-
     def idle_ratios(self, target: str) -> list[float]:
         """(p50 of an upload alone − p50 of one bare fsync − its signature checks) ÷ p50 of an echo, per round."""
         return [

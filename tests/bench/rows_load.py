@@ -22,7 +22,9 @@ async def naive(folder: Path, quick: bool, results: Results) -> None:
         hub, plain = Target(folder / "hub"), Target(folder / "naive", "--naive")
         found = await _turns(stack, (hub, plain), rounds, calls)
     pairs = list(zip(*found.values(), strict=True))
-    results.goal("throughput_vs_naive", [a.segment.throughput / b.segment.throughput for a, b in pairs], 2.5, at_least=True)
+    results.goal(
+        "throughput_vs_naive", [a.segment.throughput / b.segment.throughput for a, b in pairs], 2.5, at_least=True
+    )
     results.figure("cpu_vs_naive", [b.cpu_us / a.cpu_us for a, b in pairs])
     results.figure("naive_throughput_at_64", [b.segment.throughput for _, b in pairs])
     results.figure("naive_cpu_us_at_64", [b.cpu_us for _, b in pairs])
@@ -46,7 +48,9 @@ async def disk(folder: Path, quick: bool, results: Results) -> None:
     results.figure("bare_fsync_us", fsync)
 
 
-async def _turns(stack: AsyncExitStack, targets: tuple[Target, ...], rounds: int, calls: int) -> dict[Target, list[Turn]]:
+async def _turns(
+    stack: AsyncExitStack, targets: tuple[Target, ...], rounds: int, calls: int
+) -> dict[Target, list[Turn]]:
     """Each round's uploads to each target in short turns that change their order; the sum of its turns for each round."""
     for target in targets:
         await target.begin(stack)
@@ -123,7 +127,9 @@ async def stream(folder: Path, quick: bool, results: Results) -> None:
             (single - checks) / (many - checks)
             for single, many, checks in zip(found[0], found[size], signatures, strict=True)
         ]
-        results.goal("bulk_vs_unary_cpu" if size == sizes[-1] else f"bulk_vs_unary_cpu_{size}_a_message", net, 1.6, at_least=True)
+        results.goal(
+            "bulk_vs_unary_cpu" if size == sizes[-1] else f"bulk_vs_unary_cpu_{size}_a_message", net, 1.6, at_least=True
+        )
         results.figure(f"bulk_cpu_us_{size}_a_message", found[size])
     results.figure("bulk_single_call_cpu_us", found[0])
     results.figure("bulk_whole", [single / many for single, many in zip(found[0], found[sizes[-1]], strict=True)])

@@ -26,7 +26,6 @@ STREAMS = 1000
 _ORDERS = "/erxhub.v1.DispensingService/WatchOrders"
 _PRESCRIPTIONS = "/erxhub.v1.PrescribingService/WatchPrescriptions"
 _AT_ONCE = 50
-_SETTLE_S = 0.5
 _ARRIVES_S = 10.0
 
 
@@ -116,13 +115,13 @@ async def _open_all(
         channel = await stack.enter_async_context(_channel(server.port, identity))
         await channel.channel_ready()
         call = channel.unary_stream(method, None, None)(request)
+        await call.initial_metadata()  # the stream stands
         reading = asyncio.create_task(call.read())
         stack.callback(reading.cancel)
         stack.callback(call.cancel)
         return call
 
     calls = await asyncio.gather(*map(open_one, identities))
-    await asyncio.sleep(_SETTLE_S)  # a watch says nothing when it begins
     if any(call.done() for call in calls):
         raise AnswerWrong("a stream ended that should stay open")
 
@@ -133,9 +132,7 @@ async def _echo_p50_ms(echo: ServerProcess, world: World, calls: int) -> float:
         return (await load.run(calling, [bytes(18_800)] * calls, 1)).latency_ms(0.5)
 
 
-async def _ways_ms(
-    writing_port: int, telling_port: int, world: World, events: int
-) -> tuple[list[float], list[float]]:
+async def _ways_ms(writing_port: int, telling_port: int, world: World, events: int) -> tuple[list[float], list[float]]:
     """For one upload after another: from its reply to its event at the hospital's watch, and from the call to it."""
     ways, wholes = [], []
     async with _channel(telling_port, world.hospital) as channel, load.connected(writing_port, world.hospital) as calls:
@@ -144,7 +141,7 @@ async def _ways_ms(
             prescribing_pb2.WatchPrescriptionsRequest.SerializeToString,
             prescribing_pb2.WatchPrescriptionsResponse.FromString,
         )(prescribing_pb2.WatchPrescriptionsRequest())
-        await asyncio.sleep(_SETTLE_S)
+        await watch.initial_metadata()
         arrived: dict[str, asyncio.Future[float]] = {}
         listening = asyncio.create_task(_listen(watch, arrived))
         uploads = (await world.prepare(writing_port, {"ES256": events}))["ES256"]

@@ -292,3 +292,18 @@ async def test_a_monitor_does_not_begin_anew_over_a_state_that_it_cannot_read(de
     result = await desk.run("audit", "monitor", "--state", str(state), "--count", "1", "--log-key", desk.key)
     assert result.exit_code == 2
     assert state.read_text() == "{}"
+
+
+async def test_a_hostile_file_cannot_steer_the_terminal_of_whoever_verifies_it(tmp_path: Path) -> None:
+    hostile = tmp_path / "hostile.bundle"
+    hostile.write_bytes(b"erxhub/bundle@v1\nchain \x1b[2K\xc2\x9bVERIFIED 1\npolicy unwitnessed\ncheckpoint\nx\n")
+    refused = CliRunner().invoke(main, ["audit", "verify", str(hostile), "--log-key", "0" * 64], color=True)
+    assert refused.exit_code == 1
+    assert all(line.isprintable() for line in refused.output.splitlines())
+    assert r"\x1b[2K\x9bVERIFIED" in refused.output
+
+
+async def test_a_bundle_is_written_for_its_owner_alone(desk: Desk, tmp_path: Path) -> None:
+    path = tmp_path / "rx.bundle"
+    assert (await desk.run("audit", "export", desk.unsold.rx_no, "-o", str(path))).exit_code == 0
+    assert path.stat().st_mode & 0o777 == 0o600

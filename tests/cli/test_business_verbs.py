@@ -277,6 +277,23 @@ def test_a_revoked_prescription_is_a_closed_and_so_a_complete_chain(cli: Cli) ->
     assert (traced["light"], traced["complete"]) == ("CLOSED", True)
 
 
+def test_a_record_that_has_to_be_kept_is_not_erased(cli: Cli) -> None:
+    code, error = cli.refused("registry", "erase", uploaded(cli), "--basis", "保存期满")
+    assert (code, error["code"]) == (5, "RETENTION")
+
+
+def test_a_reply_waits_for_the_log_and_says_when_it_did_not_come(cli: Cli) -> None:
+    result = cli.run("--wait-for", "integrated", "registry", "erase", "1" * 27, "--basis", "保存期满", "-o", "json")
+    assert json.loads(result.stderr)["error"]["code"] == "RX_UNKNOWN"
+    issue = ("voucher", "issue", PERSON, "--for", "download", "-o", "json")
+    waited = cli.run("--wait-for", "integrated", *issue)
+    assert (waited.exit_code, waited.stderr) == (0, "")
+    # A dev hub has no witnesses.
+    unwitnessed = cli.run("--wait-for", "witnessed", *issue)
+    assert unwitnessed.exit_code == 0
+    assert unwitnessed.stderr == "accepted; waited for WITNESSED, reached INTEGRATED\n"
+
+
 def test_a_settlement_is_undone_and_an_unknown_outcome_is_reversed(cli: Cli) -> None:
     rx_no, settlement_id = settled(cli)
     undone = cli.ok("pharmacy", "undo", rx_no, settlement_id, "--reason", "patient changed his mind")
@@ -391,6 +408,7 @@ FINDING = audit_pb2.VerificationFinding(
         ("CLOSED", True, True, 0),
         ("GREEN", False, False, 0),
         ("GREEN", False, True, 1),
+        ("ERASED", True, True, 0),
         ("OPEN", True, True, 1),
         ("RED", True, False, 1),
     ],

@@ -124,6 +124,25 @@ def test_a_check_finds_a_changed_payload(engine: Engine, erxhub: Erxhub) -> None
     assert "COMMITMENT" in str(found["findings"])
 
 
+def test_a_scrub_leaves_the_ledger_as_it_is(engine: Engine, erxhub: Erxhub) -> None:
+    database = engine.new()
+    erxhub("db", "migrate", "--db", database)
+    written(engine.as_hub(database))
+    if engine.server is not None:
+        refused = erxhub("db", "scrub", "--db", database)
+        assert refused.exit_code == USAGE
+        assert "superuser" in refused.stderr
+        database = engine.server.url(database.partition("@/")[2].partition("?")[0])
+    done = erxhub("db", "scrub", "--db", database, "-o", "json")
+    assert done.exit_code == OK, done.stderr
+    assert json.loads(done.stdout)["scrubbed"]
+    if engine.server is None:
+        assert checked(erxhub, database)["entries"] == 3
+    else:
+        name = database.partition("@/")[2].partition("?")[0]
+        assert engine.server.sql("SELECT count(*) FROM erxhub.content", name) == "3"
+
+
 def test_a_check_makes_no_ledger_where_there_is_none(engine: Engine, erxhub: Erxhub) -> None:
     result = erxhub("db", "check", "--db", engine.as_hub(engine.new()))
     assert result.exit_code == USAGE
@@ -157,16 +176,16 @@ def test_a_file_that_a_hub_has_open_is_left_alone(tmp_path: Path, erxhub: Erxhub
         await store.close()
         return codes
 
-    assert asyncio.run(beside_a_store()) == [CONFLICT, CONFLICT]
+    assert asyncio.run(beside_a_store()) == [CONFLICT, CONFLICT, CONFLICT]
     assert erxhub("db", "check", "--db", database).exit_code == OK
 
 
-VERBS = ("migrate", "check")
+VERBS = ("migrate", "check", "scrub")
 
 
 def test_no_password_is_shown(postgres_server: PostgresServer, erxhub: Erxhub) -> None:
     database = postgres_server.url(postgres_server.database(), "hub")
-    for verb in ("migrate", "check"):
+    for verb in VERBS:
         result = erxhub("db", verb, "--db", database)
         assert result.exit_code == USAGE
         assert postgres_server.password not in result.stderr + result.stdout

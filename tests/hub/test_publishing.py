@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import os
+import random
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,16 +23,23 @@ from erxhub.keys import HubKeys
 from erxhub.ledger.entry import Entry
 from erxhub.ledger.log import LogEmpty, ProofsWanted
 from erxhub.ledger.memory import MemoryStore
+from erxhub.ledger.postgres import open_postgres
 from erxhub.ledger.sqlite import copy_sqlite, open_sqlite
 from erxhub.ledger.store import Store, StoreUnavailable, Write
+from erxhub.ledger.verify import verify_ledger
 from erxhub.ports import ManualClock, SeededIds
 from erxhub.proof.checkpoints import open_checkpoint
+from erxhub.proof.merkle import verify_consistency
+from erxhub.proof.notes import LogSigner
 from erxhub.proof.pages import PageDamaged
 from erxhub.publishing import Publisher
+from erxhub.queries.proofs import cosigned
 from erxhub.starting import LEDGER_DAMAGED, ROLLBACK_DETECTED, LedgerRefused, prove_start
 from tests.chain import Chain
 from tests.ledger.contract import T0_MS, append_all, key_of, next_entry, stream_of
 from tests.live import live_hub
+from tests.postgres import PostgresServer
+from tests.witness.town import town_of
 
 KEYS = HubKeys.generate(SeededIds(11))
 CONFIG = Config(checkpoint_leaves_max=16)
@@ -162,19 +173,36 @@ async def test_the_high_water_file_never_goes_back(tmp_path: Path) -> None:
 # --- kill -9 between two parts of a step -----------------------------------------------------------
 
 
-def kill_at(folder: Path, place: str) -> None:
-    """Run a publisher until it has done this part of a step, and kill it there."""
-    words = [sys.executable, "-m", "tests.hub.publishing_process", str(folder), place]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline().decode().strip() == place
-        process.kill()
+class Killed:
+    """Hubs over what is in a folder, each killed where it stands."""
+
+    def __init__(self, folder: Path, url: str = "") -> None:
+        words = [sys.executable, "-m", "tests.hub.publishing_process", str(folder), *([url] if url else [])]
+        self._process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+        )
+
+    def at(self, place: str, entries: int = 1) -> str:
+        """Run a hub until it has done this part of a step, and kill it there; what it said."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{place} {entries}\n")
+        self._process.stdin.flush()
+        said = self._process.stdout.readline().split()
+        if said[0] == place:
+            os.kill(int(said[1]), signal.SIGKILL)
+        return " ".join(said[:1] if said[0] == place else said)
+
+    def end(self) -> None:
+        self._process.communicate()
 
 
 @pytest.mark.parametrize("place", ["step", "sign", "persist", "mark"])
 async def test_a_step_that_was_killed_is_finished_with_the_same_bytes(tmp_path: Path, place: str) -> None:
     keys = HubKeys.init(tmp_path / "keys", SeededIds(5))
-    kill_at(tmp_path, place)
+    killed = Killed(tmp_path)
+    assert await asyncio.to_thread(killed.at, place) == place
+    await asyncio.to_thread(killed.end)
     store = await open_sqlite(tmp_path / "ledger.db")
     kept = await store.checkpoint()
     assert kept is not None
@@ -188,6 +216,55 @@ async def test_a_step_that_was_killed_is_finished_with_the_same_bytes(tmp_path: 
     if kept.note is not None:
         assert made.note == kept.note
     await store.close()
+
+
+PLACES = ("append", "step", "sign", "persist", "mark", "gather", "cosign", "end")
+
+
+@pytest.mark.campaign
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+async def test_hubs_killed_between_any_two_parts_of_a_step_leave_one_history_and_one_note_a_size(
+    kind: str, request: pytest.FixtureRequest, tmp_path: Path, rounds: Callable[[int, int], int]
+) -> None:
+    url = ""
+    if kind == "postgres":
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        url = server.url(server.database(server.ledger_template()), "hub")
+    keys = HubKeys.init(tmp_path / "keys", SeededIds(5))
+    signer = LogSigner(CONFIG.origin, keys.log)
+    draw = random.Random(5)
+    # Whoever holds the lease of a PostgreSQL log and dies is waited for three seconds.
+    count = rounds(10, 200) if kind == "sqlite" else rounds(2, 60)
+    notes: dict[int, str] = {}
+    async with town_of(signer.key, ManualClock(T0_MS)) as town:
+        (tmp_path / "policy").write_bytes(town.text)
+        killed = Killed(tmp_path, url)
+        for number in range(count):
+            place = PLACES[(3 * number + 3) % len(PLACES)]
+            said = await asyncio.to_thread(killed.at, place, draw.randrange(1, 7))
+            assert said == place
+            mark = HighWater(tmp_path / "outside.json").read()
+            shown = [note for each in town.notes for note in each] + ([mark.note] if mark else [])
+            for note in shown:
+                size = open_checkpoint(note, CONFIG.origin, [signer.key]).said.size
+                assert notes.setdefault(size, note) == note
+        assert await asyncio.to_thread(killed.at, "none") == "passed none"
+        await asyncio.to_thread(killed.end)
+        store = await (open_postgres(url, readers=2) if url else open_sqlite(tmp_path / "ledger.db"))
+        made = await store.checkpoints(0, 10_000)
+        newest = await store.checkpoint()
+        assert newest is not None
+        assert (await verify_ledger(store)).findings == []
+        assert newest.covered_position == await store.last_position() >= count
+        assert town.policy.check(cosigned(newest)).witnesses == ("W0", "W1")
+        assert {size: note for size, note in notes.items() if note} == {
+            one.size: one.note for one in made if one.size in notes
+        }
+        for one in made:
+            path = await store.consistency(one.size, newest.size)
+            verify_consistency(one.size, newest.size, path, one.root, newest.root)
+        assert not any(records.evidence for records in town.records)
+        await store.close()
 
 
 def _b64(data: bytes) -> str:

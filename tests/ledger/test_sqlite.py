@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from erxhub.ledger import sqlite as sqlite_module
+from erxhub.ledger.scrub import scrub_sqlite
 from erxhub.ledger.sqlite import SqliteStore, copy_sqlite, open_sqlite
 from erxhub.ledger.store import (
     Blob,
+    Erasure,
     Listing,
     Loaded,
     NewName,
@@ -27,7 +29,18 @@ from erxhub.ledger.store import (
     Write,
 )
 from erxhub.ledger.verify import verify_ledger
-from tests.ledger.contract import StoreContract, append_all, key_of, next_entry, reply_to, state_at, stream_of
+from tests.ledger.contract import (
+    CALLER,
+    ERASED,
+    StoreContract,
+    append_all,
+    key_of,
+    next_entry,
+    reply_to,
+    state_at,
+    stream_of,
+    two_of_a_kind,
+)
 from tests.ledger.log_contract import LogContract
 
 
@@ -347,3 +360,65 @@ def test_copy_neither_invents_a_source_nor_replaces_a_target(path: Path, tmp_pat
     with pytest.raises(FileExistsError):
         copy_sqlite(path, target)
     assert target.read_text() == "precious"
+
+
+# --- erasure --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM name", "DELETE FROM listing", "DELETE FROM erasure"])
+async def test_names_and_lists_go_only_where_an_entry_says_so(store: SqliteStore, statement: str) -> None:
+    _, gone = await two_of_a_kind(store)
+    said = next_entry("gone", gone, number=ERASED)
+    await append_all(store, [Write((said,), erasures=(Erasure(key_of("gone"), said.header.version),))])
+    with pytest.raises(sqlite3.IntegrityError, match="insert-only"):
+        await on_writer(store, lambda connection: connection.execute(statement))
+
+
+async def test_erased_bytes_leave_the_file_its_wal_and_its_free_pages(path: Path, store: SqliteStore) -> None:
+    marker = b"erased-marker-77ab09"
+    entry = next_entry("gone", payload=marker * 900, request_id="request of gone")
+    write = Write(
+        entries=(entry,),
+        states=(state_at(entry, marker * 200),),
+        names=(NewName("hospital_rx", marker, key_of("gone")),),
+        listings=(Listing("list", marker, key_of("gone"), 1, marker),),
+        blobs=(Blob(key_of("gone"), bytes(32), marker * 2_000),),
+        replies=(reply_to(entry, CALLER, "request of gone")._replace(body=marker * 2),),
+    )
+    await append_all(store, [Write(tuple(stream_of("before", 20))), write, Write(tuple(stream_of("after", 20)))])
+    assert files_with(path, marker)
+    said = next_entry("gone", entry, number=ERASED)
+    erasure = Erasure(key_of("gone"), 2, (("hospital_rx", marker),))
+    await append_all(store, [Write((said,), (state_at(said, b"bare"),), erasures=(erasure,))])
+    assert files_with(path, marker) == []
+    assert path.with_name("ledger.db-wal").stat().st_size == 0
+
+
+async def test_a_reader_in_the_way_only_puts_the_emptying_of_the_wal_off(path: Path, store: SqliteStore) -> None:
+    _, gone = await two_of_a_kind(store)
+    await on_writer(store, lambda connection: connection.execute("PRAGMA busy_timeout = 0"))
+    with closing(sqlite3.connect(path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM content").fetchone()
+        said = next_entry("gone", gone, number=ERASED)
+        await append_all(store, [Write((said,), erasures=(Erasure(key_of("gone"), said.header.version),))])
+        assert path.with_name("ledger.db-wal").stat().st_size > 0
+    await append_all(store, [Write((next_entry("later"),))])
+    assert path.with_name("ledger.db-wal").stat().st_size == 0
+
+
+async def test_scrubbing_writes_the_file_anew_and_changes_nothing_in_it(path: Path, store: SqliteStore) -> None:
+    await append_all(store, [Write(tuple(stream_of("a", 30)))])
+    with pytest.raises(StoreInUse):
+        scrub_sqlite(path)
+    await store.close()
+    scrub_sqlite(path)
+    again = await open_sqlite(path, create=False)
+    assert await again.last_position() == 30
+    assert (await verify_ledger(again)).findings == []
+    await again.close()
+
+
+def files_with(path: Path, marker: bytes) -> list[str]:
+    """The files of a ledger that hold some bytes."""
+    return [file.name for file in path.parent.iterdir() if marker in file.read_bytes()]

@@ -14,7 +14,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from erxhub.core.events import EVENT_TYPES
 from erxhub.core.lifecycle import ROWS, Machine
-from erxhub.v1 import signed_pb2
+from erxhub.v1 import registry_pb2, signed_pb2
 
 VERIFIER: Final = Path(__file__).parents[2] / "clients" / "javascript" / "verify-bundle" / "verify.mjs"
 _BEGIN: Final = "// ---- tables: begin ----\n"
@@ -56,7 +56,9 @@ def tables() -> str:
         if row.machine in _MACHINES
     )
     made = (("EVENTS", events), ("MESSAGES", messages), ("ROWS", rows))
-    return "\n".join(f"const {name} = `\n{text}\n`;" for name, text in made) + "\n"
+    classes = ", ".join(f"{number}n" for number in sorted(registry_pb2.RetentionClass.values()))
+    lists = "\n".join(f"const {name} = `\n{text}\n`;" for name, text in made)
+    return f"{lists}\nconst RETENTION_CLASSES = [{classes}];\n"
 
 
 def _messages() -> list[Descriptor]:

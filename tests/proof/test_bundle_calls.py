@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from erxhub.client import Refusal
+from erxhub.config import Config
 from erxhub.core.keys import prescription_key
 from erxhub.ledger.entry import leaf_hash
 from erxhub.ledger.sqlite import open_sqlite
@@ -61,6 +62,14 @@ async def test_bundles_verify_that_are_exported_while_chains_go_on(live: Live) -
 
     _, _, *bundles = await asyncio.gather(first.handed_over(), second.uploaded(), *(exported() for _ in range(12)))
     assert [verify_bundle(str(text).encode(), trust(live)).faults for text in bundles] == [[]] * 12
+
+
+async def test_a_bundle_may_be_larger_than_any_request() -> None:
+    config = Config(drain_ms=200, drain_quiet_ms=0, message_bytes_max=33 * 1024)
+    async with live_hub(config=config) as live:
+        chain = await Chain(live, PERSON).handed_over()
+        reply = await (await live.auditor()).export_bundle(rx_no=chain.rx_no)
+        assert len(reply.bundle) > config.message_bytes_max
 
 
 async def test_checkpoints_and_proofs_verify_with_the_logs_key(live: Live) -> None:

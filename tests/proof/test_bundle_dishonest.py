@@ -12,14 +12,16 @@ import pytest_asyncio
 from erxhub.core.events import BY_NAME
 from erxhub.core.keys import prescription_key
 from erxhub.crypto.envelope import pae
+from erxhub.ledger.entry import Header
 from erxhub.ledger.store import Store, StoredEntry
-from erxhub.proof.bundle import read_bundle, write_bundle
+from erxhub.proof.bundle import FullEntry, Shown, Subject, read_bundle, write_bundle
 from erxhub.proof.bundle_verify import Verdict, verify_bundle
 from erxhub.proof.reasons import Reason
-from erxhub.queries.proofs import chain_bundle
+from erxhub.queries.proofs import absence_bundle, chain_bundle
 from erxhub.v1 import events_pb2, signed_pb2
 from tests.chain import DOCTOR, Chain
 from tests.live import MINUTE_MS, PERSON, PHARMACY, Live, live_hub
+from tests.proof import dishonest
 from tests.proof.bundle_story import Closing
 from tests.proof.dishonest import Lie, Told, lied
 from tests.proof.tampering import bare_stream
@@ -180,6 +182,82 @@ async def test_a_key_that_is_revoked_later_did_sign_and_one_that_was_revoked_bef
         assert {fault.reason for fault in lying.faults} == {Reason.SIGNING_KEY}
 
 
+async def test_with_the_root_a_key_that_certificates_are_made_for_needs_one(live: Live) -> None:
+    chain = await Chain(live, PERSON).handed_over()
+
+    def uncertified(told: Told) -> None:
+        told.payload.certificate_pem = b""
+
+    verdict = await verdict_on(live, chain.rx_no, changed("signing_key.registered", uncertified))
+    assert {fault.reason for fault in verdict.faults} == {Reason.CERTIFICATE}
+
+
+async def test_a_key_that_outlives_its_certificate_is_found(live: Live) -> None:
+    chain = await Chain(live, PERSON).handed_over()
+
+    def longer(told: Told) -> None:
+        told.payload.key.valid_until_ms += 100 * 365 * 24 * 60 * MINUTE_MS
+
+    verdict = await verdict_on(live, chain.rx_no, changed("signing_key.registered", longer))
+    assert {fault.reason for fault in verdict.faults} == {Reason.CERTIFICATE}
+
+
+async def test_a_dispensing_under_a_type_that_nobody_knows_does_not_pass_for_none(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = await Chain(live, PERSON).handed_over()
+    unknown = dataclasses.replace(BY_NAME["dispense.outbound"], number=0x7777)
+    foreign = dataclasses.replace(BY_NAME["dispense.outbound"], number=BY_NAME["account.opened"].number)
+    for hidden in (unknown, foreign):
+        monkeypatch.setattr(dishonest, "BY_NAME", {**BY_NAME, "hidden": hidden})
+
+        def hiding(told: Told) -> Iterable[Told]:
+            is_one = told.name in ("dispense.outbound", "dispense.handed_over")
+            yield Told("hidden", told.header, told.payload) if is_one else told
+
+        closing = Closing(live, store=await lied(live.hub.store, hiding))
+        context = dataclasses.replace(closing.context, store=closing.store)
+        text, _ = await absence_bundle(context, Subject("prescription", chain.rx_no))
+        verdict = verify_bundle(text.encode(), closing.trust)
+        assert [fault.reason for fault in verdict.faults] == [Reason.PAYLOAD]
+
+
+async def test_a_visit_that_was_erased_hides_no_prescription_that_was_not(live: Live) -> None:
+    chain = await Chain(live, PERSON).uploaded()
+
+    def lie(told: Told) -> Iterable[Told]:
+        if told.name == "prescription.uploaded":
+            _forge_signature(told)
+        yield told
+        if told.name == "diagnosis.recorded":
+            yield Told("content.erased", told.header, BY_NAME["content.erased"].payload())
+
+    closing = Closing(live, store=await lied(live.hub.store, lie))
+    context = dataclasses.replace(closing.context, store=closing.store)
+    found = await chain_bundle(context, chain.rx_no)
+    assert found is not None
+    bundle = read_bundle(found[0].encode())
+    prescription, visit, ledger = bundle.streams
+    named = {
+        cause
+        for entry in prescription.entries
+        if isinstance(entry, FullEntry)
+        for cause in Header.decode(entry.header).causes
+    }
+    hiding = dataclasses.replace(
+        bundle,
+        streams=(prescription, bare_stream(visit), ledger),
+        singles=tuple(each for each in bundle.singles if _leaf_hash(each.entry) in named),
+    )
+    verdict = verify_bundle(write_bundle(hiding).encode(), closing.trust)
+    assert [fault.reason for fault in verdict.faults] == [Reason.CONTENT_MISSING]
+
+
+def _leaf_hash(shown: Shown) -> bytes:
+    assert isinstance(shown, FullEntry)
+    return shown.leaf_hash
+
+
 async def test_content_that_is_not_shown_has_to_be_erased_by_an_entry(live: Live) -> None:
     chain = await Chain(live, PERSON).uploaded()
     closing = Closing(live)
@@ -229,3 +307,42 @@ async def test_content_that_is_gone_is_taken_for_erased_only_where_an_entry_says
     verdict = verify_bundle(found[0].encode(), closing.trust)
     assert verdict.faults == []
     assert (verdict.erased, verdict.entries) == (erased, erased + 1)
+
+
+@pytest.mark.parametrize(
+    ("shown", "kept_until_ms", "reason"),
+    [
+        ((), 0, None),
+        ((), 2**60, Reason.CONTENT_MISSING),  # before its time
+        ((2,), 0, Reason.CONTENT_MISSING),  # the hub shows what it likes
+    ],
+)
+async def test_an_erasure_is_of_everything_before_it_and_not_before_its_time(
+    live: Live, shown: tuple[int, ...], kept_until_ms: int, reason: Reason | None
+) -> None:
+    chain = await Chain(live, PERSON).uploaded()
+    said = events_pb2.ContentErased(legal_basis="basis", kept_until_ms=kept_until_ms)
+
+    def erasing(told: Told) -> Iterable[Told]:
+        yield told
+        if told.name == "prescription.effective" and told.header.stream_key == prescription_key(chain.rx_no):
+            yield Told("content.erased", told.header, said)
+
+    closing = Closing(live, store=await lied(live.hub.store, erasing))
+    context = dataclasses.replace(closing.context, store=closing.store)
+    found = await chain_bundle(context, chain.rx_no)
+    assert found is not None
+    bundle = read_bundle(found[0].encode())
+    prescription, _, ledger = bundle.streams
+    entries = [
+        whole if number == len(prescription.entries) or number in shown else bare
+        for number, (whole, bare) in enumerate(
+            zip(prescription.entries, bare_stream(prescription).entries, strict=True), 1
+        )
+    ]
+    erased = dataclasses.replace(prescription, entries=tuple(entries))
+    named = {cause for entry in entries if isinstance(entry, FullEntry) for cause in Header.decode(entry.header).causes}
+    singles = tuple(each for each in bundle.singles if _leaf_hash(each.entry) in named)
+    text = write_bundle(dataclasses.replace(bundle, streams=(erased, ledger), singles=singles))
+    verdict = verify_bundle(text.encode(), closing.trust)
+    assert [fault.reason for fault in verdict.faults] == ([reason] if reason else [])

@@ -276,30 +276,42 @@ def _other(value: Any, random: Random) -> Any:
 
 @pytest.mark.campaign
 async def test_lies_of_a_hub_that_has_every_key_are_judged_alike(
-    live: Live, tmp_path: Path, rounds: Callable[[int, int], int]
+    tmp_path: Path, rounds: Callable[[int, int], int]
 ) -> None:
-    chains = [Chain(live, PERSON) for _ in range(2)]
+    random, count = Random(41), rounds(LIES_CHECKED, LIES_CAMPAIGN)
+    async with live_hub() as live:
+        chains = await _chains_of_many_ways(live)
+        given, names = known_of(Closing(live)), await _told(live.hub.store)
+        keys = {key.key_id: key for key in live.world.signing_keys.values()}
+        bundles = []
+        for number in range(count):
+            try:
+                store = await lied(live.hub.store, changed_by(random, names, keys))
+                context = dataclasses.replace(Closing(live, store=store).context, store=store)
+                found = await chain_bundle(context, chains[number % len(chains)].rx_no)
+            except Exception:  # noqa: BLE001 a ledger so wrong that the hub itself cannot make a bundle of it
+                continue
+            if found is not None:
+                bundles.append(found[0].encode())
+    expected = [python_says(data, given) for data in bundles]
+    assert javascript_says(bundles, given, tmp_path) == expected
+    assert len(bundles) >= count / 2
+    assert len({one.reason for one in expected}) >= 5
+
+
+async def _chains_of_many_ways(live: Live) -> list[Chain]:
+    """Handed over; delivered; settled, undone and settled again; renewed."""
+    chains = [Chain(live, PERSON) for _ in range(4)]
     await chains[0].handed_over()
     live.advance(MINUTE_MS)
     await chains[1].delivered()
-    honest = Closing(live)
-    random = Random(41)
-    names = await _told(live.hub.store)
-    keys = {key.key_id: key for key in live.world.signing_keys.values()}
-    bundles = []
-    for number in range(rounds(LIES_CHECKED, LIES_CAMPAIGN)):
-        try:
-            store = await lied(live.hub.store, changed_by(random, names, keys))
-            context = dataclasses.replace(Closing(live, store=store).context, store=store)
-            found = await chain_bundle(context, chains[number % 2].rx_no)
-        except Exception:  # noqa: BLE001 a ledger so wrong that the hub itself cannot make a bundle of it
-            continue
-        if found is not None:
-            bundles.append(found[0].encode())
-    given = known_of(honest)
-    expected = [python_says(data, given) for data in bundles]
-    assert javascript_says(bundles, given, tmp_path) == expected
-    assert len({one.reason for one in expected}) >= 5
+    live.advance(MINUTE_MS)
+    await WAYS["undo reversed"](chains[2])
+    live.advance(MINUTE_MS)
+    await chains[3].diagnosed()
+    chains[3].prescription.renews_rx_no = chains[0].rx_no
+    await chains[3].uploaded()
+    return chains
 
 
 async def _told(store: Store) -> set[str]:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from erxhub.core.refusals import CATALOGUE
-from tests.refusals import cases_dispensing, cases_edge, cases_identity, cases_prescribing
+from tests.refusals import cases_dispensing, cases_edge, cases_identity, cases_prescribing, cases_retention
 from tests.refusals.bench import Bench
 from tests.refusals.provoking import CASES, Case, judge
 
-assert all(module.provokes for module in (cases_dispensing, cases_edge, cases_identity, cases_prescribing))
+_MODULES = (cases_dispensing, cases_edge, cases_identity, cases_prescribing, cases_retention)
+assert all(module.provokes for module in _MODULES)
 
 
 def _later() -> dict[str, str]:

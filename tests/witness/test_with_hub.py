@@ -13,17 +13,13 @@ from grpc_health.v1 import health_pb2
 
 from erxhub.config import Config
 from erxhub.high_water import HighWater
-from erxhub.keys import HubKeys
-from erxhub.ledger.entry import Entry
-from erxhub.ledger.log import Checkpoint
 from erxhub.ledger.memory import MemoryStore
-from erxhub.ledger.store import Store, Write
 from erxhub.operating import Operations
-from erxhub.ports import ManualClock, SeededIds
+from erxhub.ports import ManualClock
 from erxhub.proof.bundle_checkpoint import Trust
 from erxhub.proof.bundle_verify import verify_bundle
 from erxhub.proof.merkle import ProofInvalid
-from erxhub.proof.notes import ED25519, LogSigner, NoteKey
+from erxhub.proof.notes import ED25519, NoteKey
 from erxhub.proof.policy import read_policy
 from erxhub.publishing import NotWitnessed, Publisher
 from erxhub.queries.proofs import cosigned
@@ -32,66 +28,20 @@ from erxhub.rpc.methods import METHODS
 from erxhub.rpc.server import PUBLISHING_HEALTH
 from erxhub.witnessing import PolicyUnusable, PublishingHalted, Witnessing, check_policy
 from tests.chain import Chain
-from tests.ledger.contract import append_all, next_entry
 from tests.live import START_MS, live_hub
+from tests.witness.publishing import CONFIG, KEYS, SIGNER, never, opened
 from tests.witness.town import Town, town_of
-
-KEYS = HubKeys.generate(SeededIds(11))
-CONFIG = Config(checkpoint_leaves_max=16, witness_timeout_ms=2_000, drain_ms=200, drain_quiet_ms=0)
-SIGNER = LogSigner(CONFIG.origin, KEYS.log)
-CLOCK_MS = START_MS
-
-
-async def never(ms: int) -> None:
-    raise AssertionError
-
-
-class Hub:
-    """A publisher with witnesses over a store, without anything that calls it."""
-
-    def __init__(self, store: Store, town: Town, folder: Path | None = None, name: str = "a") -> None:
-        self.store = store
-        self.name = name
-        self.last: Entry | None = None
-        water = HighWater(folder / "mark.json") if folder else None
-        self.witnessing = Witnessing(
-            town.policy, store, [SIGNER.key], clock=town.clock, config=CONFIG, high_water=water
-        )
-        self.publisher = Publisher(
-            store,
-            KEYS.log,
-            clock=town.clock,
-            config=CONFIG,
-            pause=never,
-            high_water=water,
-            witnessing=self.witnessing,
-        )
-
-    async def write(self) -> int:
-        self.last = next_entry(self.name, self.last)
-        await append_all(self.store, [Write(entries=(self.last,))])
-        return await self.store.last_position()
-
-    async def publish(self) -> Checkpoint:
-        """One more entry, and a published checkpoint over it."""
-        return await self.publisher.covering(await self.write())
 
 
 @pytest.fixture
 def clock() -> ManualClock:
-    return ManualClock(CLOCK_MS)
+    return ManualClock(START_MS)
 
 
 @pytest.fixture
 async def town(clock: ManualClock) -> AsyncIterator[Town]:
     async with town_of(SIGNER.key, clock) as town:
         yield town
-
-
-async def opened(store: Store, town: Town, folder: Path | None = None, name: str = "a") -> Hub:
-    hub = Hub(store, town, folder, name)
-    await hub.witnessing.open()
-    return hub
 
 
 async def test_a_quorum_makes_a_checkpoint_witnessed_and_its_lines_are_stored(town: Town) -> None:

@@ -50,7 +50,7 @@ class Town:
 
     async def go(self, *numbers: int) -> None:
         """These do not answer any more."""
-        for number in numbers or tuple(self.servers):
+        for number in numbers:
             await self.servers.pop(number).stop()
 
     @property
@@ -79,4 +79,4 @@ async def town_of(
     try:
         yield town
     finally:
-        await town.go()
+        await town.go(*town.servers)

@@ -6,6 +6,7 @@ is verified, nor end with 0 for one that does not hold.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -90,10 +91,13 @@ def read_file(path: Path) -> bytes:
 
 
 def write_file(path: Path, text: str) -> None:
-    """Write a bundle; an older file of that name goes only once the new one is whole. Raises Failed."""
+    """Write a bundle for its owner's eyes; an older file goes only once the new one is whole. Raises Failed."""
     part = path.with_name(path.name + ".part")
     try:
-        part.write_bytes(text.encode())
+        part.unlink(missing_ok=True)
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text.encode())
         part.replace(path)
     except OSError as error:
         raise Failed(f"{path}: {error.strerror}", USAGE) from None
@@ -156,7 +160,12 @@ def told(verdict: Verdict) -> str:
         for fault in verdict.faults:
             place = f"{fault.stream_kind or 'stream'}/{fault.stream_key.hex()[:16]} version {fault.version}"
             lines.append(f"  {fault.reason}  {place if fault.stream_key else 'the file'}: {fault.words}")
-    return "\n".join(lines) + "\n"
+    return "".join(f"{_printable(line)}\n" for line in lines)
+
+
+def _printable(line: str) -> str:
+    """The line with what a hostile file could steer a terminal by made visible."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in line)
 
 
 def verdict_record(verdict: Verdict) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import tempfile
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -227,7 +227,19 @@ class _Demo:
         """Make certificates, keys and the fictional world; where the hub is to listen."""
         words = ("dev", "--db", str(self.database), "--home", str(self.home))
         async with self._process("founding", *words) as ready:
-            return f"127.0.0.1:{ready['target'].rpartition(':')[2]}"
+            address = f"127.0.0.1:{ready['target'].rpartition(':')[2]}"
+        self._leave_sandbox()
+        return address
+
+    def _leave_sandbox(self) -> None:
+        """The contexts are those of a hub of its own from here on: their time is the machine's."""
+        from erxhub.cli.context import Contexts
+
+        contexts = Contexts.load(self.home)
+        contexts.by_name = {
+            name: replace(one, sandbox="", namespace="") for name, one in contexts.by_name.items() if one.sandbox
+        }
+        contexts.save()
 
     @asynccontextmanager
     async def _witnesses(self) -> AsyncIterator[None]:

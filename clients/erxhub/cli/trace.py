@@ -35,7 +35,8 @@ erxhub trace RX_NO --reason 'case 2026-17' --verify -o json""",
 async def trace(client: AuditorClient, ctx: Context, out: Output, rx_no: str, reason: str | None, verify: bool) -> int:
     """Trace one prescription through its four stages (诊疗 → 处方 → 交易 → 配送).
 
-    Exit code 0 only if the chain is complete (GREEN or CLOSED) and, with --verify, verified; 1 otherwise.
+    Exit code 0 only if the chain is complete (GREEN or CLOSED), or its content was erased after its retention (ERASED),
+    and, with --verify, verified; 1 otherwise.
     """
     from erxhub.cli.records import finding_record, trace_record
     from erxhub.cli.trace_view import render_trace
@@ -50,7 +51,8 @@ async def trace(client: AuditorClient, ctx: Context, out: Output, rx_no: str, re
     for finding in map(finding_record, reply.findings):
         out.say(f"{finding['stream']}/{finding['version']}: {finding['reason']}")
     is_proven = traced["verified"] is True or not verify
-    return OK if traced["complete"] and is_proven else NEGATIVE
+    is_in_order = traced["complete"] or traced["light"] == "ERASED"
+    return OK if is_in_order and is_proven else NEGATIVE
 
 
 def in_colour() -> bool:

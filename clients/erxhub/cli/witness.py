@@ -87,7 +87,7 @@ def show(folder: Path, out: Output) -> None:
 @witness.command(
     "serve",
     example="erxhub witness serve --folder witness-1 --log 'example.org/ledger+8c0f7e78+ATFj+v/1yJRL…' "
-    "--address 127.0.0.1:7480",
+    "--address 127.0.0.1:7490",
 )
 @_folder_option
 @click.option(
@@ -98,7 +98,7 @@ def show(folder: Path, out: Output) -> None:
     metavar="VKEY",
     help="The key of a log to cosign; its name is the log's origin. Repeatable, also for a second key of one log.",
 )
-@click.option("--address", default="127.0.0.1:7480", show_default=True, metavar="HOST:PORT")
+@click.option("--address", default="127.0.0.1:7490", show_default=True, metavar="HOST:PORT")
 @click.option(
     "--ready-file",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -50,7 +50,8 @@ class Client:
 
     Commands take `request_id` (made by the library when it is None), `wait_for` and `timeout_s` (both the
     connection's unless given), and return the reply message. A reply waits no longer than its deadline;
-    `Connection.on_reached` hears what it reached. Every call raises Refusal, HubUnreachable, CallFailed or ReceiptInvalid.
+    `Connection.on_reached` hears what it reached. Every call raises Refusal, HubUnreachable, CallFailed or
+    ReceiptInvalid.
     """
 
     def __init__(self, connection: Connection, *, request_ids: RequestIds | None = None) -> None:

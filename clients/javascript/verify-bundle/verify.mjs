@@ -610,7 +610,7 @@ function checkSingle({ index, shown, prev }) {
 
 // ---- the verification: steps 1 to 10 ----
 
-const HANDED_OUT = new Set([0x0704, 0x0706, 0x0808, 0x0711]);
+const HANDED_OUT = new Set(['dispense.outbound', 'dispense.handed_over', 'delivery.signed', 'trace_code.sold']);
 
 /** The verdict on the bytes of a bundle: `{held, checks, reason, place, words}`. It never throws on account of them. */
 export function verifyBundle(data, trust, asked = null) {
@@ -709,8 +709,13 @@ class Verification {
     if (streams[0].kind !== subject.kind || !streams[0].key.equals(subject.key))
       throw new Refused('STREAM_KEY', 'the stream is not the one that was asked about');
     const entries = this.whole(streams[0]);
-    const out = entries.find((entry) => HANDED_OUT.has(entry.type));
-    if (out) throw new Refused('DISPENSED', `there is a dispensing: type 0x${out.type.toString(16)}`, out);
+    for (const entry of entries) {
+      const event = eventOf(entry);
+      // Of a stream that was asked about by its key alone, the kind is unknown.
+      if (!event || ![...event.kinds, 'stream'].includes(entry.kind))
+        throw new Refused('PAYLOAD', `what type 0x${entry.type.toString(16)} is here, nobody can say`, entry);
+      if (HANDED_OUT.has(event.name)) throw new Refused('DISPENSED', `there is a dispensing: ${event.name}`, entry);
+    }
     this.held(`none of the ${entries.length} entries is a dispensing`);
   }
   chain() {
@@ -760,12 +765,20 @@ class Verification {
       if (!encounter.length) throw new Refused('STREAM_MISSING', "the encounter's stream is not here", prescription[0]);
       return true;
     }
-    for (const stream of [prescription, encounter]) {
-      const erasedAt = stream.findLast((entry) => eventOf(entry)?.name === 'content.erased')?.version ?? 0n;
-      const never = stream.find((entry) => !entry.header && entry.version > erasedAt);
-      if (never) throw new Refused('CONTENT_MISSING', 'content is left out that was never erased', never);
-    }
-    this.held(`content erased in ${bare.length} entries: their existence and order are proven, their rules are not`);
+    const erasure = prescription.find((entry) => eventOf(entry)?.name === 'content.erased');
+    // A visit goes with its last prescription, and of an erased prescription nobody can say which visit it had.
+    const never = bare.find((entry) => entry.kind !== 'prescription' || !erasure || entry.version >= erasure.version);
+    if (never) throw new Refused('CONTENT_MISSING', 'content is left out that was never erased', never);
+    if (encounter.length) throw new Refused('STREAM_MISSING', 'an erased prescription names no visit', encounter[0]);
+    if (BigInt(bare.length) !== erasure.version - 1n)
+      throw new Refused('CONTENT_MISSING', 'some content from before the erasure is here, and some is not', bare[0]);
+    const said = decodeMessage('ContentErased', erasure.payload);
+    if (erasure.header.entryKind !== 1 || !RETENTION_CLASSES.includes(said.retention_class))
+      throw new Refused('PAYLOAD', 'its content is none of an event of this stream', erasure);
+    if (said.kept_until_ms >= erasure.recordedAt)
+      throw new Refused('CONTENT_MISSING', 'content was erased before the end of its retention', erasure);
+    const basis = `under ${JSON.stringify(said.legal_basis)}, class ${said.retention_class}`;
+    this.held(`content erased in ${bare.length} entries, ${basis}: existence and order are proven, their rules are not`);
     return false;
   }
   causes(own, singles) {
@@ -1084,7 +1097,8 @@ class Contents {
     Object.assign(this, { verification, singles });
     // Within one instant what others rest on comes first; a revocation binds what is recorded after its instant.
     const order = (entry) => ORDER_OF_KINDS[entry.kind] ?? 0;
-    this.placed = [...prescription, ...encounter, ...ledger, ...singles].sort(
+    const shown = singles.filter((single) => single.header);
+    this.placed = [...prescription, ...encounter, ...ledger, ...shown].sort(
       (a, b) =>
         compare(a.recordedAt, b.recordedAt) ||
         order(a) - order(b) ||
@@ -1123,7 +1137,9 @@ class Contents {
     this.held(`${signed.length} signatures hold over the exact bytes, under keys registered and not revoked then`);
     if (this.verification.trust.ca) {
       const certified = this.certificates(signed);
-      this.held(`${certified} of the signers' keys have a certificate of the trust domain`);
+      const keys = new Set(signed.map(({ subject, institution, key }) => `${subject} ${institution} ${key.key_id}`)).size;
+      const rest = keys > certified ? `; the other ${keys - certified} are the signers' by the word of the ledger alone` : '';
+      this.held(`${certified} of the ${keys} signers' keys have a certificate of the trust domain${rest}`);
     }
     this.figures();
     this.held('quantities, money and drug trace codes agree');
@@ -1279,9 +1295,11 @@ class Contents {
     let certified = 0;
     for (const entry of this.registrations()) {
       const { key, certificate_pem: pem } = entry.says;
-      if (!pem.length || !used.has(`${key.subject_code} ${key.institution_code} ${key.key_id}`)) continue;
-      if (!certificateBinds(pem, key, this.verification.trust.ca))
-        throw new Refused('CERTIFICATE', "the certificate is not the trust domain's, or another signer's", entry);
+      if (!used.has(`${key.subject_code} ${key.institution_code} ${key.key_id}`)) continue;
+      // An SM2 key has none: whose it is, the ledger alone says.
+      if (!pem.length && key.suite === 'SM2-SM3') continue;
+      if (!certificateBinds(pem.toString('latin1'), key, this.verification.trust.ca))
+        throw new Refused('CERTIFICATE', "no certificate of the trust domain for this signer, key and time", entry);
       certified += 1;
     }
     return certified;
@@ -1575,10 +1593,14 @@ function readStatement({ signed, type }) {
 
 const DOCUMENT_SIGNING = '1.3.6.1.5.5.7.3.36';
 
-/** Whether the certificate comes from an authority, is for signing documents alone, and names the key's record. */
+const certificateBlocks = (pem) =>
+  pem.match(/-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g) ?? [];
+
+/** Whether the certificate comes from an authority, is for signing documents alone, and names and outlives the key. */
 function certificateBinds(pem, key, authorities) {
   try {
-    const certificate = new X509Certificate(pem);
+    const [block] = certificateBlocks(pem);
+    const certificate = new X509Certificate(block);
     const isIssued = authorities.some(
       (authority) => authority.ca && certificate.checkIssued(authority) && certificate.verify(authority.publicKey),
     );
@@ -1598,7 +1620,9 @@ function certificateBinds(pem, key, authorities) {
       key.suite === (isP256 ? 'ES256' : 'EdDSA') &&
       point.equals(key.public_key) &&
       only(['CN']) === key.subject_code &&
-      only(['organizationIdentifier', '2.5.4.97']) === key.institution_code
+      only(['organizationIdentifier', '2.5.4.97']) === key.institution_code &&
+      key.valid_from_ms >= BigInt(Date.parse(certificate.validFrom)) &&
+      key.valid_until_ms <= BigInt(Date.parse(certificate.validTo))
     );
   } catch {
     return false;
@@ -2073,6 +2097,7 @@ delivery REFUSED: delivery.returning -> RETURNING
 delivery RETURNING: delivery.returned -> RETURNED
 delivery REQUESTED|ASSIGNED: delivery.cancelled -> CANCELLED
 `;
+const RETENTION_CLASSES = [0n, 1n, 2n, 3n, 4n, 5n, 6n];
 // ---- tables: end ----
 
 const linesOf = (table) => table.trim().split('\n');
@@ -2137,7 +2162,7 @@ function readArguments(given) {
 }
 
 function readAuthorities(pem) {
-  const found = pem.match(/-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g) ?? [];
+  const found = certificateBlocks(pem);
   ensure(found.length, 'no certificate in the file of --ca');
   return found.map((each) => new X509Certificate(each));
 }

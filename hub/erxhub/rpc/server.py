@@ -122,7 +122,7 @@ class HubServer:
         self._server = grpc.aio.server(
             options=(
                 ("grpc.max_receive_message_length", config.message_bytes_max),
-                ("grpc.max_send_message_length", config.message_bytes_max),
+                ("grpc.max_send_message_length", config.reply_bytes_max),
                 # grpc fails calls above its own limits as CANCELLED; ours are lower and answer OVERLOADED.
                 ("grpc.server.max_pending_requests", config.calls_pending_max),
                 ("grpc.server.max_pending_requests_hard_limit", config.calls_pending_max),

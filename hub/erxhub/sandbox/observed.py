@@ -80,6 +80,15 @@ class Observed:
         assert self.status is not None
         return self.status
 
+    def time_remaining(self) -> float | None:
+        """Seconds until the caller's deadline, None without one."""
+        remaining: float | None = self._context.time_remaining()
+        return remaining
+
+    def set_trailing_metadata(self, metadata: Any) -> None:
+        """Told with the reply; a refusal has its own."""
+        self._context.set_trailing_metadata(metadata)
+
     async def send_initial_metadata(self, metadata: Any) -> None:
         """Pass it on, and tell that the stream stands."""
         await self._context.send_initial_metadata(metadata)

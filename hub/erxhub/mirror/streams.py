@@ -1,0 +1,205 @@
+"""The streams that a mirror is following: where each stands, its folded state, and its records while they are fresh.
+
+Owns the checks of one entry against its stream. It reads the mirror's own store only, and only for what it forgot.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from erxhub.audit.chain import NO_STREAM, Record, Stream, read_stream
+from erxhub.core import events
+from erxhub.core.fold import STATE_TYPES, At, EventMisplaced, evolve
+from erxhub.core.lifecycle import IllegalTransition
+from erxhub.ledger.entry import (
+    FIRST_PREV_LEAF_HASH,
+    SALT_BYTES,
+    Entry,
+    Header,
+    HeaderMalformed,
+    commitment,
+    leaf_bytes,
+    leaf_hash,
+)
+from erxhub.ledger.store import Store, StoredEntry, Wanted
+from erxhub.mirror.faults import MirrorFault, Reason
+from erxhub.v1 import audit_pb2
+
+_MISFITS: Final = (IllegalTransition, EventMisplaced, LookupError, StopIteration, ValueError, AssertionError)
+
+_STREAMS_MAX: Final = 20_000
+"""Streams in memory: what is read again from the store is the account or institution that was long not met."""
+
+_NO_SALT: Final = bytes(SALT_BYTES)
+"""Stands in the copy for the salt of content that was erased before it could be copied."""
+
+_LEAF_COMMITMENT: Final = slice(75, 107)
+_ENTRIES_AT_ONCE: Final = 256
+_EVERY_POSITION: Final = 2**63
+
+
+@dataclass(slots=True)
+class Following:
+    """One stream. `state` is None when it keeps none, or content was erased; `records` when older ones are forgotten."""
+
+    kind: str
+    version: int = 0
+    leaf_hash: bytes = FIRST_PREV_LEAF_HASH
+    recorded_at_ms: int = 0
+    state: Any = None
+    records: list[Record] | None = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """An entry that holds. `record` is None where its content was erased."""
+
+    entry: Entry
+    following: Following
+    record: Record | None
+
+
+class Streams:
+    """Every stream of the ledger, as far as the replay has come."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._following: OrderedDict[bytes, Following] = OrderedDict()
+
+    async def recall(self, messages: Iterable[audit_pb2.StreamEntriesResponse]) -> None:
+        """Read again what was forgotten of the streams of these entries. Call it before `take`."""
+        wanted = set()
+        for message in messages:
+            try:
+                header = Header.decode(message.header)
+            except HeaderMalformed:
+                continue
+            if header.version > 1 and header.stream_key not in self._following:
+                wanted.add(header.stream_key)
+        if not wanted:
+            return
+        heads = (await self._store.load(Wanted(streams=frozenset(wanted)))).heads
+        for key, head in heads.items():
+            last = await self._store.entries(key, head.version - 1, 1)
+            recorded_at_ms = Header.decode(last[0].header).recorded_at_ms
+            kind = STATE_TYPES.get(head.stream_kind)
+            state = kind.FromString(head.body) if kind is not None and head.body else None
+            self._following[key] = Following(
+                head.stream_kind, head.version, head.leaf_hash, recorded_at_ms, state, None
+            )
+
+    def forget(self) -> None:
+        """Keep what was met last."""
+        while len(self._following) > _STREAMS_MAX:
+            self._following.popitem(last=False)
+
+    def take(self, message: audit_pb2.StreamEntriesResponse) -> Taken:
+        """Check the next entry of a stream, and move on. Raises MirrorFault, after which nothing more is taken."""
+        try:
+            header = Header.decode(message.header)
+        except HeaderMalformed as error:
+            raise _fault(Reason.HEADER, str(error), message) from None
+        following = self._following.get(header.stream_key)
+        if following is None:
+            kind = STATE_TYPES.get(header.stream_kind)
+            following = Following(header.stream_kind, state=kind() if kind is not None else None)
+            self._following[header.stream_key] = following
+        else:
+            self._following.move_to_end(header.stream_key)
+        entry = _checked(message, header, following)
+        record = None
+        if message.salt:
+            record = _record(message, header, entry)
+            _fold(message, following, record)
+        else:
+            following.state = None
+        following.version, following.leaf_hash = header.version, entry.leaf_hash
+        following.recorded_at_ms = header.recorded_at_ms
+        if record is None or record.name == "content.erased":
+            following.records = None  # what was erased must not stay behind here
+        elif following.records is not None and header.stream_kind != "access":
+            following.records.append(record)
+        return Taken(entry, following, record)
+
+    async def stream(self, key: bytes) -> Stream:
+        """A stream as it stands, from memory or from the store; NO_STREAM when there is none."""
+        following = self._following.get(key)
+        if following is not None and following.records is not None:
+            return Stream(key, None, (), tuple(following.records), ())
+        stored: list[StoredEntry] = []
+        while page := await self._store.entries(key, stored[-1].version if stored else 0, _ENTRIES_AT_ONCE):
+            stored += page
+            if len(page) < _ENTRIES_AT_ONCE:
+                break
+        return read_stream(key, None, stored, _EVERY_POSITION) if stored else NO_STREAM
+
+
+def _fault(reason: Reason, words: str, message: audit_pb2.StreamEntriesResponse) -> MirrorFault:
+    # Header and leaf say where it is and hold nothing personal; salt and payload stay out of evidence.
+    return MirrorFault(
+        reason,
+        f"{words}, position {message.position}",
+        position=message.position,
+        header=message.header.hex(),
+        leaf=message.leaf.hex(),
+        leaf_hash=message.leaf_hash.hex(),
+    )
+
+
+def _checked(message: audit_pb2.StreamEntriesResponse, header: Header, following: Following) -> Entry:
+    """The entry, its hashes computed from its parts and from what came before."""
+    if header.version != following.version + 1 or header.stream_kind != following.kind:
+        raise _fault(Reason.VERSION_GAP, f"version {header.version} follows {following.version}", message)
+    if message.salt:
+        if len(message.salt) != SALT_BYTES:
+            raise _fault(Reason.LEAF_HASH, "the salt is not 16 bytes", message)
+        committed = commitment(message.salt, message.header, message.payload)
+    else:
+        if message.payload:
+            raise _fault(Reason.LEAF_HASH, "a payload without its salt", message)
+        committed = message.leaf[_LEAF_COMMITMENT]
+    try:
+        leaf = leaf_bytes(
+            header.type, header.stream_key, header.version, following.leaf_hash, committed, header.recorded_at_ms
+        )
+    except ValueError as error:
+        raise _fault(Reason.LEAF_HASH, str(error), message) from None
+    hashed = leaf_hash(leaf)
+    if leaf != message.leaf or hashed != message.leaf_hash:
+        raise _fault(Reason.LEAF_HASH, "the leaf does not follow from the entry and the one before it", message)
+    if header.recorded_at_ms < following.recorded_at_ms:
+        raise _fault(Reason.TIME_BACKWARDS, "recorded before its predecessor", message)
+    salt = message.salt or _NO_SALT
+    return Entry(header, message.header, salt, message.payload, committed, following.leaf_hash, hashed)
+
+
+def _record(message: audit_pb2.StreamEntriesResponse, header: Header, entry: Entry) -> Record:
+    event = events.BY_NUMBER.get(header.type)
+    if event is None or header.stream_kind not in event.stream_kinds:
+        raise _fault(Reason.PAYLOAD, f"type {header.type:#06x} does not belong into {header.stream_kind}", message)
+    payload: Any = event.payload()
+    try:
+        payload.ParseFromString(message.payload)
+    except DecodeError:
+        raise _fault(Reason.PAYLOAD, f"no payload of {event.name}", message) from None
+    return Record(message.position, header, entry.leaf_hash, event, payload)
+
+
+def _fold(message: audit_pb2.StreamEntriesResponse, following: Following, record: Record) -> None:
+    if following.state is None:
+        return
+    header = record.header
+    at = At(header.version, header.recorded_at_ms, header.request_id)
+    try:
+        evolve(header.stream_kind, following.state, record.name, record.payload, at)
+    except _MISFITS as error:
+        raise _fault(
+            Reason.LIFECYCLE,
+            f"no row of the tables allows {record.name} here ({error or type(error).__name__})",
+            message,
+        ) from None
