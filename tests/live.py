@@ -20,6 +20,7 @@ from erxhub.client import (
     ClientIdentity,
     Connection,
     HospitalClient,
+    MirrorClient,
     PatientClient,
     PharmacyClient,
     RetryPolicy,
@@ -63,6 +64,7 @@ CLIENTS: dict[str, type[Any]] = {
     "channel": PatientClient,
     "agency": AgencyClient,
     "auditor": AuditorClient,
+    "mirror": MirrorClient,
 }
 
 

@@ -155,36 +155,31 @@ class SignatureProof:
 
         `statements` are the contents as `FieldRules.check` read them.
         """
-        digests: dict[str, bytes] = {}
-        facts: dict[str, list[SignatureFact]] = {}
-        signatures: list[tuple[str, str, bytes, bytes]] = []
+        digests, signatures = _collected(request, signed_fields)
+        if not signatures:
+            return self._certified(request, request.DESCRIPTOR.fields_by_name) or Evidence({}, digests)
+        keys = await self._registered({each.key_id for _, given in signatures.values() for each in given})
+        verdicts = await self._verifier.verify_all(_checks(signatures, keys))
+        return Evidence(_facts(signatures, keys, verdicts), digests, statements)
+
+    def evidence_now(
+        self, request: Any, signed_fields: Sequence[str], statements: Mapping[str, Any]
+    ) -> Evidence | None:
+        """The same of a request with signed contents; None when a key of it has to be looked up, or a signature is
+        verified off the loop.
+        """
+        keys = self._keys
         for name in signed_fields:
-            if not request.HasField(name):
-                continue
-            signed: common_pb2.Signed = getattr(request, name)
-            payload = signed.payload
-            digests[name] = hashlib.sha256(payload).digest()
-            facts[name] = []
-            message = pae(signed.payload_type, payload)
-            signatures += [(name, each.key_id, message, each.signature) for each in signed.signatures]
-        fields = request.DESCRIPTOR.fields_by_name
-        if "file" in fields:
-            digests["file"] = hashlib.sha256(request.file.data).digest()
-        if not facts:
-            return self._certified(request, fields) or Evidence({}, digests)
-        keys = await self._registered({key_id for _, key_id, _, _ in signatures})
-        checks: list[tuple[str, bytes, bytes, bytes]] = []
-        for _, key_id, message, signature in signatures:
-            known = keys.get(key_id)
-            if known is not None:
-                checks.append((known.suite, known.public_key, message, signature))
-        verdicts = iter(await self._verifier.verify_all(checks))
-        for name, key_id, _, _ in signatures:
-            key = keys.get(key_id)
-            # A signature by an unknown key was not verified, and is not valid.
-            fact = SignatureFact(key_id, key.suite, next(verdicts)) if key else SignatureFact(key_id, "", False)
-            facts[name].append(fact)
-        return Evidence(facts, digests, statements)
+            if request.HasField(name):
+                for each in getattr(request, name).signatures:
+                    known = keys.get(each.key_id)
+                    if known is None or SUITES[known.suite].off_loop:
+                        return None
+        digests, signatures = _collected(request, signed_fields)
+        verdicts = self._verifier.verify_now(_checks(signatures, keys)) if signatures else None
+        if verdicts is None:
+            return None
+        return Evidence(_facts(signatures, keys, verdicts), digests, statements)
 
     def _certified(self, request: Any, fields: Container[str]) -> Evidence | None:
         """What the certificate in a request without signed contents says; None for a request that has none."""
@@ -245,6 +240,50 @@ class SignatureProof:
                 self._keys[key_id] = _Key(record.suite, record.public_key)
                 if len(self._keys) > _KEYS_KEPT:
                     self._keys.popitem(last=False)
+
+
+_Signatures = dict[str, tuple[bytes, Sequence[common_pb2.Signature]]]
+"""Of every signed content by field: the bytes that were signed, and the signatures over them."""
+
+
+def _collected(request: Any, signed_fields: Sequence[str]) -> tuple[dict[str, bytes], _Signatures]:
+    """The digests of the signed contents and of the file of a request, and its signatures."""
+    digests: dict[str, bytes] = {}
+    signatures: _Signatures = {}
+    for name in signed_fields:
+        if request.HasField(name):
+            signed: common_pb2.Signed = getattr(request, name)
+            payload = signed.payload
+            digests[name] = hashlib.sha256(payload).digest()
+            signatures[name] = pae(signed.payload_type, payload), signed.signatures
+    if "file" in request.DESCRIPTOR.fields_by_name:
+        digests["file"] = hashlib.sha256(request.file.data).digest()
+    return digests, signatures
+
+
+def _checks(signatures: _Signatures, keys: Mapping[str, _Key]) -> list[tuple[str, bytes, bytes, bytes]]:
+    """What is to be verified: the signatures by known keys."""
+    return [
+        (key.suite, key.public_key, message, each.signature)
+        for message, given in signatures.values()
+        for each in given
+        if (key := keys.get(each.key_id)) is not None
+    ]
+
+
+def _facts(
+    signatures: _Signatures, keys: Mapping[str, _Key], verdicts: Sequence[bool]
+) -> dict[str, list[SignatureFact]]:
+    """The verdicts over `_checks`, by field. A signature by an unknown key was not verified, and is not valid."""
+    left = iter(verdicts)
+    facts: dict[str, list[SignatureFact]] = {}
+    for name, (_, given) in signatures.items():
+        facts[name] = []
+        for each in given:
+            key = keys.get(each.key_id)
+            fact = SignatureFact(each.key_id, key.suite, next(left)) if key else SignatureFact(each.key_id, "", False)
+            facts[name].append(fact)
+    return facts
 
 
 def content_of(raw: bytes, known: Mapping[int, bytes] | None = None) -> bytes:

@@ -286,10 +286,12 @@ class Engine:
         what the request takes of memory while it waits, bytes; by default the content's.
         Raises HubBusy, HubStopped.
         """
+        return await self.queue(command, content, size)
+
+    def queue(self, command: Command, content: bytes, size: int | None = None) -> asyncio.Future[Answer]:
+        """`submit` for who has several commands: takes this one now, and the answer comes with the future."""
         mac = hmac.digest(self._content_key, content, "sha256")
-        answer = await self._put(command, mac, len(content) if size is None else size)
-        assert isinstance(answer, Replied | Declined)
-        return answer
+        return self._queued(command, mac, len(content) if size is None else size)
 
     async def note(self, note: ReadNote) -> bool:
         """Record a read or its refusal; returns once the entry is durable, with whether the caller is slowed."""
@@ -331,7 +333,10 @@ class Engine:
                 _log.error("the deadline of stream %s cannot be written", key.hex())
                 failed.add(key)
 
-    async def _put(self, work: Command | ReadNote | _Sweep | _Boot, content_mac: bytes, size: int) -> Any:
+    async def _put(self, work: ReadNote | _Sweep | _Boot, content_mac: bytes, size: int) -> Any:
+        return await self._queued(work, content_mac, size)
+
+    def _queued(self, work: Command | ReadNote | _Sweep | _Boot, content_mac: bytes, size: int) -> asyncio.Future[Any]:
         if not self.running:
             raise HubStopped
         if isinstance(work, Command | ReadNote):
@@ -344,8 +349,9 @@ class Engine:
         self._bytes += size
         if len(self._jobs) >= self._expected:
             self._wake.set()
-        # The caller may be cancelled here, and with it this future; the job stays queued and is committed whole.
-        return await job.future
+        # The caller may be cancelled while it waits, and with it this future; the job stays queued and is committed
+        # whole.
+        return job.future
 
     def subscribe(self, institution_code: str) -> asyncio.Event:
         """An event that is set after each commit that concerns the institution, and when watches have to end."""

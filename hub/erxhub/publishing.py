@@ -136,10 +136,10 @@ class Publisher:
         """
         while True:
             try:
-                while await self._round():
-                    pass
                 if self.witnessing is not None:
                     self.witnessing.wake()
+                while await self._round():
+                    pass
             except PublishingHalted:
                 pass  # it was said when it began, and metrics and health go on saying it
             except StoreUnavailable:

@@ -89,6 +89,8 @@ async def prove_start(
     if witnessing is not None:
         shown = (await witnessing.ask_all()).values()
         published += [Mark(config.origin, one.said.size, one.said.root, one.note) for one in shown]
+        if mark is None:
+            witnessing.hold()
     try:
         return await _prove(store, log_key, config, published, acknowledged)
     except LedgerRefused as refused:

@@ -43,9 +43,8 @@ class PolicyUnusable(ValueError):
 
 
 class PublishingHalted(StoreUnavailable):
-    """A witness knows another history than this ledger: nothing more is signed or shown until an operator has looked.
-
-    Commands go on.
+    """Nothing is signed or shown now, and commands go on: a witness knows another history than this ledger, and an
+    operator has to look; or nobody could be asked at the start, and the hub goes on publishing once somebody can.
     """
 
 
@@ -109,6 +108,8 @@ class Witnessing:
         self._offered: Checkpoint | None = None
         self._since_ms: int | None = None  # when the oldest checkpoint was made that is not witnessed yet
         self._told_overdue = False
+        self._heard: set[str] = set()
+        self._is_held = False
         self._sent = 0  # the number of the last checkpoint that was shown
         self._wanted = asyncio.Event()
         self._waiting: list[tuple[int, asyncio.Future[Checkpoint]]] = []
@@ -118,6 +119,7 @@ class Witnessing:
 
     async def ask_all(self) -> dict[str, Shown]:
         """What each witness cosigned last of this log, by its name in the policy; one that is away is left out."""
+        self._heard = set()
         clients = clients_of(self._policy, self._clock, self._log_keys, timeout_ms=self._config.witness_timeout_ms)
         answers = await asyncio.gather(
             *(client.shown(self._config.origin) for client in clients.values()), return_exceptions=True
@@ -125,12 +127,26 @@ class Witnessing:
         found = {}
         for name, answer in zip(clients, answers, strict=True):
             if isinstance(answer, WitnessFailure):
-                _log.warning("a witness cannot be compared with at this start: %s", answer)
-            elif isinstance(answer, BaseException):
+                if not self._is_held:
+                    _log.warning("a witness cannot be compared with at this start: %s", answer)
+                continue
+            if isinstance(answer, BaseException):
                 raise answer
-            elif answer is not None:
+            self._heard.add(name)
+            if answer is not None:
                 found[name] = answer
         return found
+
+    def hold(self) -> None:
+        """Nothing else says how far this log was: publish nothing while those who did not answer could know more.
+
+        They could if a quorum of them has cosigned a log that this ledger does not hold.
+        """
+        self._is_held = self._policy.quorum is not None and self._policy.holds(
+            set(self._policy.witnesses) - self._heard
+        )
+        if self._is_held:
+            _log.error("WITNESSES_MISSING: nothing is published until enough witnesses say how far this log was")
 
     async def open(self) -> None:
         """Begin where the store knows the witnesses to be. Raises StoreUnavailable."""
@@ -157,13 +173,16 @@ class Witnessing:
     def wake(self) -> None:
         """Look again what is to be shown: a witness that was away may be back."""
         self._tell_overdue()
-        if self.halted is None and self._next() is not None:
+        if self.halted is None and (self._is_held or self._next() is not None):
             self._wanted.set()
 
     def check(self) -> None:
-        """Raise PublishingHalted once it is."""
+        """Raise PublishingHalted where nothing may be published."""
         if self.halted is not None:
             raise PublishingHalted(self.halted)
+        if self._is_held:
+            self._wanted.set()
+            raise PublishingHalted("WITNESSES_MISSING: nobody could be asked yet how far this log was")
 
     async def reached(self, position: int) -> Checkpoint:
         """Wait for a witnessed checkpoint that covers the entry at `position`. Raises PublishingHalted."""
@@ -225,7 +244,9 @@ class Witnessing:
 
     async def show_all(self) -> None:
         """Show the newest checkpoint, and before it those that somebody waits for. Raises as the store does."""
-        while self.halted is None:
+        if self._is_held:
+            await self._ask_again()
+        while self.halted is None and not self._is_held:
             shown = self._next()
             if shown is None:
                 return
@@ -233,6 +254,20 @@ class Witnessing:
             self._settle(shown, found)
             if not self._is_met(found) and not self._pinned:
                 return  # the next round tries again
+
+    async def _ask_again(self) -> None:
+        """Publishing is held: go on with it once enough witnesses have said that they know no more than this ledger."""
+        shown = await self.ask_all()
+        newest = await self._store.checkpoint()
+        for name, theirs in sorted(shown.items()):
+            stored = await self._store.checkpoint(size=theirs.said.size)
+            if stored is None or stored.root != theirs.said.root:
+                is_more = newest is None or theirs.said.size > newest.size
+                words = f"{self._clients[name].name} has cosigned a log of {theirs.said.size} leaves that is not here"
+                await self._halt(ROLLBACK_SUSPECTED if is_more else FORK_SUSPECTED, name, newest, words, theirs.note)
+        self._is_held = self._policy.holds(set(self._policy.witnesses) - self._heard)
+        if not self._is_held and self.halted is None:
+            _log.info("the witnesses know no more than this ledger; it is published from now on")
 
     def _next(self) -> Checkpoint | None:
         waiting = sorted((pinned for pinned, _ in self._pinned if pinned.no >= self._sent), key=lambda one: one.no)
@@ -317,9 +352,9 @@ class Witnessing:
                 theirs = await self._store.checkpoint(size=alarm.witness_size)
                 if theirs is not None and theirs.note is not None:
                     continue  # another hub of this ledger has shown a later checkpoint
-                await self._halt(ROLLBACK_SUSPECTED, name, stored, alarm, await self._shown_by(name))
+                await self._halt(ROLLBACK_SUSPECTED, name, stored, str(alarm), await self._shown_by(name))
             elif isinstance(alarm, ForkSuspected):
-                await self._halt(FORK_SUSPECTED, name, stored, alarm, alarm.theirs)
+                await self._halt(FORK_SUSPECTED, name, stored, str(alarm), alarm.theirs)
 
     async def _shown_by(self, name: str) -> str | None:
         try:
@@ -328,17 +363,17 @@ class Witnessing:
             return None
         return shown.note if shown is not None else None
 
-    async def _halt(self, code: str, name: str, stored: Checkpoint, alarm: WitnessFailure, theirs: str | None) -> None:
+    async def _halt(self, code: str, name: str, ours: Checkpoint | None, found: str, theirs: str | None) -> None:
         evidence: dict[str, Any] = {
             "code": code,
-            "found": str(alarm),
+            "found": found,
             "origin": self._config.origin,
             "witness": name,
-            "ours": {"no": stored.no, "size": stored.size, "note": stored.note},
+            "ours": ours and {"no": ours.no, "size": ours.size, "note": ours.note},
             "theirs": theirs,
         }
         if self.halted is None:
-            self.halted = f"{code}: {alarm}"
+            self.halted = f"{code}: {found}"
             for _, waiter in self._waiting:
                 if not waiter.done():
                     waiter.set_exception(PublishingHalted(self.halted))
@@ -346,15 +381,14 @@ class Witnessing:
                 self.on_halt()
         kept = None
         if self._high_water is not None:
-            file = (
-                f"evidence-{code.lower().replace('_', '-')}-{stored.size}-{self._clients[name].name.replace('/', '-')}"
-            )
+            who = _NO_FILE_NAME.sub("-", self._clients[name].name)
+            file = f"evidence-{code.lower().replace('_', '-')}-{ours.size if ours else 0}-{who}"
             kept = await asyncio.to_thread(self._high_water.keep_evidence, file, evidence)
         _log.critical(
             "%s: %s. Nothing more is signed or shown; commands go on. Keep this database, the evidence%s and what the"
             " witness has, and find out which history is the true one before this hub starts again.",
             code,
-            alarm,
+            found,
             f" in {kept}" if kept else "",
         )
 

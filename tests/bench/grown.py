@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
+import string
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from erxhub.ledger.store import AppendResult, Listing, NewName, NewState, Reply,
 from erxhub.ports import Draw, SystemIds
 from erxhub.publishing import Publisher
 from erxhub.rpc.server import FixedIdentity, ServerIdentity
+from tests.bench.answers import AnswerWrong
 from tests.bench.chains import ChainWorld
 from tests.bench.hub_server import config_of_plain, pragma
 from tests.bench.world import World
@@ -43,6 +45,7 @@ _BULK_SETTINGS = ("synchronous = OFF", "cache_size = -1048576", "wal_autocheckpo
 """Of the generator's own connection, which nobody waits for a commit of. The hub that is measured has its own."""
 
 _DRAWN_BYTES_MIN = 12
+_LETTERS_AND_DIGITS = bytes((string.ascii_letters + string.digits).encode()[byte % 62] for byte in range(256))
 _COMPUTED = ("prescription", "trace_code")  # streams whose keys anybody can compute from a number
 
 
@@ -185,6 +188,7 @@ class Template:
         self._tokens = {text: no for no, text in enumerate([*self._order, *(k for k, _, _ in self._keys), *leaves])}
         self._cut = _pattern(self._tokens)
         self._writes = [self._of_write(write) for write in recorded.writes]
+        self._told = {number: self._pieces(number) for number in self._numbers()}
         self.entries = sum(len(write.entries) for write in recorded.writes)
 
     def _numbers(self) -> list[bytes]:
@@ -253,21 +257,11 @@ class Template:
             else:
                 new[text] = _alike(text, chance)
         values = [new[text] for text in self._order]
+        numbers = {number: pieces.fill(values) for number, pieces in self._told.items()}
         for _, kind, number in self._keys:
-            values.append(stream_key(kind, self._number(number, new)) if number else chance.randbytes(32))
+            values.append(stream_key(kind, numbers[number]) if number else chance.randbytes(32))
         values += [b""] * self.entries
-        writes = [self._write(write, values, chance) for write in self._writes]
-        return writes, {number: self._number(number, new) for number in self._numbers()}
-
-    def _number(self, number: bytes, new: dict[bytes, bytes]) -> bytes:
-        return _replaced(self._pieces_of(number), new)
-
-    def _pieces_of(self, number: bytes) -> list[bytes]:
-        return re.split(b"(" + self._only_texts + b")", number)
-
-    @property
-    def _only_texts(self) -> bytes:
-        return b"|".join(map(re.escape, self._order))
+        return [self._write(write, values, chance) for write in self._writes], numbers
 
     def _write(self, write: _WriteTemplate, values: list[bytes], chance: Random) -> Write:
         entries, own = [], {}
@@ -327,20 +321,16 @@ class Template:
             del self._heads[key]
 
 
-def _replaced(pieces: Iterable[bytes], new: dict[bytes, bytes]) -> bytes:
-    return b"".join(new.get(piece, piece) for piece in pieces)
-
-
 def _pattern(texts: Iterable[bytes]) -> re.Pattern[bytes]:
     return re.compile(b"|".join(map(re.escape, sorted(texts, key=len, reverse=True))), re.DOTALL)
 
 
 def _alike(text: bytes, chance: Random) -> bytes:
-    """Another text of the same length and kind: digits, hexadecimal or other ASCII text with its letters, or bytes."""
+    """Another text of the same length and kind: digits, letters with digits, or bytes."""
     if text.isdigit():
         return b"%0*d" % (len(text), chance.randrange(10 ** len(text)))
     if text.isascii() and all(33 <= byte < 127 for byte in text):
-        return chance.randbytes(len(text)).hex().encode()[: len(text)]
+        return chance.randbytes(len(text)).translate(_LETTERS_AND_DIGITS)
     return chance.randbytes(len(text))
 
 
@@ -506,7 +496,8 @@ class Grown:
 
 
 def _written(result: AppendResult) -> None:
-    assert not result.conflicts, f"{len(result.conflicts)} writes of the generator were not taken"
+    if result.conflicts:
+        raise AnswerWrong(f"{len(result.conflicts)} writes of the generator were not taken")
 
 
 def _recorded(writes: Sequence[Write], own: set[str], numbers: tuple[str, ...], codes: tuple[str, ...]) -> Recorded:

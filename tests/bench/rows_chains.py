@@ -82,7 +82,6 @@ async def _side(
 
 
 async def _sqlite(stack: AsyncExitStack, folder: Path) -> _Side:
-    folder.mkdir()
     path = folder / "ledger.db"
 
     def stored_bytes() -> int:
@@ -94,7 +93,6 @@ async def _sqlite(stack: AsyncExitStack, folder: Path) -> _Side:
 
 
 async def _postgres(stack: AsyncExitStack, folder: Path) -> _Side:
-    folder.mkdir()
     server, url = new_postgres(stack)
     database = url.partition("@/")[2].partition("?")[0]
     process = server.process

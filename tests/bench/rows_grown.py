@@ -81,7 +81,6 @@ async def _small(folder: Path) -> Grown:
 
 
 async def _large(folder: Path, prescriptions: int, chains: int) -> tuple[Grown, float]:
-    folder.mkdir()
     grown = Grown(World(folder))
     await grown.begin()
     written = await grown.grow(prescriptions, chains, SEED)
@@ -122,7 +121,7 @@ async def _compare(small: Grown, large: Grown, name: str, quick: bool, results: 
 async def _ask(
     asks: list[Callable[[int], Awaitable[None]]], rounds: int, count: int
 ) -> tuple[list[float], list[float], list[float]]:
-    """The same question to both, one right after the other: p99 ÷ p99 of each round, and the large one's p50 and p99."""
+    """The same question to both in turns: p99 ÷ p99 of each round, and the large one's p50 and p99 (milliseconds)."""
     ratios, p50, p99 = [], [], []
     for _ in range(rounds):
         took: list[list[float]] = [[], []]

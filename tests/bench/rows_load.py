@@ -51,7 +51,7 @@ async def disk(folder: Path, quick: bool, results: Results) -> None:
 async def _turns(
     stack: AsyncExitStack, targets: tuple[Target, ...], rounds: int, calls: int
 ) -> dict[Target, list[Turn]]:
-    """Each round's uploads to each target in short turns that change their order; the sum of its turns for each round."""
+    """Each round's uploads to each target, in short turns that change their order; the sum of a round's turns."""
     for target in targets:
         await target.begin(stack)
     found: dict[Target, list[Turn]] = {target: [] for target in targets}

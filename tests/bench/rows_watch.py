@@ -68,7 +68,6 @@ async def _between_hubs(folder: Path, identities: list[ClientIdentity], events: 
     if postgres.binaries() is None:
         results.not_measured(goal, 150)
         return
-    folder.mkdir()
     world = World(folder)
     identities = [world.identity("pharmacy", f"P330100{number:05d}") for number in range(len(identities))]
     async with AsyncExitStack() as stack:

@@ -37,7 +37,6 @@ class Target:
     """A hub process with the options of its row."""
 
     def __init__(self, folder: Path, *options: str, receipts: bool = True, world: World | None = None) -> None:
-        folder.mkdir(exist_ok=True)
         self.world = world or World(folder)
         self._options = options
         self._receipts = receipts

@@ -66,6 +66,7 @@ class World:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         self.trust = TrustDomain.in_memory("erxhub.test", now_ms())
         server = self.trust.issue_tls("hub", "hub-1", now_ms(), 30, hosts=("localhost", "127.0.0.1"))
         for name, data in (("cert.pem", server.cert_pem), ("key.pem", server.key_pem), ("ca.pem", self.trust.ca_pem)):

@@ -307,3 +307,24 @@ async def test_a_bundle_is_written_for_its_owner_alone(desk: Desk, tmp_path: Pat
     path = tmp_path / "rx.bundle"
     assert (await desk.run("audit", "export", desk.unsold.rx_no, "-o", str(path))).exit_code == 0
     assert path.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_root_that_is_no_certificate_is_the_users_mistake_and_no_fault_of_the_bundle(
+    desk: Desk, tmp_path: Path
+) -> None:
+    path, root = tmp_path / "rx.bundle", tmp_path / "ca.pem"
+    assert (await desk.run("audit", "export", desk.unsold.rx_no, "-o", str(path))).exit_code == 0
+    root.write_text("no certificate")
+    refused = await desk.run("audit", "verify", str(path), "--log-key", desk.key, "--ca", str(root))
+    assert refused.exit_code == 2
+    assert str(root) in refused.output
+
+
+async def test_a_sound_bundle_of_another_prescription_is_not_what_was_asked_for(desk: Desk, tmp_path: Path) -> None:
+    path = tmp_path / "rx.bundle"
+    assert (await desk.run("audit", "export", desk.unsold.rx_no, "-o", str(path))).exit_code == 0
+    asked = ("audit", "verify", str(path), "--log-key", desk.key, "--about")
+    assert (await desk.run(*asked, desk.unsold.rx_no)).exit_code == 0
+    refused = await desk.run(*asked, desk.sold.rx_no)
+    assert refused.exit_code == 1
+    assert "SUBJECT" in refused.output

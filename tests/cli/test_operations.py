@@ -6,6 +6,7 @@ from pathlib import Path
 from erxhub.client import SystemEnvironment
 from erxhub.core.refusals import CATALOGUE
 from erxhub.crypto.ca import TrustDomain
+from erxhub.proof.notes import ED25519, read_vkey
 from erxhub.sandbox.errors import ERRORS
 from tests.cli.conftest import Erxhub, erxhub_in, start_process, stop_process
 
@@ -198,6 +199,9 @@ def test_keys_are_made_renewed_and_listed_without_their_secrets(erxhub: Erxhub, 
     before = {row["id"] for row in json.loads(erxhub("keys", "list", "-o", "json").stdout)}
     for what in ("receipt", "hmac"):
         assert erxhub("keys", "rotate", what).exit_code == 0
+    vkeys = [row["vkey"] for row in json.loads(erxhub("keys", "list", "--origin", "a.test/b", "-o", "json").stdout)]
+    assert [read_vkey(vkey, (ED25519,)).name for vkey in vkeys] == ["a.test/b"]
+    assert erxhub("keys", "list", "--origin", "a b").exit_code == 2
     listed = erxhub("keys", "list", "-o", "json").stdout
     rows = json.loads(listed)
     assert [(row["key"], row["in_use"]) for row in rows] == [

@@ -11,6 +11,7 @@ import pytest
 from erxhub.cli.exits import Failed
 from erxhub.cli.hosting import configured
 from erxhub.config import Config
+from erxhub.proof.notes import COSIGNATURE, NoteKey
 from tests.cli.conftest import erxhub_in, start_process, stop_process
 
 
@@ -61,6 +62,19 @@ def test_a_hub_is_set_up_served_seeded_and_started_again(tmp_path: Path) -> None
     assert database.exit_code == 6
     checks = {row["check"]: row["result"] for row in json.loads(database.stdout)}
     assert checks["database: journal"] == "ok"
+
+
+def test_a_policy_that_cannot_be_met_or_read_is_said_before_anything_is_opened(tmp_path: Path) -> None:
+    erxhub, policy = erxhub_in(tmp_path), tmp_path / "policy"
+    for words in (("ca", "init"), ("ca", "issue", "hub/hub-1", "--host", "localhost"), ("keys", "init")):
+        assert erxhub(*words).exit_code == 0
+    vkey = NoteKey("witness.test/1", COSIGNATURE, bytes(32)).vkey
+    for text, reason in (("witness W one two three four\n", "FIELDS"), (f"witness W {vkey}\nquorum W\n", "no URL")):
+        policy.write_text(text)
+        refused = ended(*serve_words(tmp_path, "--witness-policy", str(policy)))
+        assert refused.returncode == 2
+        assert reason in refused.stderr
+    assert not (tmp_path / "hub.db").exists()
 
 
 def test_a_taken_address_and_a_missing_certificate_are_named(tmp_path: Path) -> None:

@@ -223,13 +223,13 @@ async def test_no_more_items_are_taken_than_may_be_under_way() -> None:
     async with live_hub(store=gate, config=config) as live:
         hospital, uploads = await live.hospital(), await ready(live, 6)
         seen: list[int] = []
-        submit = live.hub.engine.submit
+        queue = live.hub.engine.queue
 
-        async def counting(*arguments: Any) -> Any:
+        def counting(*arguments: Any) -> Any:
             seen.append(1)
-            return await submit(*arguments)
+            return queue(*arguments)
 
-        live.hub.engine.submit = counting  # type: ignore[method-assign]
+        live.hub.engine.queue = counting  # type: ignore[method-assign]
         gate.open.clear()
         stream = Stream(hospital)
         for upload in uploads:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +188,19 @@ def found_in(path: Path) -> int:
     """How often the marker stands in the files of a ledger, in pages that are free as well."""
     files = path.parent.glob(f"{path.name}*")
     return sum(file.read_bytes().count(b"erasure-marker-7c1e9a") for file in files)
+
+
+async def test_content_that_is_gone_without_an_entry_that_says_so_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    async with live_hub(database=path) as live:
+        chain = await Chain(live).uploaded()
+        with closing(sqlite3.connect(path)) as shell:
+            shell.execute(
+                "DELETE FROM content WHERE version = 2 AND stream = (SELECT no FROM stream WHERE key = ?)",
+                (prescription_key(chain.rx_no),),
+            )
+            shell.commit()
+        traced = await (await live.auditor()).trace(rx_no=chain.rx_no, verify=True)
+        assert not traced.verified
+        assert "GAP_CHAIN" in traced.gaps
+        assert [(finding.version, finding.reason) for finding in traced.findings][:1] == [(2, "PAYLOAD")]

@@ -175,6 +175,8 @@ async def test_the_witnesses_of_a_policy_are_named(live: Live) -> None:
     assert verdict.faults == []
     assert verdict.checkpoint is not None
     assert verdict.checkpoint.witnesses == ("witness.one", "witness.two")
+    assert verdict.checkpoint.cosigned_at_s == (1_795_140_000, 1_795_140_000)
+    assert any("witness.one at 2026-11-20T02:00:00Z" in check.words for check in verdict.checks)
 
 
 # ---- nothing there ----

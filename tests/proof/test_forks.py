@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from erxhub.high_water import HighWater
+from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.postgres import open_postgres
 from erxhub.ledger.sqlite import copy_sqlite, open_sqlite
 from erxhub.ledger.store import Store
@@ -25,6 +26,7 @@ from erxhub.queries.proofs import cosigned
 from erxhub.starting import ROLLBACK_DETECTED, LedgerRefused, prove_start
 from erxhub.witness.client import ForkSuspected, WitnessFailure, clients_of
 from erxhub.witness.gathering import gather
+from erxhub.witnessing import ROLLBACK_SUSPECTED, PublishingHalted
 from tests.live import START_MS
 from tests.postgres import PostgresServer
 from tests.witness.ground import Log
@@ -127,7 +129,7 @@ async def test_a_ledger_that_went_another_way_does_not_start_by_a_witness(town: 
     await store.close()
 
 
-async def test_an_older_backup_that_starts_while_nobody_knows_better_is_stopped_by_the_first_witness(
+async def test_an_older_backup_that_starts_while_nobody_knows_better_publishes_nothing(
     ledger: Ledger, town: Town, tmp_path: Path
 ) -> None:
     early = await grown(ledger, ledger.name, town, 2, tmp_path)
@@ -138,22 +140,40 @@ async def test_an_older_backup_that_starts_while_nobody_knows_better_is_stopped_
     store = await ledger.open(backup)
     hub = await opened(store, town, tmp_path, "b")
     await prove_start(store, KEYS.log, CONFIG, HighWater(tmp_path / "mark.json"), hub.witnessing)
-    for _ in range(2):
-        ours = await hub.publish()
-    assert late.publisher.newest is not None
-    assert (ours.size, ours.root == late.publisher.newest.root) == (8, False)
-    await town.come(1, 0)
+    position = await hub.write()  # commands go on
+    await town.come(2)  # it was never asked before: two others may still know more
     await hub.witnessing.show_all()
-    assert hub.witnessing.halted is not None
-    stored = await store.checkpoint()
-    assert stored is not None
-    assert not is_quorum(town, cosigned(stored))
+    with pytest.raises(PublishingHalted, match="WITNESSES_MISSING"):
+        await hub.publisher.covering(position)
+    await town.come(1)
+    await hub.witnessing.show_all()
+    with pytest.raises(PublishingHalted, match=ROLLBACK_SUSPECTED):
+        await hub.publisher.covering(position)
+    newest = await store.checkpoint()
+    assert newest is not None
+    assert early.publisher.newest is not None
+    assert newest.root == early.publisher.newest.root
     await store.close()
-    kept = [one for one in HighWater(tmp_path / "mark.json").evidence() if one.code == "FORK_SUSPECTED"]
-    assert len(kept) == 2
-    evidence = json.loads((tmp_path / kept[0].name).read_text("utf-8"))
-    roots = {read_checkpoint(read_note(note).text).root for note in (evidence["ours"]["note"], evidence["theirs"])}
-    assert roots == {ours.root, late.publisher.newest.root}
+    (kept,) = HighWater(tmp_path / "mark.json").evidence()
+    evidence = json.loads((tmp_path / kept.name).read_text("utf-8"))
+    assert evidence["ours"]["note"] == early.publisher.newest.note
+    assert late.publisher.newest is not None
+    assert evidence["theirs"].startswith(late.publisher.newest.note or "-")
+
+
+async def test_a_new_ledger_is_published_once_enough_witnesses_say_that_they_know_none(town: Town) -> None:
+    await town.go(0, 1)
+    store = MemoryStore()
+    hub = await opened(store, town)
+    await prove_start(store, KEYS.log, CONFIG, None, hub.witnessing)
+    position = await hub.write()
+    with pytest.raises(PublishingHalted):
+        await hub.publisher.covering(position)
+    await town.come(0, 1)
+    await hub.witnessing.show_all()
+    await hub.publisher.covering(position)
+    await hub.witnessing.show_all()
+    assert hub.witnessing.newest == await store.checkpoint()
 
 
 async def test_two_histories_shown_to_three_witnesses_never_have_a_quorum_each(

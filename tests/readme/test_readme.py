@@ -100,7 +100,8 @@ def test_commands_have_the_options_that_the_readme_names(
     readme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Path("P").touch()  # the policy file of the examples
+    for name in ("rx.bundle", "P"):  # what the examples verify, and by which policy
+        Path(name).touch()
     lines = [
         line.partition("#")[0].strip()
         for block in blocks(readme, "")

@@ -130,7 +130,8 @@ def test_another_seed_gives_another_ledger() -> None:
 
 def test_a_failing_seed_is_one_line_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
     BREAKS["a fen too much"].apply(monkeypatch)
-    line, again = (Runs().make(range(50)).failures[0] for _ in range(2))
+    failing = next(seed for seed in range(50) if Runs().make(range(seed, seed + 1)).failures)
+    line, again = (Runs().make(range(failing, failing + 1)).failures[0] for _ in range(2))
     assert line == again
     assert "\n" not in line
     found, _, command = line.partition(" -- again: ")

@@ -26,7 +26,7 @@ from erxhub.queries.proofs import cosigned
 from erxhub.rpc.meter import RpcMeter
 from erxhub.rpc.methods import METHODS
 from erxhub.rpc.server import PUBLISHING_HEALTH
-from erxhub.witnessing import PolicyUnusable, PublishingHalted, Witnessing, check_policy
+from erxhub.witnessing import PolicyUnusable, PublishingHalted, check_policy
 from tests.chain import Chain
 from tests.live import START_MS, live_hub
 from tests.witness.publishing import CONFIG, KEYS, SIGNER, never, opened
@@ -255,25 +255,18 @@ async def test_health_says_that_publishing_has_ended_while_calls_are_taken(town:
     await other.witnessing.show_all()
     await town.go(0, 1)
     async with live_hub(config=CONFIG, hub_keys=KEYS, witnesses=town.policy) as live:
-        witnessing = live.hub.core.publisher.witnessing
+        hub, chain = live.hub, Chain(live)
+        await chain.uploaded()
+        witnessing = hub.core.publisher.witnessing
         assert witnessing is not None
         await town.come(0, 1)
-        chain = Chain(live)
-        await chain.uploaded()
-        await live.hub.core.publisher.covering(1)
-        health = live.hub.server._health
-        halted = asyncio.create_task(_halted(live.hub.engine.turned, witnessing))
-        witnessing.wake()
-        await halted
+        while witnessing.halted is None:
+            witnessing.wake()
+            await hub.engine.turned.wait()
         await chain.held()  # commands go on
+        health = hub.server._health
         told = {
             name: (await health.Check(health_pb2.HealthCheckRequest(service=name), None)).status
             for name in ("", PUBLISHING_HEALTH)
         }
         assert told == {"": 1, PUBLISHING_HEALTH: 2}
-
-
-async def _halted(turned: asyncio.Event, witnessing: Witnessing) -> None:
-    while witnessing.halted is None:
-        await turned.wait()
-        await asyncio.sleep(0)

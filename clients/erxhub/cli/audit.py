@@ -35,9 +35,14 @@ def audit() -> None:
     "verify",
     example="""\
 erxhub audit verify --reason 'case 2026-17'
-erxhub audit verify FILE --log-key KEY --ca ca.pem""",
+erxhub audit verify FILE --about RX_NO --log-key KEY --ca ca.pem""",
 )
 @click.argument("file", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "--about",
+    metavar="RX_NO|TRACE_CODE|STREAM",
+    help="What the bundle has to be about; by default what it says itself, which is printed.",
+)
 @trust_options
 @click.option("--reason", help=REASON_HELP)
 @context_option
@@ -47,6 +52,7 @@ def verify(
     context_name: str | None,
     reason: str | None,
     file: Path | None,
+    about: str | None,
     log_keys: tuple[str, ...],
     policy: Path | None,
     ca: Path | None,
@@ -56,13 +62,14 @@ def verify(
     A bundle is checked with nothing but the file, the log's key or a policy, and if given the trust domain's root.
     """
     if file is None:
-        if log_keys or policy or ca:
-            raise click.UsageError("--log-key, --policy and --ca go with a FILE")
+        if about or log_keys or policy or ca:
+            raise click.UsageError("--about, --log-key, --policy and --ca go with a FILE")
         run(context_name, "auditor", functools.partial(_verify_ledger, reason=reason), out)
         return
-    from erxhub.cli.audit_proofs import read_file, verify_file
+    from erxhub.cli.audit_proofs import read_file, subject_of, verify_file
 
-    code = verify_file(read_file(file), out, log_keys, policy, ca)
+    asked = subject_of(about, None) if about else None
+    code = verify_file(read_file(file), out, log_keys, policy, ca, asked)
     if code:
         raise click.exceptions.Exit(code)
 
@@ -146,9 +153,10 @@ def absent(
     computed here from what you ask, never taken from the hub.
     """
     from erxhub.cli.audit_proofs import read_file, subject_of, verify_file, write_file
+    from erxhub.proof.bundle import Form
 
     asked = subject_of(subject, kind)
-    check = functools.partial(verify_file, log_keys=log_keys, policy=policy, ca=ca, asked=asked)
+    check = functools.partial(verify_file, log_keys=log_keys, policy=policy, ca=ca, asked=asked, form=Form.ABSENCE)
     if source is not None:
         if path is not None:
             raise click.UsageError("--from reads a proof, -o keeps one: name one of them")
@@ -261,6 +269,66 @@ async def monitor(
         if looks == count:
             return OK
         await client.connection.environment.sleep_ms(interval * 1_000)
+
+
+@audit.command(
+    "mirror",
+    example="""\
+erxhub audit mirror --db mirror.db --log-key KEY --context mirror
+erxhub audit mirror --db mirror.db --log-key KEY --follow --cosign witness-1 --address 127.0.0.1:7480""",
+)
+@click.option(
+    "--db",
+    "database",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The mirror's own copy, a SQLite file; made when there is none. It holds what the ledger holds.",
+)
+@click.option(
+    "--log-key",
+    "log_keys",
+    multiple=True,
+    required=True,
+    metavar="KEY",
+    help="The log's public key: a vkey, or its 64 hexadecimal digits. May be repeated.",
+)
+@click.option("--once/--follow", "once", default=True, help="End when it has caught up (the default), or never.")
+@click.option(
+    "--interval", type=click.IntRange(1, 86_400), default=10, show_default=True, help="Seconds between looks."
+)
+@click.option(
+    "--cosign",
+    "witness_folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    help="With --follow: be a witness with the key in this folder (`erxhub witness keygen`), for what agrees.",
+)
+@click.option("--address", default="127.0.0.1:7480", show_default=True, metavar="HOST:PORT", help="Where it cosigns.")
+@click.option(
+    "--ready-file", type=click.Path(path_type=Path, dir_okay=False), help="Written when the witness answers, as JSON."
+)
+@with_client("mirror")
+async def mirror(
+    client: MirrorClient,
+    ctx: Context,
+    out: Output,
+    database: Path,
+    log_keys: tuple[str, ...],
+    once: bool,
+    interval: int,
+    witness_folder: Path | None,
+    address: str,
+    ready_file: Path | None,
+) -> int:
+    """Replay the log into a copy of one's own and compare everything (镜像重放); exit code 1 when it does not agree.
+
+    Leaves, tree, map, signatures and the order of events are worked out from the entries alone. What the hub erases is
+    erased here. The copy holds personal data: it is to be kept as the ledger is.
+    """
+    from erxhub.cli.audit_mirror import Settings, run
+
+    if witness_folder is not None and once:
+        raise click.UsageError("--cosign goes with --follow")
+    return await run(client, out, Settings(database, log_keys, interval, not once, witness_folder, address, ready_file))
 
 
 @audit.command(

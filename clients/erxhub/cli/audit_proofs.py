@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from erxhub.cli.output import Output
-    from erxhub.proof.bundle import Subject
+    from erxhub.proof.bundle import Form, Subject
     from erxhub.proof.bundle_checkpoint import Trust
     from erxhub.proof.bundle_verify import Verdict
     from erxhub.proof.notes import NoteKey
@@ -54,6 +54,7 @@ def trust_of(log_keys: tuple[str, ...], policy: Path | None, ca: Path | None, or
 
     Raises Failed when it is not readable, or names no key of a log at all.
     """
+    from erxhub.crypto.certs import holds_certificates
     from erxhub.proof.bundle_checkpoint import Trust
     from erxhub.proof.merkle import ProofInvalid
     from erxhub.proof.policy import read_policy
@@ -67,6 +68,8 @@ def trust_of(log_keys: tuple[str, ...], policy: Path | None, ca: Path | None, or
         raise Failed(f"{error.filename}: {error.strerror}", USAGE) from None
     if not trust.logs():
         raise Failed(_UNVERIFIED, USAGE)
+    if trust.ca_pem is not None and not holds_certificates(trust.ca_pem):
+        raise Failed(f"{ca}: no certificate in PEM", USAGE)
     return trust
 
 
@@ -131,16 +134,16 @@ def verify_file(
     policy: Path | None,
     ca: Path | None,
     asked: Subject | None = None,
+    form: Form | None = None,
 ) -> int:
     """Verify the bytes of a bundle and say every check that was made; the exit code of the verdict.
 
-    `asked`: the subject of which an absence has to be proven; None takes any bundle for what it says it is.
+    `asked`, `form`: what it has to prove, and of what; None takes the bundle for what it says it is.
     """
-    from erxhub.proof.bundle import Form
     from erxhub.proof.bundle_verify import verify_bundle
 
     trust = trust_of(log_keys, policy, ca, origin_of(data))
-    verdict = verify_bundle(data, trust, asked, Form.ABSENCE if asked else None)
+    verdict = verify_bundle(data, trust, asked, form)
     if out.format == "table":
         click.echo(told(verdict), nl=False)
     else:
@@ -179,6 +182,7 @@ def verdict_record(verdict: Verdict) -> dict[str, Any]:
         if checkpoint
         else None,
         "witnesses": list(checkpoint.witnesses) if checkpoint else [],
+        "cosigned_at_s": list(checkpoint.cosigned_at_s) if checkpoint else [],
         "witnessed": _is_witnessed(verdict),
         "entries": verdict.entries,
         "erased": verdict.erased,

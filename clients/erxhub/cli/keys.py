@@ -84,20 +84,46 @@ def rotate(what: str, folder: Path, out: Output) -> None:
         _print(made, folder, out)
 
 
-@keys.command("list", example="erxhub keys list --keys keys -o json")
+@keys.command(
+    "list", example="erxhub keys list --keys keys -o json\nerxhub keys list --keys keys --origin example.org/ledger"
+)
 @_keys_option
+@click.option(
+    "--origin", metavar="NAME", help="The ledger's name: show the log keys as witnesses and policies take them (vkey)."
+)
 @output_option
-def list_(folder: Path, out: Output) -> None:
+def list_(folder: Path, origin: str | None, out: Output) -> None:
     """The public parts: pin the receipt keys (`erxhub context add … --receipt-key ID=HEX`)."""
     from erxhub.keys import HubKeys
 
     with _faults_are_usage():
-        _print(HubKeys.load(folder), folder, out)
+        held = HubKeys.load(folder)
+        if origin is None:
+            _print(held, folder, out)
+        else:
+            out.rows(_vkeys(held, folder, origin), ("key", "id", "vkey", "in_use"))
 
 
 def receipt_pins(held: HubKeys, folder: Path) -> dict[str, str]:
     """Every receipt key that the hub ever used, key id to the public key in hexadecimal: old receipts stay good."""
     return {one.key_id: one.public_key.hex() for one in (*_retired("receipt", folder), held.receipt)}
+
+
+def _vkeys(held: HubKeys, folder: Path, origin: str) -> list[dict[str, Any]]:
+    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.proof.notes import ED25519, NoteKey, valid_name
+
+    if not valid_name(origin):
+        raise Failed(f"--origin {origin}: a name has no space and no +", USAGE)
+    return [
+        {
+            "key": "log",
+            "id": one.key_id,
+            "vkey": NoteKey(origin, ED25519, one.public_key).vkey,
+            "in_use": one is held.log,
+        }
+        for one in (held.log, *_retired("log", folder))
+    ]
 
 
 def _retired(kind: str, folder: Path) -> list[SigningKey]:

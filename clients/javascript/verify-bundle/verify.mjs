@@ -247,7 +247,8 @@ function openNote(note, keys) {
     seen.add(each.line);
     ensure(candidates.length === 1, `two known keys have the name ${each.name} and one id`);
     ensure(noteSignatureHolds(candidates[0], signed, each.signature), `a signature of ${each.name} fails`);
-    if (!signers.has(each.slot)) signers.set(each.slot, candidates[0]);
+    const seconds = candidates[0].type === WITNESS ? each.signature.readBigUInt64BE(0) : null;
+    if (!signers.has(each.slot)) signers.set(each.slot, { ...candidates[0], seconds });
   }
   ensure(signers.size > 0, 'no known key has signed');
   return { text, lines, signers: [...signers.values()] };
@@ -299,19 +300,23 @@ function checkPolicy(note, trust) {
   let signed;
   try {
     const usable = keys.filter((key) => key.type !== ML_DSA);
-    signed = new Set(openNote(note, usable).signers.map((key) => key.identity));
+    signed = new Map(openNote(note, usable).signers.map((key) => [key.identity, key.seconds]));
   } catch (error) {
     throw asRefused(error, 'WITNESS', 'the policy is not met');
   }
-  const cosigned = [...witnesses].filter(([, key]) => signed.has(key.identity)).map(([name]) => name);
-  const held = new Set(cosigned);
+  const cosigned = [...witnesses].filter(([, key]) => signed.has(key.identity));
+  const held = new Set(cosigned.map(([name]) => name));
   // In the order of the file, in which members stand before their group.
   for (const group of groups.values())
     if (group.members.filter((member) => held.has(member)).length >= group.threshold) held.add(group.name);
   if (quorum !== null && !held.has(quorum))
     throw new Refused('QUORUM', 'the policy is not met: too few of the witnesses have cosigned');
-  return cosigned;
+  // The times are the witnesses' word for how new this is; what is new enough, the reader judges.
+  return cosigned.map(([name, key]) => `${Buffer.from(name, 'latin1')} at ${timeText(signed.get(key.identity))}`);
 }
+
+const timeText = (seconds) =>
+  seconds * 1000n <= LAST_INSTANT ? new Date(Number(seconds) * 1000).toISOString() : `${seconds} s`;
 
 /** Read a policy file. Names are octets, which latin1 keeps apart. Throws Invalid. */
 function readPolicy(file) {
@@ -614,7 +619,7 @@ const HANDED_OUT = new Set(['dispense.outbound', 'dispense.handed_over', 'delive
 
 /** The verdict on the bytes of a bundle: `{held, checks, reason, place, words}`. It never throws on account of them. */
 export function verifyBundle(data, trust, asked = null) {
-  const verdict = { held: false, checks: [], reason: null, place: null, words: '' };
+  const verdict = { held: false, form: null, checks: [], reason: null, place: null, words: '' };
   try {
     new Verification(verdict, trust, asked).run(data);
     verdict.held = true;
@@ -641,6 +646,7 @@ class Verification {
       throw asRefused(error, 'FORMAT', 'no bundle in its one way of being written');
     }
     this.bundle = bundle;
+    this.verdict.form = bundle.form;
     const { kind, name } = bundle.subject;
     this.held(`the file is a bundle of version 1: ${bundle.form} of ${kind} ${name}`);
     if (this.asked && (this.asked.kind !== kind || this.asked.name !== name))
@@ -701,7 +707,7 @@ class Verification {
       } catch (error) {
         throw asRefused(error, 'ABSENCE', 'the map does not prove that there is no such stream');
       }
-      this.held('the map proves that there is no such stream: nothing ever happened under it');
+      this.held('the map proves that there is no such stream: by this checkpoint nothing had happened under it');
       return;
     }
     if (streams.length !== 1 || singles.length)
@@ -2175,10 +2181,10 @@ function readAsked(text) {
 
 const placeText = ({ kind, key, version }) => `${kind || 'stream'}/${key.toString('hex')} version ${version}`;
 
-function report({ held, checks, reason, place, words }, trust) {
+function report({ held, form, checks, reason, place, words }, trust) {
   checks.forEach((check, at) => console.log(`${at + 1}. ${check}`));
   if (held) {
-    if (!trust.ca) console.log("(no --ca was given: the signers' certificates were not looked at)");
+    if (!trust.ca && form === 'chain') console.log("(no --ca was given: the signers' certificates were not looked at)");
     console.log('VERIFIED');
     return;
   }

@@ -190,7 +190,7 @@ class Report:
         order = {kind: number for number, kind in enumerate(Kind)}
         places = sorted(self._found, key=lambda place: (order[place.kind], *place[1:]))
         of_kind: dict[Kind, int] = {}
-        lines = []
+        lines: list[audit_pb2.Anomaly] = []
         for place in places:
             of_kind[place.kind] = of_kind.get(place.kind, 0) + 1
             if of_kind[place.kind] <= KIND_LINES_MAX and len(lines) < LINES_MAX:

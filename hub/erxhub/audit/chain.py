@@ -58,6 +58,9 @@ class Reason(StrEnum):
     """The rows of the imported code list are not those that the entry binds."""
 
 
+_ERASED: Final = "content.erased"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One fault of one entry. `reason` is a `Reason` of this package or one of `erxhub.ledger.verify`."""
@@ -127,9 +130,12 @@ NO_STREAM: Final = Stream(b"", None, (), (), ())
 
 
 def read_stream(key: bytes, head: Head | None, stored: Sequence[StoredEntry], as_of: int) -> Stream:
-    """Read a stream's entries up to log position `as_of`. What cannot be read becomes a finding."""
+    """Read a stream's entries up to log position `as_of`. What cannot be read becomes a finding, and so does content
+    that is gone although no later entry says that it was erased.
+    """
     records: list[Record] = []
     findings: list[Finding] = []
+    bare: list[Finding] = []
     for entry in stored:
         if entry.position > as_of:
             break
@@ -138,6 +144,11 @@ def read_stream(key: bytes, head: Head | None, stored: Sequence[StoredEntry], as
             findings.append(Finding(entry.stream_kind, entry.stream_key, entry.version, Reason.PAYLOAD))
         if record is not None:
             records.append(record if record.payload is not None else _emptied(record))
+            if record.name == _ERASED:
+                bare.clear()
+        if entry.payload is None:
+            bare.append(Finding(entry.stream_kind, entry.stream_key, entry.version, Reason.PAYLOAD))
+    findings += bare
     return Stream(key, head, tuple(stored), tuple(records), tuple(findings))
 
 
@@ -236,7 +247,7 @@ class Chain:
     @property
     def is_erased(self) -> bool:
         """Whether an entry says that what the prescription's entries said was erased."""
-        return self.rx.first("content.erased") is not None
+        return self.rx.first(_ERASED) is not None
 
     @property
     def registered(self) -> Record | None:

@@ -241,6 +241,14 @@ def trust_domain_of(pem: bytes) -> str:
     return str(match.group(1))
 
 
+def holds_certificates(pem: bytes) -> bool:
+    """Whether this is a PEM of certificates and nothing that cannot be read."""
+    try:
+        return bool(x509.load_pem_x509_certificates(pem))
+    except (ValueError, UnsupportedAlgorithm):
+        return False
+
+
 def key_matches(certificate_pem: bytes, key_pem: bytes) -> bool:
     """Whether key and certificate belong together; between two file writes of a renewal they do not."""
     try:

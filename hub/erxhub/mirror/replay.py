@@ -8,7 +8,8 @@ stays where it stopped, so that the next run comes to the same point.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -20,7 +21,7 @@ from erxhub.ledger.log import Checkpoint
 from erxhub.ledger.store import Erasure, NewName, NewState, Store, Wanted, Write
 from erxhub.mirror.faults import FINDINGS_MAX, MirrorFault, Reason
 from erxhub.mirror.signed import Judge
-from erxhub.mirror.streams import Streams, Taken
+from erxhub.mirror.streams import NO_SALT, Streams, Taken
 from erxhub.proof.checkpoints import open_checkpoint
 from erxhub.proof.merkle import ProofInvalid
 from erxhub.proof.notes import NoteKey
@@ -34,6 +35,9 @@ _NAMES: Final = frozenset({"institution", "practitioner", "ledger"})
 """The names by which signers are found; no other is needed, and those of persons are the hub's secret."""
 
 
+Entries = AsyncGenerator[audit_pb2.StreamEntriesResponse, None]
+
+
 class Source(Protocol):
     """A hub, as a mirror sees it."""
 
@@ -41,9 +45,9 @@ class Source(Protocol):
         """The next checkpoints in order, none at the end; None when the hub has none of this size (0 always is)."""
 
     async def checkpoint(self, size: int) -> audit_pb2.GetCheckpointResponse | None:
-        """The checkpoint of a size, or None."""
+        """The checkpoint of a size, the newest signed one for 0, or None."""
 
-    def entries(self, after_position: int, limit: int) -> AsyncIterator[audit_pb2.StreamEntriesResponse]:
+    def entries(self, after_position: int, limit: int) -> Entries:
         """The next entries with their content."""
 
 
@@ -57,6 +61,8 @@ class Progress:
     map_root: bytes
     signatures: int
     chains_erased: int
+    kept_back: int
+    """Streams without content of which the log does not say yet that it was erased."""
 
 
 class Judged:
@@ -106,22 +112,21 @@ class Mirror:
         newest = await self._store.checkpoint()
         if newest is not None:
             await self._same_still(source, newest)
-        went_on = False
-        while True:
-            page = await source.checkpoints(newest.size if newest else 0)
+        # What the copying itself adds to the log is left for the next time; otherwise this would never end.
+        last = await source.checkpoint(0)
+        until, size = last.size if last is not None else 0, newest.size if newest else 0
+        while size < until:
+            page = await source.checkpoints(size)
             if page is None:
                 raise self._shorter(newest)
             page = page[: _last_signed(page) + 1]
             if not page:
                 break
-            for told in page:
-                newest = await self._step(source, told, newest)
-                if len(self._waiting) >= _JUDGED_AT_ONCE:
-                    await self._judge_waiting()
-            went_on = True
+            newest = await self._through(source, page, newest)
+            size = newest.size if newest else 0
+            if size >= until:
+                self._nothing_is_kept_back()
         await self._judge_waiting()
-        if went_on:
-            self._nothing_is_kept_back()
         judge = self._judge
         return Progress(
             self._position,
@@ -130,6 +135,7 @@ class Mirror:
             newest.map_root if newest else b"",
             judge.verified if judge else 0,
             judge.erased if judge else 0,
+            len(self._kept_back),
         )
 
     async def _resume(self) -> None:
@@ -139,6 +145,8 @@ class Mirror:
             for entry in page:
                 if entry.stream_kind in ("prescription", "encounter"):
                     self._waiting[entry.stream_key] = None
+                if entry.salt == NO_SALT:
+                    self._kept_back[entry.stream_key] = self._round
             position = page[-1].position
 
     async def _same_still(self, source: Source, newest: Checkpoint) -> None:
@@ -152,14 +160,26 @@ class Mirror:
         size, note = (newest.size, newest.note) if newest else (0, None)
         return MirrorFault(Reason.SHORTER, f"the hub has no checkpoint of {size} leaves any more", seen=note)
 
+    async def _through(
+        self, source: Source, page: Sequence[audit_pb2.GetCheckpointResponse], newest: Checkpoint | None
+    ) -> Checkpoint | None:
+        """Every checkpoint of a page, over one stream of entries."""
+        until = page[-1].covered_position
+        async with aclosing(source.entries(self._position, max(until - self._position, 1))) as entries:
+            for told in page:
+                newest = await self._step(entries, told, newest)
+                if len(self._waiting) >= _JUDGED_AT_ONCE:
+                    await self._judge_waiting()
+        return newest
+
     async def _step(
-        self, source: Source, told: audit_pb2.GetCheckpointResponse, before: Checkpoint | None
+        self, entries: Entries, told: audit_pb2.GetCheckpointResponse, before: Checkpoint | None
     ) -> Checkpoint:
         """The entries up to one checkpoint of the hub, and the same checkpoint made here."""
         covered = before.covered_position if before else 0
         if told.covered_position <= covered:
             raise MirrorFault(Reason.POSITION, "a checkpoint covers nothing new", shown=told.note)
-        await self._copy(source, told.covered_position)
+        await self._copy(entries, told.covered_position)
         made = await self._store.integrate(told.made_at_ms, told.covered_position - covered)
         if made is None:
             raise MirrorFault(Reason.POSITION, "the copy cannot be taken further", shown=told.note)
@@ -186,14 +206,16 @@ class Mirror:
 
     # ---- entries ----
 
-    async def _copy(self, source: Source, until: int) -> None:
+    async def _copy(self, entries: Entries, until: int) -> None:
         messages: list[audit_pb2.StreamEntriesResponse] = []
-        if self._position < until:
-            async for message in source.entries(self._position, until - self._position):
-                messages.append(message)
-                if len(messages) >= _ENTRIES_AT_ONCE:
-                    await self._keep(messages)
-                    messages.clear()
+        while self._position + len(messages) < until:
+            message = await anext(entries, None)
+            if message is None:
+                break
+            messages.append(message)
+            if len(messages) >= _ENTRIES_AT_ONCE:
+                await self._keep(messages)
+                messages.clear()
         await self._keep(messages)
         if self._position != until:
             raise MirrorFault(Reason.POSITION, f"the hub streams {self._position} entries of {until}")
@@ -241,7 +263,8 @@ class Mirror:
         if self._judge is None:
             found = (await self._store.read(Wanted(names=frozenset({index.LEDGER_NAME})))).names
             self._judge = Judge(self._streams.stream, self._named, found.get(index.LEDGER_NAME, b""))
-        findings = await self._judge.findings(self._waiting)
+        # What was erased and not said to be yet cannot be judged; it comes again with the entry that says so.
+        findings = await self._judge.findings(self._waiting.keys() - self._kept_back.keys())
         if findings:
             first = findings[0]
             raise MirrorFault(
@@ -258,8 +281,9 @@ class Mirror:
                 ],
             )
         self._waiting.clear()
-        self._judged.write(self._position)
-        self.judged_position = self._position
+        if not self._kept_back:
+            self._judged.write(self._position)
+            self.judged_position = self._position
 
     async def _named(self, names: frozenset[Name]) -> dict[Name, bytes]:
         return dict((await self._store.read(Wanted(names=names))).names)

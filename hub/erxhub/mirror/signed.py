@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 
 from erxhub.audit import signatures
-from erxhub.audit.chain import Chain, Finding, Name, Sources, Stream, assemble, link_findings, missing
+from erxhub.audit.chain import Chain, Finding, Name, Reason, Sources, Stream, assemble, link_findings, missing
 from erxhub.audit.sales import sales_of
 from erxhub.crypto.suites import SUITES
 
@@ -78,6 +78,6 @@ class Judge:
                 if SUITES[suite].verify(public_key, message, signature):
                     self.verified += 1
                 else:
-                    found.append(proof.content.finding(signatures.Reason.SIGNATURE))
+                    found.append(proof.content.finding(Reason.SIGNATURE))
             found += [proof.content.finding(reason) for reason in proof.reasons]
         return found

@@ -35,7 +35,7 @@ _MISFITS: Final = (IllegalTransition, EventMisplaced, LookupError, StopIteration
 _STREAMS_MAX: Final = 20_000
 """Streams in memory: what is read again from the store is the account or institution that was long not met."""
 
-_NO_SALT: Final = bytes(SALT_BYTES)
+NO_SALT: Final = bytes(SALT_BYTES)
 """Stands in the copy for the salt of content that was erased before it could be copied."""
 
 _LEAF_COMMITMENT: Final = slice(75, 107)
@@ -45,7 +45,7 @@ _EVERY_POSITION: Final = 2**63
 
 @dataclass(slots=True)
 class Following:
-    """One stream. `state` is None when it keeps none, or content was erased; `records` when older ones are forgotten."""
+    """One stream. `state` is None when it keeps none or content was erased, `records` when older ones are forgotten."""
 
     kind: str
     version: int = 0
@@ -174,7 +174,7 @@ def _checked(message: audit_pb2.StreamEntriesResponse, header: Header, following
         raise _fault(Reason.LEAF_HASH, "the leaf does not follow from the entry and the one before it", message)
     if header.recorded_at_ms < following.recorded_at_ms:
         raise _fault(Reason.TIME_BACKWARDS, "recorded before its predecessor", message)
-    salt = message.salt or _NO_SALT
+    salt = message.salt or NO_SALT
     return Entry(header, message.header, salt, message.payload, committed, following.leaf_hash, hashed)
 
 

@@ -33,8 +33,9 @@ class Trust:
 class OpenedCheckpoint:
     """A checkpoint that the log has signed.
 
-    `log_keys`: the public keys that did. `witnesses`: those of the policy that cosigned, by their names there; empty
-    without a policy. `cosignature_lines` counts the lines after the log's, whoever's they are.
+    `log_keys`: the public keys that did. `witnesses`: those of the policy that cosigned, by their names there, and
+    `cosigned_at_s`, the time that each of them signed, in seconds since 1970; both empty without a policy.
+    `cosignature_lines` counts the lines after the log's, whoever's they are.
     """
 
     origin: str
@@ -42,6 +43,7 @@ class OpenedCheckpoint:
     root: bytes
     log_keys: tuple[bytes, ...]
     witnesses: tuple[str, ...]
+    cosigned_at_s: tuple[int, ...]
     cosignature_lines: int
 
 
@@ -73,10 +75,15 @@ def open_checkpoint(note: str, trust: Trust) -> OpenedCheckpoint:
     if order[0] != (first.name, first.key_id) or order[1:] != sorted(set(order) - {order[0]}):
         raise CheckpointRefused(Reason.FORMAT, "the lines of the checkpoint are not in their one order")
     witnesses: tuple[str, ...] = ()
+    times: dict[NoteKey, int] = {}
     if trust.policy is not None:
         try:
-            witnesses = trust.policy.check(note, trust.log_keys).witnesses
+            met = trust.policy.check(note, trust.log_keys)
+            witnesses = met.witnesses
+            times = {signer.key: signer.timestamp or 0 for signer in met.note.signers}
         except ProofInvalid as error:
             reason = Reason.QUORUM if error.reason == "NO_QUORUM" else Reason.WITNESS
             raise CheckpointRefused(reason, f"the policy is not met: {error}") from None
-    return OpenedCheckpoint(said.origin, said.size, said.root, signed_by, witnesses, len(order) - 1)
+    named = trust.policy.witnesses if trust.policy is not None else {}
+    cosigned_at = tuple(times[named[name].key] for name in witnesses)
+    return OpenedCheckpoint(said.origin, said.size, said.root, signed_by, witnesses, cosigned_at, len(order) - 1)

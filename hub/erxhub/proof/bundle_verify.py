@@ -10,7 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from erxhub.audit.chain import LAST_INSTANT_MS
 from erxhub.core.events import BY_NAME, BY_NUMBER
+from erxhub.crypto.certs import iso_time
 from erxhub.ledger.entry import (
     FIRST_PREV_LEAF_HASH,
     EntryKind,
@@ -186,7 +188,11 @@ class _Verification:
         self._verdict.checkpoint = opened
         self._held(f"the checkpoint of {opened.origin}, {opened.size} leaves, is signed by the log")
         if self._trust.policy is not None:
-            self._held(f"the policy is met; cosigned by {', '.join(opened.witnesses) or 'nobody'}")
+            # The times are the witnesses' word for how new this is; what is new enough, the reader judges.
+            signed = [
+                f"{name} at {_time(at_s)}" for name, at_s in zip(opened.witnesses, opened.cosigned_at_s, strict=True)
+            ]
+            self._held(f"the policy is met; cosigned by {', '.join(signed) or 'nobody'}")
         else:
             self._held(
                 f"no policy was given: unwitnessed ({opened.cosignature_lines} cosignatures that nobody here judges)"
@@ -245,7 +251,7 @@ class _Verification:
                 verify_absent(bundle.map_root, key, bundle.absence, strict32=True)
             except ProofInvalid as error:
                 raise _file(Reason.ABSENCE, f"the map does not prove that there is no such stream: {error}") from None
-            self._held("the map proves that there is no such stream: nothing ever happened under it")
+            self._held("the map proves that there is no such stream: by this checkpoint nothing had happened under it")
             return
         if len(bundle.streams) != 1 or bundle.singles:
             raise _file(Reason.STREAM_MISSING, "neither an absence nor the one stream that was asked about")
@@ -493,6 +499,11 @@ def _bare(shown: BareLeaf) -> _Bare:
     leaf = shown.leaf
     number = int.from_bytes
     return _Bare(leaf[0], number(leaf[1:3]), leaf[3:35], number(leaf[35:43]), leaf[43:75], number(leaf[107:115]))
+
+
+def _time(at_s: int) -> str:
+    """A time as people read it, or the number where a calendar has none for it."""
+    return iso_time(at_s * 1_000) if at_s * 1_000 <= LAST_INSTANT_MS else f"{at_s} s"
 
 
 def _name(stream: WholeStream) -> str:

@@ -1,7 +1,7 @@
-"""Many unary calls over one bidirectional stream: each item goes its own way, and the answers come in order.
+"""Many unary calls over one bidirectional stream: each item is decided for itself, and the answers come in order.
 
 Owns the cutting of messages into items, how many are under way, and the order of the results. It never looks into an
-item and decides nothing about it: whoever serves the unary method does.
+item and decides nothing about it: whoever serves the unary method does, for the items of a message together.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, NoReturn, TypeAlias
+from itertools import count
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -29,9 +30,6 @@ _RESULTS: Final = prescribing_pb2.UploadPrescriptionsResponse.RESULTS_FIELD_NUMB
 _ACCEPTED: Final = prescribing_pb2.UploadResult.ACCEPTED_FIELD_NUMBER
 _REFUSED: Final = prescribing_pb2.UploadResult.REFUSED_FIELD_NUMBER
 
-Serve = Callable[[bytes, Any], Awaitable[bytes]]
-"""A unary method: an item's bytes and its context to the reply's bytes."""
-
 
 class ItemRefused(grpc.aio.AbortError):
     """What the abort of an item's context raises; the stream goes on."""
@@ -41,6 +39,10 @@ class ItemRefused(grpc.aio.AbortError):
         self.code = code
         self.details = details
         self.message = message
+
+
+Serve = Callable[[Sequence[bytes], Any], Awaitable[Sequence[bytes | ItemRefused]]]
+"""A unary method: the bytes of some items and their context to, for each in order, the reply's bytes or the refusal."""
 
 
 class ItemContext:
@@ -67,8 +69,15 @@ class ItemContext:
         raise ItemRefused(code, packed, details)
 
 
-_Group: TypeAlias = "list[asyncio.Task[bytes]] | Refused | ItemRefused | None"
-"""The items of one message, or the end of the stream: with a refusal, or in good order (None)."""
+class _Message(NamedTuple):
+    """The items of one message, and their results as fields of the response."""
+
+    items: int
+    results: asyncio.Task[bytes]
+
+
+_Group: TypeAlias = "_Message | Refused | ItemRefused | None"
+"""A message, or the end of the stream: with a refusal, or in good order (None)."""
 
 
 class _Groups:
@@ -127,35 +136,36 @@ class Bulk:
                 if isinstance(group, Refused):
                     yield group
                     return
-                parts = [await item for item in group]
+                parts, items = [await group.results], group.items
                 # What was committed with it is told with it.
-                while isinstance(more := self._next_done(len(parts)), list):
-                    parts += [item.result() for item in more]
+                while (more := self._next_done(items)) is not None:
+                    parts.append(more.results.result())
+                    items += more.items
                 yield b"".join(parts)
             await reading
         finally:
             for task in (reading, ending):
                 task.cancel()
-            left: list[asyncio.Task[bytes]] = group if isinstance(group, list) else []
-            while self._groups.waiting:
-                more = self._groups.waiting.popleft()
-                left = [*left, *more] if isinstance(more, list) else left
-            for item in left:
-                item.cancel()
+            left = [one.results for one in (group, *self._groups.waiting) if isinstance(one, _Message)]
+            self._groups.waiting.clear()
+            for results in left:
+                results.cancel()
             await asyncio.gather(reading, ending, *left, return_exceptions=True)
 
     def end(self, refused: ItemRefused) -> None:
         """End the stream with this once what came before is answered; nothing more is read."""
         self._groups.put(refused)
 
-    def _next_done(self, taken: int) -> _Group:
-        """The next group when all of it is answered and there is room for it; it is then taken."""
+    def _next_done(self, taken: int) -> _Message | None:
+        """The next message when all of it is answered and there is room for it; it is then taken."""
         waiting = self._groups.waiting
-        if not waiting or not isinstance(group := waiting[0], list) or taken + len(group) > ITEMS_MAX:
+        if not waiting or not isinstance(message := waiting[0], _Message) or taken + message.items > ITEMS_MAX:
             return None
-        if not all(item.done() and not item.cancelled() and item.exception() is None for item in group):
+        results = message.results
+        if not results.done() or results.cancelled() or results.exception() is not None:
             return None
-        return waiting.popleft()
+        waiting.popleft()
+        return message
 
     async def _end_reading(self, reading: asyncio.Task[None]) -> None:
         await self._ending.wait()
@@ -172,7 +182,7 @@ class Bulk:
                 await self._until_room(len(items))
                 self._open += len(items)
                 self._changed(len(items))
-                self._groups.put([self._begun(item) for item in items])
+                self._groups.put(self._begun(items))
         except asyncio.CancelledError:
             if not self._ending.is_set():
                 raise
@@ -183,27 +193,34 @@ class Bulk:
             self._room.clear()
             await self._room.wait()
 
-    def _begun(self, item: bytes) -> asyncio.Task[bytes]:
-        task = asyncio.create_task(self._item(self._taken, item))
-        # Not in the item's own `finally`: one that is cancelled before its first step never gets there.
-        task.add_done_callback(self._is_over)
-        self._taken += 1
-        return task
+    def _begun(self, items: Sequence[bytes]) -> _Message:
+        task = asyncio.create_task(self._results(self._taken, items))
+        # Not in the task's own `finally`: one that is cancelled before its first step never gets there.
+        task.add_done_callback(lambda _: self._is_over(len(items)))
+        self._taken += len(items)
+        return _Message(len(items), task)
 
-    async def _item(self, number: int, raw: bytes) -> bytes:
-        """One item, served; its result as a field of the response."""
-        try:
-            # Put in as it is: the reply is the unary call's, byte for byte.
-            outcome = _ACCEPTED, await self._serve(raw, self._context)
-        except ItemRefused as refused:
-            outcome = _REFUSED, _refusal(refused).SerializeToString()
-        head = prescribing_pb2.UploadResult(item=number, request_id=_request_id(raw)).SerializeToString()
-        return _delimited(_RESULTS, head + _delimited(*outcome))
+    async def _results(self, first: int, items: Sequence[bytes]) -> bytes:
+        """The items of a message, served; their results as fields of the response."""
+        outcomes = await self._serve(items, self._context)
+        numbered = zip(count(first), items, outcomes, strict=False)
+        return b"".join([_result(number, raw, outcome) for number, raw, outcome in numbered])
 
-    def _is_over(self, _: asyncio.Task[bytes]) -> None:
-        self._open -= 1
-        self._changed(-1)
+    def _is_over(self, items: int) -> None:
+        self._open -= items
+        self._changed(-items)
         self._room.set()
+
+
+def _result(number: int, raw: bytes, outcome: bytes | ItemRefused) -> bytes:
+    """The result of one item, as a field of the response."""
+    if isinstance(outcome, ItemRefused):
+        told = _delimited(_REFUSED, _refusal(outcome).SerializeToString())
+    else:
+        # Put in as it is: the reply is the unary call's, byte for byte.
+        told = _delimited(_ACCEPTED, outcome)
+    head = prescribing_pb2.UploadResult(item=number, request_id=_request_id(raw)).SerializeToString()
+    return _delimited(_RESULTS, head + told)
 
 
 def _delimited(number: int, data: bytes) -> bytes:
