@@ -86,9 +86,7 @@ class Chain:
         client: Any = (
             await self.live.pharmacy(self.pharmacy_code) if pharmacy else await self.live.hospital(self.hospital_code)
         )
-        verified = await client.verify_voucher(
-            voucher_code=await self.code(business_type), business_type=business_type
-        )
+        verified = await client.verify_voucher(voucher_code=await self.code(business_type), business_type=business_type)
         return str(verified.voucher_ref)
 
     # ---- diagnosis ----

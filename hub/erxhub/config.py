@@ -61,7 +61,7 @@ class Config:
     """Steps that a watch reads at once: bounds its memory, not its speed."""
 
     bulk_items_max: int = 256
-    """Items of one bulk upload that are being decided; more are not read. Two full commits: one is written, one waits."""
+    """Items of one bulk upload that are being decided; more are not read. Two commits: one is written, one waits."""
 
     import_rows_max: int = 200_000
     """Rows of one catalogue import; the national drug list has some 200,000."""

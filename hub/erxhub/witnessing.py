@@ -28,12 +28,15 @@ from erxhub.witness.client import (
     WitnessFailure,
     clients_of,
 )
-from erxhub.witness.gathering import gather
+from erxhub.witness.gathering import GRACE_MS, gather
 
 _log = logging.getLogger("erxhub.witnessing")
 
 ROLLBACK_SUSPECTED: Final = "ROLLBACK_SUSPECTED"
 FORK_SUSPECTED: Final = "FORK_SUSPECTED"
+
+_HURRIED_GRACE_MS: Final = 50
+"""How long a slow witness is waited for beyond the quorum while somebody waits for a bundle; it gets the next one."""
 
 _NO_FILE_NAME: Final = re.compile(r"[^A-Za-z0-9.]+")
 
@@ -55,6 +58,8 @@ async def _go_on(_: str) -> None:
 def check_policy(policy: Policy) -> None:
     """Raise PolicyUnusable where asking every witness that can be asked does not meet the quorum, or two are one."""
     keys = [witness.key.name for witness in policy.witnesses.values()]
+    if any(not _is_text(name) for name in (*policy.witnesses, *keys)):
+        raise PolicyUnusable("the name of a witness is no UTF-8 text, and metrics and evidence show it")
     if len(set(keys)) != len(keys):
         raise PolicyUnusable("two witnesses have keys of one name; the ledger keeps one line a name")
     try:
@@ -63,6 +68,14 @@ def check_policy(policy: Policy) -> None:
         raise PolicyUnusable(str(error)) from None
     if not policy.holds(asked):
         raise PolicyUnusable("the quorum needs witnesses that have no URL, or a key that cannot be verified here")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _NoClock:
@@ -290,7 +303,8 @@ class Witnessing:
         async def prove(size: int) -> list[bytes]:
             return await self._store.consistency(size, stored.size)
 
-        found = await gather(self._policy, self._clients, stored.note, prove)
+        grace_ms = _HURRIED_GRACE_MS if self._pinned else GRACE_MS
+        found = await gather(self._policy, self._clients, stored.note, prove, grace_ms=grace_ms)
         await self._between("gather")
         lines = [Cosignature(self._clients[name].name, line) for name, line in found.lines.items()]
         if lines:

@@ -398,7 +398,7 @@ def test_names_and_lists_of_an_altered_entry_are_not_blamed_as_well(written: Wri
 
 
 @pytest.mark.parametrize("version", [1, 3])
-def test_an_erased_content_leaves_its_names_and_lists_alone(written: Written, copied: Path, version: int) -> None:
+def test_a_content_that_is_gone_leaves_its_names_and_lists_alone(written: Written, copied: Path, version: int) -> None:
     intrude(
         copied,
         (
@@ -406,7 +406,7 @@ def test_an_erased_content_leaves_its_names_and_lists_alone(written: Written, co
             (version, written.rx_key),
         ),
     )
-    assert verified(written, copied) == []
+    assert verified(written, copied) == [("prescription", version, "CONTENT_MISSING")]
 
 
 def test_what_is_written_meanwhile_is_left_to_the_next_verification(written: Written, copied: Path) -> None:

@@ -54,7 +54,7 @@ def test_the_list_names_the_cases_that_verify_a_requirement() -> None:
     assert listed.keys() == ROWS_OF.keys()
     for case in load_suite().cases:
         assert all(case.id in listed[requirement]["cases"] for requirement in case.verifies), case.id
-    assert listed["ERR-RETENTION"]["not_tested"]
+    assert listed["ERR-RET_INVALID"]["not_tested"]
 
 
 def test_the_list_of_a_role_names_its_cases_only() -> None:

@@ -15,6 +15,7 @@ from erxhub.client.signing import signed_upload
 from erxhub.config import Config
 from erxhub.ledger.entry import EntryKind, Header
 from erxhub.ledger.memory import MemoryStore
+from erxhub.ledger.store import StoreUnavailable
 from erxhub.rpc.bulk import items_of
 from erxhub.v1 import catalog_pb2, prescribing_pb2
 from tests.chain import Chain
@@ -202,18 +203,21 @@ async def test_a_lost_stream_is_resumed_by_sending_again() -> None:
 
 
 class _Gate:
-    """A store whose appends wait until they are let through."""
+    """A store whose appends wait until they are let through, or find the disk full."""
 
     def __init__(self, store: Any) -> None:
         self._store = store
         self.open = asyncio.Event()
         self.open.set()
+        self.full = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
     async def append(self, batch: Any) -> Any:
         await self.open.wait()
+        if self.full:
+            raise StoreUnavailable("no room")
         return await self._store.append(batch)
 
 
@@ -241,6 +245,82 @@ async def test_no_more_items_are_taken_than_may_be_under_way() -> None:
         gate.open.set()
         assert outcomes(await stream.finish()) == ["OK"] * 6
         assert len(seen) == 6
+
+
+async def test_items_of_a_lost_stream_that_are_in_the_lane_are_committed(caplog: pytest.LogCaptureFixture) -> None:
+    gate: Any = _Gate(MemoryStore())
+    async with live_hub(store=gate) as live:
+        hospital, (first, *others) = await live.hospital(), await ready(live, 4)
+        await unary(hospital, first)  # from now on the hub knows the keys, and items need not wait for them
+        taken = asyncio.Event()
+        queue = live.hub.engine.queue
+
+        def seen(*arguments: Any) -> Any:
+            taken.set()
+            return queue(*arguments)
+
+        live.hub.engine.queue = seen  # type: ignore[method-assign]
+        gate.open.clear()
+        before = live.hub.engine.counters.commands
+        stream = Stream(hospital)
+        await stream.send(*others)
+        async with asyncio.timeout(10):
+            await taken.wait()
+        stream.call.cancel()
+        gate.open.set()
+        single = await unary(hospital, others[0])
+        again = Stream(hospital)
+        await again.send(*others)
+        results = await again.finish()
+        assert outcomes(results) == ["OK"] * 3
+        assert results[0].accepted.SerializeToString() == single
+        # Three were decided for the lost stream, and four answers were repeated.
+        assert live.hub.engine.counters.commands == before + 7
+        headers = [Header.decode(entry.header) for entry in await live.hub.store.log(0, 1000)]
+        events = [header.request_id for header in headers if header.kind == EntryKind.EVENT]
+        assert len({events.count(upload.request_id) for upload in (first, *others)}) == 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_items_meet_a_store_that_cannot_write_as_single_calls_do() -> None:
+    gate: Any = _Gate(MemoryStore())
+    async with live_hub(store=gate) as live:
+        hospital, (first, *others) = await live.hospital(), await ready(live, 3)
+        await unary(hospital, first)
+        gate.full = True
+        single = await refused(hospital, others[0])
+        stream = Stream(hospital)
+        await stream.send(*others)
+        results = await stream.finish()
+        assert await stream.code() == "OK"
+        assert outcomes(results) == ["HUB_UNAVAILABLE"] * 2
+        assert [result.refused.status for result in results] == [single] * 2
+        gate.full = False
+        again = Stream(hospital)
+        await again.send(*others)
+        assert outcomes(await again.finish()) == ["OK"] * 2
+
+
+async def test_an_item_with_a_bug_costs_no_other_item_its_answer() -> None:
+    async with live_hub() as live:
+        hospital, (first, bad, last) = await live.hospital(), await ready(live, 3)
+        await unary(hospital, first)
+        check = live.hub.core.dispatcher._rules.check
+
+        def faulty(request: Any, *arguments: Any) -> Any:
+            if request.request_id == bad.request_id:
+                raise RuntimeError("a bug")
+            return check(request, *arguments)
+
+        live.hub.core.dispatcher._rules.check = faulty  # type: ignore[method-assign]
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await unary(hospital, bad)
+        stream = Stream(hospital)
+        await stream.send(bad, last)
+        results = await stream.finish()
+        assert await stream.code() == "OK"
+        assert results[0].refused.message_en == caught.value.details()
+        assert results[1].HasField("accepted")
 
 
 async def test_a_draining_hub_answers_what_it_took_and_ends_the_stream() -> None:

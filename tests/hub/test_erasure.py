@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from erxhub.client import Refusal
 from erxhub.core.events import BY_NUMBER
 from erxhub.core.keys import prescription_key
 from erxhub.ledger.entry import Header
+from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.sqlite import open_sqlite
 from erxhub.ledger.store import Store, Wanted
+from erxhub.ledger.verify import verify_ledger
 from erxhub.proof.bundle import Form, Subject
 from erxhub.proof.bundle_checkpoint import Trust
 from erxhub.proof.bundle_verify import verify_bundle
 from erxhub.v1 import audit_pb2, events_pb2, registry_pb2, state_pb2
 from tests.chain import Chain
 from tests.live import DAY_MS, PERSON, Live, live_hub
+from tests.postgres import PostgresServer
 from tests.several.ground import new_ledger, open_store
 
 BASIS = "处方管理办法第五十条：保存期满"
@@ -203,4 +207,44 @@ async def test_content_that_is_gone_without_an_entry_that_says_so_is_found(tmp_p
         traced = await (await live.auditor()).trace(rx_no=chain.rx_no, verify=True)
         assert not traced.verified
         assert "GAP_CHAIN" in traced.gaps
-        assert [(finding.version, finding.reason) for finding in traced.findings][:1] == [(2, "PAYLOAD")]
+        assert [(finding.version, finding.reason) for finding in traced.findings][:1] == [(2, "CONTENT_MISSING")]
+
+
+@pytest.mark.parametrize("engine", ["memory", "sqlite", "postgres"])
+async def test_a_ledger_of_which_content_was_deleted_by_hand_does_not_verify(
+    engine: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    path = tmp_path / "ledger.db"
+    store: Store
+    if engine == "memory":
+        store = MemoryStore()
+    elif engine == "sqlite":
+        store = await open_sqlite(path)
+    else:
+        server: PostgresServer = request.getfixturevalue("postgres_server")
+        database = server.database(server.ledger_template())
+        store = await open_store(server.url(database, "hub"))
+    async with live_hub(store=store) as live:
+        chain = await Chain(live).uploaded()
+        key = prescription_key(chain.rx_no)
+        if isinstance(store, MemoryStore):
+            (entry,) = await store.entries(key, 1, 1)
+            store._log[entry.position - 1] = store._streams[key][1] = replace(entry, salt=None, payload=None)
+        elif engine == "sqlite":
+            with closing(sqlite3.connect(path)) as shell, shell:
+                shell.execute(
+                    "DELETE FROM content WHERE version = 2 AND stream = (SELECT no FROM stream WHERE key = ?)", (key,)
+                )
+        else:
+            server.sql(
+                "DELETE FROM erxhub.content c USING erxhub.stream s WHERE c.shard = s.shard AND c.stream = s.no"
+                f" AND c.version = 2 AND s.key = '\\x{key.hex()}'",
+                database,
+            )
+        expected = ("prescription", key, 2, "CONTENT_MISSING")
+        reply = await (await live.auditor()).verify_ledger()
+        assert not reply.verified
+        assert [(f.stream_kind, f.stream_key, f.version, f.reason) for f in reply.findings] == [expected]
+        # What a start and `db check` go by.
+        found = (await verify_ledger(store)).findings
+        assert [(f.stream_kind, f.stream_key, f.version, f.reason) for f in found] == [expected]

@@ -107,8 +107,12 @@ CASES = {
         ),
         [("rx", 1, "COMMITMENT"), ("rx", 2, "COMMITMENT")],
     ),
-    "content erased": (execute(f"DELETE FROM content {AT_2}"), []),
-    "all content erased": (execute("DELETE FROM content"), []),
+    "content gone": (execute(f"DELETE FROM content {AT_2}"), [("rx", 2, "CONTENT_MISSING")]),
+    "all content gone": (
+        execute(f"DELETE FROM content WHERE stream IN ({RX_NO}, {ACCESS_NO})"),
+        [("log", version, "CONTENT_MISSING") for version in (1, 2, 3)]
+        + [("rx", version, "CONTENT_MISSING") for version in (1, 2, 3, 4)],
+    ),
     "commitment": (
         execute(f"UPDATE entry SET commitment = zeroblob(32) {AT_2}"),
         [("rx", 2, "COMMITMENT"), ("rx", 2, "LEAF_HASH")],
@@ -119,7 +123,7 @@ CASES = {
     ),
     "commitment of an erased entry": (
         all_of(execute(f"DELETE FROM content {AT_2}"), execute(f"UPDATE entry SET commitment = zeroblob(32) {AT_2}")),
-        [("rx", 2, "PREV_LEAF")],
+        [("rx", 2, "PREV_LEAF"), ("rx", 2, "CONTENT_MISSING")],
     ),
     "leaf hash": (execute(f"UPDATE entry SET leaf_hash = zeroblob(32) {AT_2}"), [("rx", 2, "LEAF_HASH")]),
     "leaf hash cut": (execute(f"UPDATE entry SET leaf_hash = x'00' {AT_2}"), [("rx", 2, "LEAF_HASH")]),
@@ -330,6 +334,37 @@ def test_altered_stream_is_found_without_a_store() -> None:
         ("rx", 3, "VERSION_GAP"),
         ("rx", 2, "VERSION_GAP"),
     ]
+
+
+def test_content_that_an_entry_says_was_erased_is_no_finding_and_its_own_still_has_to_be_there() -> None:
+    said = next_entry("rx", RX[3], number=CONTENT_ERASED_TYPE)
+    after = next_entry("rx", said)
+    entries = [replace(stored, salt=None, payload=None) for stored in as_stored([*RX, said, after])]
+    kept = as_stored([*RX, said, after])
+    assert found(verify_entries([*entries[:4], *kept[4:]])) == []
+    assert found(verify_entries([*entries[:5], *kept[5:]])) == [("rx", 5, "CONTENT_MISSING")]
+    assert found(verify_entries([*entries[:4], kept[4], entries[5]])) == [("rx", 6, "CONTENT_MISSING")]
+
+
+def test_the_type_that_says_erased_is_that_of_the_event() -> None:
+    assert BY_NAME["content.erased"].number == CONTENT_ERASED_TYPE
+
+
+@pytest.mark.parametrize("erased", [True, False])
+async def test_content_erased_while_the_log_is_walked_is_no_finding(erased: bool) -> None:
+    """The page is read after the erasure, the end of the log was taken before it."""
+    store = MemoryStore()
+    await append_all(store, [Write(entries=tuple(RX))])
+    said = next_entry("rx", RX[3], number=CONTENT_ERASED_TYPE if erased else 8)
+    end = await store.last_position()
+    await append_all(store, [Write((said,), erasures=(Erasure(key_of("rx"), 5),))])
+
+    async def before() -> int:
+        return end
+
+    store.last_position = before  # type: ignore[method-assign]
+    findings = (await verify_ledger(store)).findings
+    assert [finding.version for finding in findings] == ([] if erased else [1, 2, 3, 4])
 
 
 @pytest.mark.parametrize("part", ["salt", "payload"])

@@ -165,6 +165,34 @@ def _sign(signed: Any, statement: Any, key: Any) -> None:
     signed.signatures[0].signature = key.sign(pae(signed.payload_type, signed.payload))
 
 
+async def test_a_pharmacys_seal_is_no_pharmacist(live: Live) -> None:
+    chain = await Chain(live, PERSON).handed_over()
+    seal = live.key(PHARMACY, PHARMACY)
+
+    def unreviewed(told: Told) -> None:
+        statement = signed_pb2.ReviewStatement.FromString(told.payload.statement.payload)
+        statement.pharmacist_code = told.payload.pharmacist_code = ""
+        told.payload.statement.signatures[0].key_id = seal.key_id
+        _sign(told.payload.statement, statement, seal)
+
+    verdict = await verdict_on(live, chain.rx_no, changed("review.passed", unreviewed))
+    assert {fault.reason for fault in verdict.faults} == {Reason.SIGNING_KEY}
+
+
+async def test_a_hospitals_seal_is_no_doctor(live: Live) -> None:
+    chain = await Chain(live, PERSON).uploaded()
+    seal = live.key(chain.hospital_code, chain.hospital_code)
+
+    def undiagnosed(told: Told) -> None:
+        statement = signed_pb2.DiagnosisStatement.FromString(told.payload.statement.payload)
+        statement.doctor_code = told.payload.doctor_code = chain.hospital_code
+        told.payload.statement.signatures[0].key_id = seal.key_id
+        _sign(told.payload.statement, statement, seal)
+
+    verdict = await verdict_on(live, chain.rx_no, changed("diagnosis.recorded", undiagnosed))
+    assert {fault.reason for fault in verdict.faults} == {Reason.SIGNING_KEY}
+
+
 async def test_a_key_that_is_revoked_later_did_sign_and_one_that_was_revoked_before_did_not() -> None:
     async with live_hub() as live:
         live.advance(MINUTE_MS)

@@ -25,6 +25,8 @@ from erxhub.proof.notes import LogSigner
 from erxhub.v1 import audit_pb2, events_pb2
 from tests.chain import Chain
 from tests.live import PERSON, Live, live_hub
+from tests.postgres import PostgresServer
+from tests.several.ground import new_ledger, several_hubs
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -127,6 +129,17 @@ async def test_an_honest_log_is_agreed_with_root_map_and_signatures(honest: Hub,
     assert (await verify_ledger(store)).findings == []
     assert await mirror.catch_up(honest) == progress
     await place.close()
+
+
+async def test_a_mirror_of_two_hubs_on_postgresql_agrees_too(place: Place, postgres_server: PostgresServer) -> None:
+    async with several_hubs([new_ledger(postgres_server)] * 2) as several:
+        first, second = several.hubs
+        await Chain(first, PERSON).handed_over()
+        await Chain(second, PERSON).uploaded()
+        found = await streamed(first)
+        progress = await place.replayed(found)
+        last = found.told[-1]
+        assert (progress.entries, progress.root, progress.map_root) == (last.covered_position, last.root, last.map_root)
 
 
 async def test_a_mirror_goes_on_where_it_stopped(honest: Hub, place: Place) -> None:

@@ -132,9 +132,7 @@ def test_a_watch_from_now_on_waits_for_the_next_step(hub: Hub) -> None:
 
 
 def revoke(rx_no: str) -> prescribing_pb2.RevokePrescriptionRequest:
-    return prescribing_pb2.RevokePrescriptionRequest(
-        rx_no=rx_no, doctor_code=people.DOCTOR_CODE, reason="用药调整"
-    )
+    return prescribing_pb2.RevokePrescriptionRequest(rx_no=rx_no, doctor_code=people.DOCTOR_CODE, reason="用药调整")
 
 
 def test_many_steps_while_a_watch_runs_come_once_each_and_in_order(hub: Hub) -> None:

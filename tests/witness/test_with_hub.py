@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from erxhub.queries.proofs import cosigned
 from erxhub.rpc.meter import RpcMeter
 from erxhub.rpc.methods import METHODS
 from erxhub.rpc.server import PUBLISHING_HEALTH
+from erxhub.v1 import common_pb2
 from erxhub.witnessing import PolicyUnusable, PublishingHalted, check_policy
 from tests.chain import Chain
 from tests.live import START_MS, live_hub
@@ -209,11 +211,12 @@ async def test_two_histories_end_publishing_beside_a_quorum(town: Town, tmp_path
         ("witness A {0}\nquorum A\n", "have no URL"),
         ("witness A {0} ftp://a.test\nquorum A\n", "no URL of a witness"),
         ("witness A {0} http://a.test\nwitness B {1} http://b.test\nquorum A\n", "one name"),
+        ("witness \xff {0} http://a.test\nquorum \xff\n", "no UTF-8"),
     ],
 )
 def test_a_policy_that_no_hub_can_meet_is_said_at_once(text: str, words: str) -> None:
     keys = [NoteKey("witness.test/0", 4, bytes([n]) * 32) for n in (1, 2)]
-    policy = read_policy(text.format(*(key.vkey for key in keys)).encode())
+    policy = read_policy(text.format(*(key.vkey for key in keys)).encode("latin-1"))
     with pytest.raises(PolicyUnusable, match=words):
         check_policy(policy)
 
@@ -247,6 +250,25 @@ async def test_a_bundle_of_a_hub_is_witnessed_and_says_so_when_it_is_not(town: T
         assert {fault.reason for fault in verify_bundle(bundle.encode(), trust).faults} == {"QUORUM"}
         log_key = NoteKey(CONFIG.origin, ED25519, KEYS.log.public_key)
         assert verify_bundle(bundle.encode(), Trust((log_key,), None, live.trust.ca_pem)).holds
+
+
+async def test_a_reply_that_waits_for_the_witnesses_comes_when_a_quorum_has_cosigned(town: Town) -> None:
+    config = replace(CONFIG, checkpoint_interval_ms=20)
+    async with live_hub(config=config, hub_keys=KEYS, witnesses=town.policy) as live:
+        chain, agency = await Chain(live).uploaded(), await live.agency()
+        heard: list[str] = []
+        agency.connection.on_reached = lambda request, reached: heard.append(reached)
+        call = {"rx_no": chain.rx_no, "wait_for": common_pb2.WAIT_FOR_WITNESSED}
+        reply = await agency.freeze_prescription(case_no="CASE-1", **call)
+        last = reply.receipt.entries[-1]
+        (entry,) = await live.hub.store.entries(last.stream_key, last.version - 1, 1)
+        witnessing = live.hub.core.publisher.witnessing
+        assert witnessing is not None
+        assert witnessing.newest is not None
+        assert witnessing.newest.covered_position >= entry.position
+        await town.go(1)
+        await agency.unfreeze_prescription(case_no="CASE-1", timeout_s=1.0, **call)
+        assert heard == ["WITNESSED", "INTEGRATED"]
 
 
 async def test_health_says_that_publishing_has_ended_while_calls_are_taken(town: Town) -> None:

@@ -25,8 +25,8 @@ def show(out: Output, reply: audit_pb2.ReportAnomaliesResponse) -> None:
             "where": line.where,
             "who": line.who,
             "count": line.count,
-            "first": iso_beijing(line.first_at_ms),
-            "last": iso_beijing(line.last_at_ms),
+            "first": iso_beijing(line.first_at_ms) if line.first_at_ms else None,
+            "last": iso_beijing(line.last_at_ms) if line.last_at_ms else None,
         }
         for line in reply.anomalies
     ]

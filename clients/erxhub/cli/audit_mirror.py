@@ -84,7 +84,7 @@ class HubSource:
 
 async def run(client: MirrorClient, out: Output, settings: Settings) -> int:
     """Replay, and with `follows` go on for good. The exit code."""
-    from erxhub.cli.stores import open_store
+    from erxhub.cli.stores import failures_of, open_store
     from erxhub.client import ClientFailure
     from erxhub.mirror.faults import MirrorFault
     from erxhub.mirror.replay import Judged, Mirror
@@ -101,7 +101,8 @@ async def run(client: MirrorClient, out: Output, settings: Settings) -> int:
         source = HubSource(client)
         while True:
             try:
-                progress = await mirror.catch_up(source)
+                with failures_of(str(settings.database)):
+                    progress = await mirror.catch_up(source)
             except MirrorFault as fault:
                 out.say(f"{fault}; evidence: {_keep_evidence(settings.database, fault)}")
                 return NEGATIVE

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from erxhub.cli.context import Context, Contexts
+    from erxhub.keys import HubKeys
     from erxhub.seed import SeedWorld
     from erxhub.testing import RunningSandbox
 
@@ -109,6 +110,7 @@ async def _dev(
         stop_at_end_of_input(stopping)
     async with AsyncExitStack() as undo:
         with _failing(db, ports):
+            config = configured(default_config(), settings)
             sandbox = await undo.enter_async_context(
                 running_sandbox(
                     home=home,
@@ -117,7 +119,7 @@ async def _dev(
                     control_address=f"127.0.0.1:{ports[1]}",
                     suite=suite,
                     default_profile=sandbox_pb2.FaultProfile.Value(f"FAULT_PROFILE_{profile.upper()}"),
-                    config=configured(default_config(), settings),
+                    config=config,
                 )
             )
             world, operator = _identities(sandbox, home / "pki", suite)
@@ -132,7 +134,7 @@ async def _dev(
             home=str(home),
             operator=str(operator.cert.parent),
         )
-        _introduce(contexts, world, operator, db)
+        _introduce(contexts, world, operator, db, _log_vkey(sandbox.keys, config.origin))
         await stopping.wait()
     click.echo("stopped", err=True)
 
@@ -211,7 +213,14 @@ def _forget_namespaces(home: Path, operator: Context) -> None:
         forget(contexts, operator, namespace)
 
 
-def _introduce(contexts: Contexts, world: SeedWorld, operator: Context, db: Path | None) -> None:
+def _log_vkey(keys: HubKeys, origin: str) -> str:
+    """The log's public key, as whoever verifies a bundle names it."""
+    from erxhub.proof.notes import ED25519, NoteKey
+
+    return NoteKey(origin, ED25519, keys.log.public_key).vkey
+
+
+def _introduce(contexts: Contexts, world: SeedWorld, operator: Context, db: Path | None, log_vkey: str) -> None:
     from erxhub.cli.output import Output
     from erxhub.cli.seeding import caller_rows, shown_path, signer_rows
 
@@ -225,6 +234,7 @@ def _introduce(contexts: Contexts, world: SeedWorld, operator: Context, db: Path
     click.echo("")
     out.rows([{"receipt key": key_id, "public (Ed25519)": key} for key_id, key in hospital.receipt_keys.items()])
     click.echo(
+        f"\nLog key, for bundles:  {log_vkey}"
         f"\nSandbox control: {operator.target} (mTLS), context {operator.name}, "
         f"{operator.role}/{operator.id}, {shown_path(home, operator.cert.parent)}"
         "\n\nTry in another terminal:\n"
@@ -237,4 +247,6 @@ def _introduce(contexts: Contexts, world: SeedWorld, operator: Context, db: Path
         "  erxhub sandbox create lab                                    # a hub of its own: --context lab-hospital\n"
         "  erxhub registry list institutions\n"
         f"  erxhub voucher activate {world.person_no}\n"
+        "  erxhub audit export RX_NO -o rx.bundle                       # a prescription's whole proof, as one file\n"
+        f"  erxhub audit verify rx.bundle --log-key '{log_vkey}'\n"
     )

@@ -36,7 +36,7 @@ VERBS: Final = {
     "pharmacy": ("erxhub.cli.pharmacy:pharmacy", "Prescriptions, as a pharmacy."),
     "delivery": ("erxhub.cli.delivery:delivery", "Deliveries, as a pharmacy."),
     "trace": ("erxhub.cli.trace:trace", "One prescription's whole chain, as an auditor."),
-    "audit": ("erxhub.cli.audit:audit", "Verify the ledger, find chains."),
+    "audit": ("erxhub.cli.audit:audit", "Bundles and proofs to take away, monitor, mirror, daily report."),
     "witness": ("erxhub.cli.witness:witness", "A witness of logs: cosigns their checkpoints while they only grow."),
     "proof": ("erxhub.cli.proof:proof", "Proofs, notes and maps of any log: check them line by line."),
     "conform": ("erxhub.cli.conform:conform", "Test a product or a hub against the published interface."),

@@ -267,9 +267,7 @@ async def settle(
             raise click.UsageError("a self-payment takes up no quote")
         lines = sale_lines(typed, _kept_for(typed, folder, rx_no))
         try:
-            reply = await client.record_self_payment(
-                rx_no=rx_no, lines=lines, seal_key=seal_key, request_id=request_id
-            )
+            reply = await client.record_self_payment(rx_no=rx_no, lines=lines, seal_key=seal_key, request_id=request_id)
         except ValueError as error:
             raise click.UsageError(f"the sold lines: {error}") from error
     else:

@@ -1280,8 +1280,9 @@ class Contents {
     content.key = key;
   }
   /** The key's record, if it was registered for this signer at this institution before the entry. */
-  keyOf({ entry, subject, institution }, keyId, registrations) {
-    const kind = subject === institution ? 'institution' : 'practitioner';
+  keyOf({ entry, isSealed, subject, institution }, keyId, registrations) {
+    // For a person no seal can stand.
+    const kind = isSealed ? 'institution' : 'practitioner';
     const theirs = registrations.filter((each) => each.kind === kind && each.says.key.subject_code === subject);
     // A signer has one stream; whoever seems to have two has none.
     if (theirs.some((each) => !each.key.equals(theirs[0].key))) return null;
@@ -1514,6 +1515,7 @@ function* signedContents(chain) {
         entry,
         signed: says.seal,
         type: 'UploadSealStatement',
+        isSealed: true,
         subject: content.hospital_code,
         institution: content.hospital_code,
         agrees: (said) =>
@@ -1536,7 +1538,8 @@ function saleContent(chain, entry, sale) {
     entry,
     signed: entry.says.statement,
     type,
-    subject: (byPharmacist && entry.says.pharmacist_code) || sale.pharmacy,
+    isSealed: !byPharmacist,
+    subject: byPharmacist ? entry.says.pharmacist_code : sale.pharmacy,
     institution: sale.pharmacy,
     agrees: (said) =>
       said.rx_no === chain.rxNo && said.pharmacy_code === sale.pharmacy && agrees(said, entry, sale, chain),
@@ -2181,16 +2184,19 @@ function readAsked(text) {
 
 const placeText = ({ kind, key, version }) => `${kind || 'stream'}/${key.toString('hex')} version ${version}`;
 
+/** A line without what a hostile file could steer a terminal by. */
+const say = (line) => console.log(line.replace(/[\p{C}\u2028\u2029]/gu, (each) => `\\u{${each.codePointAt(0).toString(16)}}`));
+
 function report({ held, form, checks, reason, place, words }, trust) {
-  checks.forEach((check, at) => console.log(`${at + 1}. ${check}`));
+  checks.forEach((check, at) => say(`${at + 1}. ${check}`));
   if (held) {
-    if (!trust.ca && form === 'chain') console.log("(no --ca was given: the signers' certificates were not looked at)");
-    console.log('VERIFIED');
+    if (!trust.ca && form === 'chain') say("(no --ca was given: the signers' certificates were not looked at)");
+    say('VERIFIED');
     return;
   }
-  console.log(`${checks.length + 1}. FAILED: ${words}`);
-  if (place.key.length) console.log(`   at ${placeText(place)}`);
-  console.log(`REFUSED ${reason}`);
+  say(`${checks.length + 1}. FAILED: ${words}`);
+  if (place.key.length) say(`   at ${placeText(place)}`);
+  say(`REFUSED ${reason}`);
 }
 
 async function batch(trust, asked) {

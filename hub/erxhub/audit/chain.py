@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from erxhub.core import events
 from erxhub.core.events import EventType
 from erxhub.core.keys import trace_code_key
+from erxhub.ledger import verify
 from erxhub.ledger.entry import Header, HeaderMalformed
 from erxhub.ledger.store import Head, StoredEntry
 from erxhub.v1 import audit_pb2
@@ -147,7 +148,7 @@ def read_stream(key: bytes, head: Head | None, stored: Sequence[StoredEntry], as
             if record.name == _ERASED:
                 bare.clear()
         if entry.payload is None:
-            bare.append(Finding(entry.stream_kind, entry.stream_key, entry.version, Reason.PAYLOAD))
+            bare.append(Finding(entry.stream_kind, entry.stream_key, entry.version, verify.Reason.CONTENT_MISSING))
     findings += bare
     return Stream(key, head, tuple(stored), tuple(records), tuple(findings))
 

@@ -42,6 +42,8 @@ class SignedContent:
     subject_code: str
     institution_code: str
     facts: Callable[[Any], bool]
+    is_sealed: bool = False
+    """The institution signs with its seal; otherwise a person, for whom no seal can stand."""
 
     def statement(self) -> Any:
         """The parsed statement, or None when the bytes are none of its type."""
@@ -55,8 +57,7 @@ class SignedContent:
     @property
     def holder(self) -> Name:
         """The name of the registry stream that holds the signer's keys."""
-        kind = "institution" if self.subject_code == self.institution_code else "practitioner"
-        return kind, self.subject_code.encode()
+        return "institution" if self.is_sealed else "practitioner", self.subject_code.encode()
 
     def finding(self, reason: Reason) -> Finding:
         """A fault of this content."""
@@ -164,6 +165,7 @@ def _of_prescription(chain: Chain, record: Record) -> Iterator[SignedContent]:
                 and statement.review_sha256 == _digest(reviewed.payload.statement)
                 and statement.file_sha256 == uploaded.payload.file_sha256
             ),
+            is_sealed=True,
         )
 
 
@@ -187,13 +189,14 @@ def _of_sale(chain: Chain, record: Record, sale: Sale) -> Iterator[SignedContent
         record,
         payload.statement,
         message_type,
-        subject(payload) or pharmacy,
+        pharmacy if subject is None else str(getattr(payload, subject)),
         pharmacy,
         lambda statement: (
             statement.rx_no == chain.rx_no
             and statement.pharmacy_code == pharmacy
             and facts(chain, sale, record, statement)
         ),
+        is_sealed=subject is None,
     )
 
 
@@ -242,28 +245,22 @@ def _delivery_facts(chain: Chain, sale: Sale, record: Record, statement: signed_
     return statement.delivery_no in {each.payload.delivery_no for each in requested}
 
 
-def _pharmacist(payload: Any) -> str:
-    return str(payload.pharmacist_code)
-
-
-def _seal(payload: Any) -> str:
-    """The institution itself signs."""
-    return ""
-
-
 _SaleFacts = Callable[[Chain, Sale, Record, Any], bool]
-_REVIEW: Final = (signed_pb2.ReviewStatement, _pharmacist, _review_facts)
-_SETTLE: Final = (signed_pb2.SettleStatement, _seal, _settle_facts)
+_SEAL: Final = None
+"""The institution itself signs; otherwise the field of the payload that names who does."""
 
-_SALE_CONTENTS: Final[Mapping[str, tuple[type[Message], Callable[[Any], str], _SaleFacts]]] = {
+_REVIEW: Final = (signed_pb2.ReviewStatement, "pharmacist_code", _review_facts)
+_SETTLE: Final = (signed_pb2.SettleStatement, _SEAL, _settle_facts)
+
+_SALE_CONTENTS: Final[Mapping[str, tuple[type[Message], str | None, _SaleFacts]]] = {
     "review.passed": _REVIEW,
     "review.rejected": _REVIEW,
     "review.returned_to_doctor": _REVIEW,
     "settlement.committed": _SETTLE,
     "settlement.self_paid": _SETTLE,
-    "dispense.outbound": (signed_pb2.DispenseStatement, _seal, _dispense_facts),
-    "dispense.handed_over": (signed_pb2.HandOverStatement, _seal, _hand_over_facts),
-    "delivery.signed": (signed_pb2.SignDeliveryStatement, _seal, _delivery_facts),
+    "dispense.outbound": (signed_pb2.DispenseStatement, _SEAL, _dispense_facts),
+    "dispense.handed_over": (signed_pb2.HandOverStatement, _SEAL, _hand_over_facts),
+    "delivery.signed": (signed_pb2.SignDeliveryStatement, _SEAL, _delivery_facts),
 }
 
 

@@ -179,9 +179,7 @@ def start(tx: Draft, command: Command) -> Outcome:
     Refusals: ENCOUNTER_STATE, DR_NOT_ALLOWED, DR_EXPERIENCE (internet visits, P-12).
     """
     request: encounter_pb2.StartEncounterRequest = command.request
-    tx.want(
-        names=[("encounter", request.encounter_id.encode()), ("practitioner", request.doctor_code.encode())]
-    )
+    tx.want(names=[("encounter", request.encounter_id.encode()), ("practitioner", request.doctor_code.encode())])
     found = _step(tx, command, request.encounter_id, "start consultation", Role.DOCTOR)
     if isinstance(found, Refused):
         return found

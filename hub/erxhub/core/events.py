@@ -69,9 +69,7 @@ EVENT_TYPES: Final[tuple[EventType, ...]] = (
     _type(0x0117, "practitioner.suspended", _NONE, INFORMATION, "practitioner", _E.PractitionerChanged),
     _type(0x0118, "practitioner.resumed", _NONE, INFORMATION, "practitioner", _E.PractitionerChanged),
     _type(0x0119, "practitioner.terminated", _NONE, INFORMATION, "practitioner", _E.PractitionerChanged),
-    _type(
-        0x011A, "signing_key.registered", _NONE, INFORMATION, "institution|practitioner", _E.SigningKeyRegistered
-    ),
+    _type(0x011A, "signing_key.registered", _NONE, INFORMATION, "institution|practitioner", _E.SigningKeyRegistered),
     _type(0x011C, "person.registered", _NONE, INFORMATION, "person", _E.PersonRegistered),
     _type(0x011D, "person.status_changed", _NONE, INFORMATION, "person", _E.PersonStatusChanged),
     # erasure
@@ -136,9 +134,7 @@ EVENT_TYPES: Final[tuple[EventType, ...]] = (
     _type(0x0603, "settlement.committed", _TRANSACTION, FUND, _RX, _E.SettlementCommitted),
     _type(0x0604, "settlement.self_paid", _TRANSACTION, FUND, _RX, _E.SettlementSelfPaid),
     _type(0x0605, "settlement.undone", _TRANSACTION, FUND, _RX, _E.SettlementUndone),
-    _type(
-        0x0606, "settlement.reversed", _TRANSACTION, FUND, "prescription|institution", _E.SettlementReversed
-    ),
+    _type(0x0606, "settlement.reversed", _TRANSACTION, FUND, "prescription|institution", _E.SettlementReversed),
     # dispense
     _type(0x0701, "dispense.ready", _TRANSACTION, GOODS, _RX, _E.DispenseReady),
     _type(0x0702, "dispense.picked", _TRANSACTION, GOODS, _RX, _E.DispensePicked),

@@ -45,14 +45,10 @@ _ENUMS: Final[Mapping[Machine, tuple[Any, str]]] = {
     Machine.TRACE_CODE: (state_pb2.TraceCodeStatus, "TRACE_CODE_STATUS_"),
 }
 _NAMES: Final = {
-    machine: {
-        number: START if number == 0 else name.removeprefix(prefix) for name, number in enum.items()
-    }
+    machine: {number: START if number == 0 else name.removeprefix(prefix) for name, number in enum.items()}
     for machine, (enum, prefix) in _ENUMS.items()
 }
-_NUMBERS: Final = {
-    machine: {name: number for number, name in names.items()} for machine, names in _NAMES.items()
-}
+_NUMBERS: Final = {machine: {name: number for number, name in names.items()} for machine, names in _NAMES.items()}
 
 
 def state_name(machine: Machine, number: int) -> str:
@@ -147,9 +143,7 @@ def _practitioner_registered(
     state: state_pb2.PractitionerState, payload: events_pb2.PractitionerRegistered, at: At
 ) -> None:
     state.CopyFrom(payload.practitioner)
-    state.status = registry_pb2.PractitionerStatus.ValueType(
-        move(Machine.PRACTITIONER, 0, "practitioner.registered")
-    )
+    state.status = registry_pb2.PractitionerStatus.ValueType(move(Machine.PRACTITIONER, 0, "practitioner.registered"))
 
 
 def _practitioner_changed(event: str) -> Callable[[Any, Any, At], None]:
@@ -165,9 +159,7 @@ def _person_registered(state: state_pb2.PersonState, payload: events_pb2.PersonR
     state.status = registry_pb2.PersonStatus.ValueType(move(Machine.PERSON, 0, "person.registered"))
 
 
-def _person_status_changed(
-    state: state_pb2.PersonState, payload: events_pb2.PersonStatusChanged, at: At
-) -> None:
+def _person_status_changed(state: state_pb2.PersonState, payload: events_pb2.PersonStatusChanged, at: At) -> None:
     event = f"person.status_changed {state_name(Machine.PERSON, payload.status)}"
     state.status = registry_pb2.PersonStatus.ValueType(move(Machine.PERSON, state.status, event))
 
@@ -228,9 +220,7 @@ def _account_restored(state: state_pb2.AccountState, payload: events_pb2.Account
 
 
 def _trace_code_sold(state: state_pb2.TraceCodeState, payload: events_pb2.TraceCodeSold, at: At) -> None:
-    state.status = state_pb2.TraceCodeStatus.ValueType(
-        move(Machine.TRACE_CODE, state.status, "trace_code.sold")
-    )
+    state.status = state_pb2.TraceCodeStatus.ValueType(move(Machine.TRACE_CODE, state.status, "trace_code.sold"))
     state.drug_code = payload.drug_code
     state.rx_key = payload.rx_key
     state.pharmacy_code = payload.pharmacy_code
@@ -275,9 +265,7 @@ def _move_encounter(state: state_pb2.EncounterState, event: str) -> None:
     state.status = state_pb2.EncounterStatus.ValueType(move(Machine.ENCOUNTER, state.status, event))
 
 
-def _encounter_registered(
-    state: state_pb2.EncounterState, payload: events_pb2.EncounterRegistered, at: At
-) -> None:
+def _encounter_registered(state: state_pb2.EncounterState, payload: events_pb2.EncounterRegistered, at: At) -> None:
     state.encounter_id = payload.encounter_id
     state.hospital_code = payload.hospital_code
     state.person_key = payload.person_key
@@ -336,9 +324,7 @@ def _move_use(state: state_pb2.PrescriptionState, event: str) -> None:
     state.use_status = common_pb2.RxUseStatus.ValueType(number)
 
 
-def _prechecked(
-    state: state_pb2.PrescriptionState, payload: events_pb2.PrescriptionPrechecked, at: At
-) -> None:
+def _prechecked(state: state_pb2.PrescriptionState, payload: events_pb2.PrescriptionPrechecked, at: At) -> None:
     _move_rx(state, "prescription.prechecked")
     state.rx_no = payload.rx_no
     state.rx_trace_code = payload.rx_trace_code
@@ -353,9 +339,7 @@ def _prechecked(
         use.prescribed_e4 = parse_quantity_e4(line.quantity)
 
 
-def _hospital_reviewed(
-    state: state_pb2.PrescriptionState, payload: events_pb2.HospitalReviewed, at: At
-) -> None:
+def _hospital_reviewed(state: state_pb2.PrescriptionState, payload: events_pb2.HospitalReviewed, at: At) -> None:
     _move_rx(state, "prescription.hospital_reviewed")
     state.reviewed = True
     state.hospital_reviewer_code = payload.pharmacist_code
@@ -421,9 +405,7 @@ def _qr_issued(state: state_pb2.PrescriptionState, payload: events_pb2.QrIssued,
     added.expires_at_ms = payload.expires_at_ms
 
 
-def _authorization_issued(
-    state: state_pb2.PrescriptionState, payload: events_pb2.AuthorizationIssued, at: At
-) -> None:
+def _authorization_issued(state: state_pb2.PrescriptionState, payload: events_pb2.AuthorizationIssued, at: At) -> None:
     for value in state.qr_values:
         if payload.qr_mac and value.secret_mac == payload.qr_mac:
             value.used = True
@@ -436,9 +418,7 @@ def _authorization_issued(
     state.authorizations.extend(issued)
     added = state.authorizations.add()
     added.CopyFrom(payload.authorization)
-    added.status = state_pb2.AuthorizationStatus.ValueType(
-        move(Machine.AUTHORIZATION, 0, "authorization.issued")
-    )
+    added.status = state_pb2.AuthorizationStatus.ValueType(move(Machine.AUTHORIZATION, 0, "authorization.issued"))
 
 
 def _authorization_moved(event: str) -> Callable[[Any, Any, At], None]:
@@ -496,9 +476,7 @@ def _order_held(state: state_pb2.PrescriptionState, payload: events_pb2.OrderHel
     order.hold_until_ms = payload.hold_until_ms
 
 
-def _downloaded(
-    state: state_pb2.PrescriptionState, payload: events_pb2.PrescriptionDownloaded, at: At
-) -> None:
+def _downloaded(state: state_pb2.PrescriptionState, payload: events_pb2.PrescriptionDownloaded, at: At) -> None:
     order = order_of(state, payload.order_no)
     _move_order(order, "prescription.downloaded")
     if not order.downloaded_at_ms:
@@ -565,9 +543,7 @@ def _quoted(state: state_pb2.PrescriptionState, payload: events_pb2.SettlementQu
         order.hold_until_ms = payload.hold_until_ms
 
 
-def _quote_expired(
-    state: state_pb2.PrescriptionState, payload: events_pb2.SettlementQuoteExpired, at: At
-) -> None:
+def _quote_expired(state: state_pb2.PrescriptionState, payload: events_pb2.SettlementQuoteExpired, at: At) -> None:
     _move_claim(order_of(state, payload.order_no).claim, "settlement.quote_expired")
 
 
@@ -585,18 +561,14 @@ def _settled(event: str) -> Callable[[Any, Any, At], None]:
     return fold
 
 
-def _settlement_undone(
-    state: state_pb2.PrescriptionState, payload: events_pb2.SettlementUndone, at: At
-) -> None:
+def _settlement_undone(state: state_pb2.PrescriptionState, payload: events_pb2.SettlementUndone, at: At) -> None:
     claim = order_of(state, payload.order_no).claim
     _move_claim(claim, "settlement.undone")
     claim.undo_request_id = payload.undo_request_id
     claim.account_version_after_undo = payload.account_version
 
 
-def _settlement_reversed(
-    state: state_pb2.PrescriptionState, payload: events_pb2.SettlementReversed, at: At
-) -> None:
+def _settlement_reversed(state: state_pb2.PrescriptionState, payload: events_pb2.SettlementReversed, at: At) -> None:
     order = order_of(state, payload.order_no)
     if payload.target != events_pb2.REVERSAL_OF_UNDO:
         _move_claim(order.claim, "settlement.reversed")
@@ -613,9 +585,7 @@ def _settlement_reversed(
 
 
 def _move_dispense(order: state_pb2.Order, event: str) -> None:
-    order.dispense.status = common_pb2.DispenseStatus.ValueType(
-        move(Machine.DISPENSE, order.dispense.status, event)
-    )
+    order.dispense.status = common_pb2.DispenseStatus.ValueType(move(Machine.DISPENSE, order.dispense.status, event))
 
 
 def _dispense_moved(event: str) -> Callable[[Any, Any, At], None]:
@@ -661,14 +631,10 @@ def _handed_over(state: state_pb2.PrescriptionState, payload: events_pb2.HandedO
 
 
 def _move_delivery(order: state_pb2.Order, event: str) -> None:
-    order.delivery.status = common_pb2.DeliveryStatus.ValueType(
-        move(Machine.DELIVERY, order.delivery.status, event)
-    )
+    order.delivery.status = common_pb2.DeliveryStatus.ValueType(move(Machine.DELIVERY, order.delivery.status, event))
 
 
-def _delivery_requested(
-    state: state_pb2.PrescriptionState, payload: events_pb2.DeliveryRequested, at: At
-) -> None:
+def _delivery_requested(state: state_pb2.PrescriptionState, payload: events_pb2.DeliveryRequested, at: At) -> None:
     order = order_of(state, payload.order_no)
     _move_delivery(order, "delivery.requested")
     order.mode = common_pb2.FULFILMENT_MODE_DELIVERY
@@ -684,18 +650,14 @@ def _sign_code_renewed(state: state_pb2.PrescriptionState, payload: events_pb2.S
     delivery.delivery.locked = False
 
 
-def _delivery_try_counted(
-    state: state_pb2.PrescriptionState, payload: events_pb2.DeliveryTryCounted, at: At
-) -> None:
+def _delivery_try_counted(state: state_pb2.PrescriptionState, payload: events_pb2.DeliveryTryCounted, at: At) -> None:
     order = order_of(state, payload.order_no)
     _move_delivery(order, "delivery.try_counted")
     order.delivery.wrong_tries += 1
     order.delivery.locked = payload.locked
 
 
-def _delivery_assigned(
-    state: state_pb2.PrescriptionState, payload: events_pb2.DeliveryAssigned, at: At
-) -> None:
+def _delivery_assigned(state: state_pb2.PrescriptionState, payload: events_pb2.DeliveryAssigned, at: At) -> None:
     order = order_of(state, payload.order_no)
     _move_delivery(order, "delivery.assigned")
     order.delivery.company = payload.company

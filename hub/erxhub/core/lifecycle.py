@@ -120,9 +120,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _row(_M.ENCOUNTER, "IN_CONSULT", "record diagnosis", "DOCTOR", "diagnosis.recorded", "DIAGNOSED"),
     _row(_M.ENCOUNTER, "DIAGNOSED", "amend diagnosis", "DOCTOR", "diagnosis.amended", ""),
     _row(_M.ENCOUNTER, "DIAGNOSED", "close", "HOSPITAL", "encounter.closed", "CLOSED"),
-    _row(
-        _M.ENCOUNTER, "REGISTERED|IN_CONSULT|DIAGNOSED", "cancel", "HOSPITAL", "encounter.cancelled", "CANCELLED"
-    ),
+    _row(_M.ENCOUNTER, "REGISTERED|IN_CONSULT|DIAGNOSED", "cancel", "HOSPITAL", "encounter.cancelled", "CANCELLED"),
     # Prescription in force? (处方状态 rx_stas)
     _row(_M.RX, START, "precheck", "HOSPITAL", "prescription.prechecked", "PRECHECKED"),
     _row(_M.RX, "PRECHECKED", "hospital review", "HOSP_PHARMACIST", "prescription.hospital_reviewed", ""),
@@ -140,9 +138,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _row(_M.REVIEW, "NONE", "download", "PHARMACY", "order.held", "PENDING"),
     _row(_M.REVIEW, "PENDING", "pass", "PHARMACIST", "review.passed", "PASSED"),
     _row(_M.REVIEW, "PENDING", "reject", "PHARMACIST", "review.rejected", "REJECTED"),
-    _row(
-        _M.REVIEW, "PENDING", "return to doctor", "PHARMACIST", "review.returned_to_doctor", "RETURNED_TO_DOCTOR"
-    ),
+    _row(_M.REVIEW, "PENDING", "return to doctor", "PHARMACIST", "review.returned_to_doctor", "RETURNED_TO_DOCTOR"),
     _row(_M.REVIEW, "PENDING", "hold released", "PHARMACY", "order.released", "NONE"),
     _row(_M.REVIEW, "PENDING", "hold cancelled", "PATIENT|DELEGATE", "order.cancelled", "NONE"),
     _row(_M.REVIEW, "PENDING", "hold ended", "TIMER", "order.expired", "NONE"),
@@ -178,9 +174,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _row(_M.ORDER, "REVIEWED", "pre-settle", "PHARMACY", "settlement.quoted", "PRESETTLED"),
     _row(_M.ORDER, "PRESETTLED", "pre-settle again", "PHARMACY", "settlement.quoted", ""),
     _row(_M.ORDER, "PRESETTLED", "settle", "PHARMACY", "settlement.committed", "SETTLED"),
-    _row(
-        _M.ORDER, "REVIEWED|PRESETTLED", "record a self-payment", "PHARMACY", "settlement.self_paid", "SETTLED"
-    ),
+    _row(_M.ORDER, "REVIEWED|PRESETTLED", "record a self-payment", "PHARMACY", "settlement.self_paid", "SETTLED"),
     _row(_M.ORDER, "SETTLED", "goods out", "DISPENSER|CHECKER", "dispense.outbound", "DISPENSED"),
     _row(_M.ORDER, "SETTLED", "undo or reversal before goods out", "PHARMACY", "order.released", "RELEASED"),
     _row(_M.ORDER, "RELEASED", "undo reversed", "PHARMACY", "settlement.reversed undo", "SETTLED"),
@@ -189,12 +183,8 @@ ROWS: Final[tuple[Row, ...]] = (
     _row(_M.ORDER, "DELIVERING", "signed", "PATIENT|DELEGATE", "order.completed", "COMPLETED"),
     _row(_M.ORDER, "DELIVERING", "refused", "COURIER|PATIENT|DELEGATE", "delivery.refused", ""),
     _row(_M.ORDER, "DELIVERING", "lost", "COURIER|PHARMACY", "delivery.lost", ""),
-    _row(
-        _M.ORDER, "CREATED|HELD|REVIEWED|PRESETTLED", "release", "PHARMACY", "order.released", "RELEASED"
-    ),
-    _row(
-        _M.ORDER, "CREATED|HELD|REVIEWED|PRESETTLED", "cancel", "PATIENT|DELEGATE", "order.cancelled", "CANCELLED"
-    ),
+    _row(_M.ORDER, "CREATED|HELD|REVIEWED|PRESETTLED", "release", "PHARMACY", "order.released", "RELEASED"),
+    _row(_M.ORDER, "CREATED|HELD|REVIEWED|PRESETTLED", "cancel", "PATIENT|DELEGATE", "order.cancelled", "CANCELLED"),
     _row(_M.ORDER, "CREATED|HELD|REVIEWED|PRESETTLED", "time over", "TIMER|HUB", "order.expired", "TIMED_OUT"),
     # Settlements (结算), from the quote on
     _row(_M.SETTLEMENT, f"{START}|PRE|LAPSED", "quote", "PHARMACY", "settlement.quoted", "PRE"),

@@ -18,7 +18,6 @@ from erxhub.policy.rules import Rules
 MessageT = TypeVar("MessageT", bound=Message)
 
 
-
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who calls: the identity in the connection certificate. `area_code` is six digits or "".

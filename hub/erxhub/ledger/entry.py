@@ -18,6 +18,8 @@ SALT_BYTES = 16
 ACTOR_BYTES_MAX = 128
 FIRST_PREV_LEAF_HASH = bytes(HASH_BYTES)
 """What the first entry of a stream names as the leaf before it."""
+CONTENT_ERASED_TYPE = 0x0121
+"""The event which says that what the entries of its stream before it said was erased."""
 
 _COMMIT_TAG = b"erxhub/v1/commit\x00"
 _FORMAT = b"\x01"

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from erxhub.ledger.entry import (
+    CONTENT_ERASED_TYPE,
     FIRST_PREV_LEAF_HASH,
     HASH_BYTES,
     SALT_BYTES,
+    EntryKind,
     Header,
     HeaderMalformed,
     commitment,
@@ -26,6 +28,7 @@ from erxhub.ledger.store import Head, Store, StoredEntry, Wanted
 _PAGE_ENTRIES = 256  # a few milliseconds of hashing, then the event loop has its turn
 _PAGE_HEADS = 256
 FINDINGS_MAX = 1000  # by then nobody reads on; a ledger replaced as a whole must not fill the memory
+_GONE_MAX = 100  # entries of one stream that are named as without content; no prescription has as many
 
 
 class Reason(StrEnum):
@@ -47,6 +50,8 @@ class Reason(StrEnum):
     """Recorded before its predecessor."""
     HEAD_MISMATCH = "HEAD_MISMATCH"
     """The stream's state does not stand on its last entry."""
+    CONTENT_MISSING = "CONTENT_MISSING"
+    """Salt and payload are gone, and no later entry of the stream says that they were erased."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +80,7 @@ async def verify_ledger(
 ) -> Verification:
     """Verifies every entry after `from_position`, its link to the one before, and the heads of the streams met.
 
-    Erased content is no finding. Works while the ledger is written to: entries that come in meanwhile are
+    Erased content is no finding where an entry says that it was erased. Works while the ledger is written to: entries that come in meanwhile are
     left to the next verification. `between_pages` lets other work have its turn. Raises StoreUnavailable.
     """
     chains: dict[bytes, _Chain] = {}
@@ -107,8 +112,19 @@ async def verify_ledger(
             if head is not None and head.version > chains[key].version:
                 later = await store.entries(key, head.version - 1, 1)
             chains[key].finish(head, later)
+            if chains[key].lacks_content and not await _erased_meanwhile(store, key, chains[key].version):
+                chains[key].blame_lack()
         await between_pages()
     return Verification(entries, len(chains), findings)
+
+
+async def _erased_meanwhile(store: Store, stream_key: bytes, version: int) -> bool:
+    """Whether an entry after this version says that what was before it was erased: while the log was walked."""
+    while page := await store.entries(stream_key, version, _PAGE_ENTRIES):
+        if any(_says_erased(_header(stored)) for stored in page):
+            return True
+        version = page[-1].version
+    return False
 
 
 def verify_entries(entries: Sequence[StoredEntry]) -> Verification:
@@ -122,6 +138,7 @@ def verify_entries(entries: Sequence[StoredEntry]) -> Verification:
         chain.take(stored)
     for chain in chains.values():
         chain.finish(None, [])
+        chain.blame_lack()
     return Verification(len(entries), len(chains), findings)
 
 
@@ -141,6 +158,7 @@ class _Chain:
         self._open: StoredEntry | None = None  # the last entry, while the verdict on it is open
         self._last: StoredEntry | None = None
         self._recorded_at_ms = 0
+        self._gone: list[tuple[str, bytes, int]] = []  # entries without content since an entry said why, oldest first
 
     def start_after(self, before: Sequence[StoredEntry]) -> None:
         """Begins in the middle: `before` is the entry that comes before the first one to verify, or
@@ -183,6 +201,8 @@ class _Chain:
             self._recorded_at_ms = header.recorded_at_ms
         for reason in reasons:
             self._find(stored, reason)
+        if sound:
+            self._note_content(stored, header)
         self._last = stored
         self._leaf_hash = stored.leaf_hash
         self._computed = computed
@@ -204,14 +224,34 @@ class _Chain:
             # Without a state the head is but the entry itself and can bear no witness.
             self._settle(Reason.PREV_LEAF if head.body else Reason.LEAF_HASH)
 
+    @property
+    def lacks_content(self) -> bool:
+        """Whether content is gone, and no entry that was taken says why."""
+        return bool(self._gone)
+
+    def blame_lack(self) -> None:
+        """Every entry without content is a finding, unless an entry after it says that it was erased."""
+        for place in self._gone:
+            self._add(Finding(*place, Reason.CONTENT_MISSING))
+        self._gone = []
+
+    def _note_content(self, stored: StoredEntry, header: Header | None) -> None:
+        if self._gone and _says_erased(header):
+            self._gone = []
+        if stored.salt is None and stored.payload is None and len(self._gone) < _GONE_MAX:
+            self._gone.append((stored.stream_kind, stored.stream_key, stored.version))
+
     def _settle(self, reason: Reason) -> None:
         if self._open is not None:
             self._find(self._open, reason)
             self._open = None
 
     def _find(self, stored: StoredEntry, reason: Reason) -> None:
+        self._add(Finding(stored.stream_kind, stored.stream_key, stored.version, reason))
+
+    def _add(self, finding: Finding) -> None:
         if len(self._findings) < FINDINGS_MAX:
-            self._findings.append(Finding(stored.stream_kind, stored.stream_key, stored.version, reason))
+            self._findings.append(finding)
 
 
 def _header(stored: StoredEntry) -> Header | None:
@@ -219,6 +259,10 @@ def _header(stored: StoredEntry) -> Header | None:
         return Header.decode(stored.header)
     except HeaderMalformed:
         return None
+
+
+def _says_erased(header: Header | None) -> bool:
+    return header is not None and header.type == CONTENT_ERASED_TYPE and header.kind == EntryKind.EVENT
 
 
 def _own_faults(stored: StoredEntry, header: Header | None) -> Iterator[Reason]:

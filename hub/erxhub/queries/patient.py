@@ -34,9 +34,7 @@ async def _acting(
     request: patient_pb2.ListMyPrescriptionsRequest | patient_pb2.ListAccessesRequest,
 ) -> Acting | Refused:
     command = view.command(method, request)
-    return await view.ask(
-        lambda tx: guards.acting_person(tx, command, request.person_no, request.delegate_person_no)
-    )
+    return await view.ask(lambda tx: guards.acting_person(tx, command, request.person_no, request.delegate_person_no))
 
 
 # ---- my prescriptions ----
@@ -125,9 +123,7 @@ async def list_accesses(
     key, space, target = acting.person_key, index.PERSON_ACCESS, Target(acting.person_key, acting.person_key)
     if request.rx_no:
         seen = await view.ask(
-            lambda tx: seen_by_patient(
-                tx, acting.person_key, request.rx_no, "", is_delegate=bool(acting.delegate_key)
-            )
+            lambda tx: seen_by_patient(tx, acting.person_key, request.rx_no, "", is_delegate=bool(acting.delegate_key))
         )
         if isinstance(seen, Refused):
             return seen
