@@ -12,12 +12,12 @@ Owns no rule about what a command leaves. It must never write past `Store.append
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import re
 import string
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from erxhub.keys import HubKeys
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH, Header, seal
 from erxhub.ledger.sqlite import SqliteStore, open_sqlite
 from erxhub.ledger.store import AppendResult, Listing, NewName, NewState, Reply, Write
-from erxhub.ports import Draw, SystemIds
+from erxhub.ports import Draw, SystemClock, SystemIds, system_pause
 from erxhub.publishing import Publisher
 from erxhub.rpc.server import FixedIdentity, ServerIdentity
 from tests.bench.answers import AnswerWrong
@@ -433,9 +433,7 @@ class Grown:
     async def grow(self, prescriptions: int, chains: int, seed: int) -> float:
         """Write more, until the ledger has so many; returns the seconds that it took. The log is not made here."""
         begun, chance = time.perf_counter(), Random(seed)
-        store = await open_sqlite(self.world.folder / "ledger.db")
-        for setting in _BULK_SETTINGS:
-            await pragma(store, setting)
+        store = await _open_for_bulk(self.world.folder)
         try:
             pending: asyncio.Task[AppendResult] | None = None
             for batch in self._batches(prescriptions, chains, chance):
@@ -475,12 +473,8 @@ class Grown:
 
     async def publish(self, leaves_max: int = 16_384) -> float:
         """Bring every entry into the log and sign it; returns the seconds that it took."""
-        from dataclasses import replace
-
-        from erxhub.ports import SystemClock, system_pause
-
         begun = time.perf_counter()
-        store = await open_sqlite(self.world.folder / "ledger.db")
+        store = await _open_for_bulk(self.world.folder)
         try:
             publisher = Publisher(
                 store,
@@ -495,6 +489,13 @@ class Grown:
         return time.perf_counter() - begun
 
 
+async def _open_for_bulk(folder: Path) -> SqliteStore:
+    store = await open_sqlite(folder / "ledger.db")
+    for setting in _BULK_SETTINGS:
+        await pragma(store, setting)
+    return store
+
+
 def _written(result: AppendResult) -> None:
     if result.conflicts:
         raise AnswerWrong(f"{len(result.conflicts)} writes of the generator were not taken")
@@ -507,8 +508,3 @@ def _recorded(writes: Sequence[Write], own: set[str], numbers: tuple[str, ...], 
     texts = {text.encode() for text in own | requests if text} | hospital_numbers
     bare = tuple(write._replace(blobs=()) for write in writes)
     return Recorded(bare, frozenset(texts), numbers, codes)
-
-
-def digest_of(numbers: Iterable[str]) -> str:
-    """A short digest, to see that a seed repeats."""
-    return hashlib.sha256("\n".join(numbers).encode()).hexdigest()[:16]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
+from collections.abc import Awaitable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from erxhub.client import Refusal
+from erxhub.client import AgencyClient, Refusal
 from erxhub.core.events import BY_NUMBER
 from erxhub.core.keys import prescription_key
 from erxhub.ledger.entry import Header
@@ -23,9 +25,11 @@ from erxhub.proof.bundle_checkpoint import Trust
 from erxhub.proof.bundle_verify import verify_bundle
 from erxhub.v1 import audit_pb2, events_pb2, registry_pb2, state_pb2
 from tests.chain import Chain
+from tests.hub.test_several_hubs import decided_first
 from tests.live import DAY_MS, PERSON, Live, live_hub
 from tests.postgres import PostgresServer
-from tests.several.ground import new_ledger, open_store
+from tests.races.ground import GatedStore
+from tests.several.ground import new_ledger, open_store, several_hubs
 
 BASIS = "处方管理办法第五十条：保存期满"
 MARKER = "清除标记erasure-marker-7c1e9a"
@@ -248,3 +252,67 @@ async def test_a_ledger_of_which_content_was_deleted_by_hand_does_not_verify(
         # What a start and `db check` go by.
         found = (await verify_ledger(store)).findings
         assert [(f.stream_kind, f.stream_key, f.version, f.reason) for f in found] == [expected]
+
+
+async def two_of_one_visit(live: Live) -> tuple[Chain, Chain]:
+    """Two prescriptions of one visit, which no class keeps any longer."""
+    first = await Chain(live).uploaded()
+    second = Chain(live, encounter_id=first.encounter_id)
+    second.prescription = second.written()
+    await second.prechecked()
+    live.advance(380 * DAY_MS)
+    while await live.hub.engine.sweep():
+        pass
+    return first, second
+
+
+async def visit_of(store: Store, chain: Chain) -> list[bool]:
+    """Of each entry of the prescription's visit, whether its content is there."""
+    name = ("encounter", chain.encounter_id.encode())
+    key = (await store.read(Wanted(names=frozenset({name})))).names[name]
+    return [entry.payload is not None for entry in await store.entries(key, 0, 99)]
+
+
+def erasing(client: AgencyClient, chain: Chain) -> Awaitable[registry_pb2.EraseContentResponse]:
+    return client.erase_content(rx_no=chain.rx_no, legal_basis=BASIS)
+
+
+@pytest.mark.parametrize("older_first", [True, False])
+async def test_two_hubs_that_erase_the_last_two_of_a_visit_erase_the_visit(
+    older_first: bool, postgres_server: PostgresServer
+) -> None:
+    """Both have decided before either writes."""
+    async with several_hubs([new_ledger(postgres_server)] * 2) as several:
+        pair = await two_of_one_visit(several[0])
+        mine, rival = pair if older_first else (pair[1], pair[0])
+        clients = [await one.agency() for one in several.hubs]
+        async with (
+            decided_first(several[0], erasing(clients[0], mine)) as call,
+            decided_first(several[1], erasing(clients[1], rival)) as other,
+        ):
+            assert not (call.done() or other.done())
+        assert (call.result(), other.result()) == ("OK", "OK")
+        visit = await visit_of(several.stores[0], mine)
+        assert visit == [False] * (len(visit) - 1) + [True]
+        for chain in pair:
+            refused = await refusal((await several[0].hospital()).get(rx_no=chain.rx_no))
+            assert refused.code == "CONTENT_ERASED"
+        assert (await (await several[1].auditor()).verify_ledger()).verified
+
+
+async def test_the_last_two_of_a_visit_erased_in_one_commit_take_the_visit_with_them() -> None:
+    async with live_hub() as live:
+        pair = await two_of_one_visit(live)
+        agency = await live.agency()
+        gated = GatedStore(live.hub.engine.store)
+        plain, live.hub.engine.store = live.hub.engine.store, gated  # type: ignore[assignment]
+        with gated.shut():
+            ahead = asyncio.ensure_future(agency.freeze_prescription(rx_no=pair[0].rx_no, case_no="CASE-1"))
+            await gated.arrived.wait()
+            both = [asyncio.ensure_future(erasing(agency, chain)) for chain in pair]
+            await until_so(lambda: live.hub.engine.queue_depth == 2)
+        await asyncio.gather(ahead, return_exceptions=True)
+        replies = await asyncio.gather(*both)
+        live.hub.engine.store = plain
+        assert [reply.encounter_erased for reply in replies] == [False, True]
+        assert (await (await live.auditor()).verify_ledger()).verified

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -14,10 +14,14 @@ from erxhub.ledger.store import StoreUnavailable, Write
 from erxhub.publishing import NotWitnessed
 from erxhub.rpc.methods import COMMAND, METHODS
 from erxhub.rpc.waiting import Waiting
-from erxhub.v1 import common_pb2, registry_pb2
+from erxhub.v1 import common_pb2, prescribing_pb2, registry_pb2
 from tests.chain import Chain
+from tests.hub.test_bulk import BULK, Stream, message, ready, unary
 from tests.ledger.contract import append_all, next_entry
 from tests.live import Live, live_hub
+from tests.postgres import PostgresServer
+from tests.races.ground import until_so
+from tests.several.ground import new_ledger, several_hubs
 
 DURABLE, INTEGRATED, WITNESSED = (
     common_pb2.WAIT_FOR_DURABLE,
@@ -123,6 +127,78 @@ async def test_waiting_is_no_part_of_the_request_and_changes_no_byte_of_the_repl
         first = await agency.freeze_prescription(**call)
         again = await agency.freeze_prescription(**call, wait_for=INTEGRATED)
         assert again.SerializeToString(deterministic=True) == first.SerializeToString(deterministic=True)
+
+
+async def test_an_item_of_a_bulk_upload_waits_like_a_call_and_its_result_says_what_it_reached() -> None:
+    async with live_hub(config=Config(drain_ms=200, drain_quiet_ms=0, checkpoint_interval_ms=20)) as live:
+        hospital, uploads = await live.hospital(), await ready(live, 3)
+        uploads[1].wait_for = INTEGRATED
+        stream = Stream(hospital)
+        await stream.send(*uploads)
+        results = await stream.finish()
+        unspecified = common_pb2.WAIT_FOR_UNSPECIFIED
+        assert [result.reached for result in results] == [unspecified, INTEGRATED, unspecified]
+        newest = live.hub.core.publisher.newest
+        last = results[1].accepted.receipt.entries[-1]
+        (entry,) = await live.hub.store.entries(last.stream_key, last.version - 1, 1)
+        assert newest is not None
+        assert newest.covered_position >= entry.position
+        assert results[1].accepted.SerializeToString() == await unary(hospital, uploads[1])
+        assert live.hub.engine.under_way == 0
+
+
+async def test_a_bulk_stream_takes_the_default_of_its_connection_and_tells_what_was_reached() -> None:
+    async with live_hub(config=Config(drain_ms=200, drain_quiet_ms=0, checkpoint_interval_ms=20)) as live:
+        hospital, uploads = await live.hospital(), await ready(live, 2)
+        heard: list[tuple[str, str]] = []
+        hospital.connection.wait_for = WITNESSED
+        hospital.connection.on_reached = lambda request, reached: heard.append((request.request_id, reached))
+
+        async def source() -> AsyncIterator[prescribing_pb2.UploadPrescriptionRequest]:
+            for upload in uploads:
+                yield upload
+
+        outcomes = [outcome async for _, outcome in hospital.upload_many(source())]
+        assert all(isinstance(outcome, prescribing_pb2.UploadPrescriptionResponse) for outcome in outcomes)
+        assert heard == [(upload.request_id, "INTEGRATED") for upload in uploads]
+
+
+async def test_items_that_wait_do_not_hold_up_the_lane_and_a_near_deadline_of_the_stream_ends_their_wait() -> None:
+    async with live_hub(config=Config(drain_ms=200, drain_quiet_ms=0, checkpoint_interval_ms=3_600_000)) as live:
+        hospital, uploads = await live.hospital(), await ready(live, 2)
+        for upload in uploads:
+            upload.wait_for = INTEGRATED
+        call = hospital.connection.channel.stream_stream(BULK)(timeout=1.0)
+        await call.write(message(*uploads))
+        position = await live.hub.store.last_position()
+        await until_so(lambda: live.hub.engine.under_way == 0)
+        # They are written and wait.
+        assert await live.hub.store.last_position() >= position
+        raw = await call.read()
+        results = prescribing_pb2.UploadPrescriptionsResponse.FromString(raw).results
+        assert [result.reached for result in results] == [DURABLE, DURABLE]
+        call.cancel()
+
+
+async def test_a_hub_that_does_not_integrate_answers_when_the_other_one_has(postgres_server: PostgresServer) -> None:
+    """Of several hubs one holds the lease of the log; a reply of the others waits for its checkpoints."""
+    async with several_hubs([new_ledger(postgres_server)] * 2) as several:
+        chain = await Chain(several[0]).uploaded()
+        integrating = [store.integrates for store in several.stores]
+        assert sorted(integrating) == [False, True]
+        other = several[integrating.index(False)]
+        heard: list[str] = []
+        agency = await other.agency()
+        agency.connection.on_reached = lambda request, reached: heard.append(reached)
+        reply = await agency.freeze_prescription(rx_no=chain.rx_no, case_no="CASE-1", wait_for=INTEGRATED, timeout_s=20)
+        assert heard == ["INTEGRATED"]
+        last = reply.receipt.entries[-1]
+        store = several.stores[integrating.index(True)]
+        (entry,) = await store.entries(last.stream_key, last.version - 1, 1)
+        newest = await store.checkpoint()
+        assert newest is not None
+        assert newest.covered_position >= entry.position
+        assert [one.integrates for one in several.stores] == integrating
 
 
 def test_every_command_can_wait() -> None:

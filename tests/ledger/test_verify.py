@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from erxhub.core.events import BY_NAME
 from erxhub.ledger import verify as verify_module
-from erxhub.ledger.entry import Entry, seal
+from erxhub.ledger.entry import CONTENT_ERASED_TYPE, Entry, seal
 from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.sqlite import open_sqlite
-from erxhub.ledger.store import Store, StoredEntry, Write
+from erxhub.ledger.store import Erasure, Store, StoredEntry, Write
 from erxhub.ledger.verify import Finding, Reason, Verification, verify_entries, verify_ledger
 from tests.ledger.contract import T0_MS, append_all, key_of, next_entry, state_at, stored, stream_of
 

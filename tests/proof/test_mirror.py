@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from erxhub.core import events
 from erxhub.ledger.entry import Entry as Sealed
 from erxhub.ledger.entry import EntryKind, Header, commitment, leaf_bytes, leaf_hash
 from erxhub.ledger.log import Checkpoint
+from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.sqlite import open_sqlite
 from erxhub.ledger.store import Store, Write
 from erxhub.ledger.verify import verify_ledger
@@ -162,10 +164,12 @@ async def test_a_mirror_goes_on_where_it_stopped(honest: Hub, place: Place) -> N
 Lie = Callable[[Hub], None]
 
 
-def entry_of(hub: Hub, name: str) -> int:
-    """The place of the last entry of an event."""
+def entry_of(hub: Hub, name: str, *, last: bool = True) -> int:
+    """The place of the last (or first) entry of an event."""
     number = events.BY_NAME[name].number
-    return max(at for at, entry in enumerate(hub.entries_) if Header.decode(entry.header).type == number)
+    return (max if last else min)(
+        at for at, entry in enumerate(hub.entries_) if Header.decode(entry.header).type == number
+    )
 
 
 def missing(hub: Hub) -> None:
@@ -243,6 +247,36 @@ async def test_a_lie_ends_the_replay_with_its_reason(honest: Hub, place: Place, 
         assert (await place.replayed(honest)).root == honest.told[-1].root
 
 
+ENTRY_FIELDS = ("position", "header", "leaf", "leaf_hash", "salt", "payload")
+TOLD_FIELDS = ("size", "root", "map_root", "covered_position")
+
+
+def flipped(hub: Hub, random: Random) -> Hub:
+    """The hub with one bit changed of what it streams or shows."""
+    hub = hub.copy()
+    where: Any = random.choice(random.choice((hub.entries_, hub.told)))
+    name = random.choice([name for name in (*ENTRY_FIELDS, *TOLD_FIELDS) if getattr(where, name, b"")])
+    value = getattr(where, name)
+    if isinstance(value, bytes):
+        bit = random.randrange(8 * len(value))
+        value = value[: bit // 8] + bytes([value[bit // 8] ^ 1 << bit % 8]) + value[bit // 8 + 1 :]
+    else:
+        value ^= 1
+    setattr(where, name, value)
+    return hub
+
+
+@pytest.mark.campaign
+async def test_every_flipped_bit_of_what_is_streamed_is_found(
+    honest: Hub, tmp_path: Path, rounds: Callable[[int, int], int]
+) -> None:
+    random = Random(20)
+    for _ in range(rounds(40, 2_000)):
+        mirror = Mirror(MemoryStore(), [honest.signer.key], Judged(tmp_path / "judged"))
+        with pytest.raises(MirrorFault):
+            await mirror.catch_up(flipped(honest, random))
+
+
 async def test_a_log_that_became_shorter_or_another_one_is_refused(honest: Hub, place: Place) -> None:
     await place.replayed(honest)
     with pytest.raises(MirrorFault) as caught:
@@ -259,6 +293,15 @@ async def test_a_log_that_became_shorter_or_another_one_is_refused(honest: Hub, 
         honest.told[-1].note,
         forked.told[-1].note,
     }
+
+
+async def test_a_log_without_any_prescription_is_judged_as_well(honest: Hub, place: Place) -> None:
+    first = entry_of(honest, "encounter.registered", last=False)
+    echo = await Echo(honest.signer, honest.entries_[: first - 5]).prepare(place)
+    mirror, _ = await place.mirror(echo)
+    await mirror.catch_up(echo)
+    assert mirror.judged_position == first - 5
+    await place.close()
 
 
 # ---- a hub that lies consistently: hashes, tree, map and notes are all made anew ----

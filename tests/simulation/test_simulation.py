@@ -32,6 +32,9 @@ Rounds = Callable[[int, int], int]
 EVENTS_MIN = 90
 """Of the 97 in the table when this was written, 96 are met: only a caller's budget (6,000 entries a minute) is not."""
 
+NEVER_ACCEPTED = frozenset({"RegistryService/EraseContent"})
+"""A run lasts days, and a record is kept for years."""
+
 REFUSALS_MIN = 70
 """Of the catalogue's 128, 82 are met by the first 200 seeds; about 35 belong to calls that do not exist yet."""
 
@@ -72,7 +75,7 @@ def test_every_invariant_holds_with_real_signatures(rounds: Rounds) -> None:
 
 def test_the_robots_are_not_asleep(runs: Runs) -> None:
     """Every command is accepted somewhere, nearly every event and most refusals come, and every fault strikes."""
-    assert set(runs.seen.commands) == set(HANDLERS)
+    assert set(runs.seen.commands) == set(HANDLERS) - NEVER_ACCEPTED
     assert len(runs.seen.events) >= EVENTS_MIN
     assert len(runs.seen.refusals) >= REFUSALS_MIN
     assert set(+runs.faults) == set(FAULTS)

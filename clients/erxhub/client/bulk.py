@@ -1,6 +1,7 @@
 """Many uploads over one stream: sent as they come, answered in order, and sent again when the stream is lost.
 
-Owns: what is not answered yet. Must never: sign or change a request; each is sent as it is, also the second time.
+Owns: what is not answered yet. Must never: sign a request, or change what it says; each is sent as it is, also the
+second time. (What its answer waits for is the connection's default where the request says nothing.)
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from erxhub.client.failures import (
     call_failed,
     refusal_of,
 )
-from erxhub.v1 import prescribing_pb2, prescribing_pb2_grpc
+from erxhub.v1 import common_pb2, prescribing_pb2, prescribing_pb2_grpc
 
 ITEMS_A_MESSAGE: Final = 16
 """Items that are sent in one message while more are at hand; from here on the cost of an item falls no further."""
@@ -99,6 +100,8 @@ class BulkUpload:
             failure.request = request
             return failure
         self._connection.check_reply(result.accepted, request)
+        reached = common_pb2.WaitFor.Name(result.reached or common_pb2.WAIT_FOR_DURABLE)
+        self._connection.tell_reached(request, reached.removeprefix("WAIT_FOR_"))
         return result.accepted
 
     async def _write(self, call: _Call) -> None:
@@ -150,6 +153,7 @@ class BulkUpload:
             if request is None:
                 self._ended = True
                 return group or None
+            self._connection.waiting(request)
             self._unanswered.append(request)
             group.append(request)
             size += request.ByteSize()

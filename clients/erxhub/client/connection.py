@@ -255,17 +255,22 @@ class Connection:
     ) -> Reply:
         """One call. Raises Refusal, HubUnreachable, CallFailed or ReceiptInvalid, each with the request."""
         try:
-            call = method(self._waiting(request), timeout=self._timeout(timeout_s))
+            call = method(self.waiting(request), timeout=self._timeout(timeout_s))
             reply = await call
         except grpc.aio.AioRpcError as error:
             raise self._failure(error, request) from error
         self.check_reply(reply, request)
-        if self.on_reached is not None and getattr(request, "wait_for", 0) > common_pb2.WAIT_FOR_DURABLE:
+        if self.on_reached is not None:
             reached = [value for key, value in await call.trailing_metadata() or () if key == REACHED_TRAILER]
-            self.on_reached(request, str(reached[0]) if reached else "DURABLE")
+            self.tell_reached(request, str(reached[0]) if reached else "DURABLE")
         return reply
 
-    def _waiting(self, request: Request) -> Request:
+    def tell_reached(self, request: Message, reached: str) -> None:
+        """Let who wants to know hear what the answer to a request waited for."""
+        if self.on_reached is not None and getattr(request, "wait_for", 0) > common_pb2.WAIT_FOR_DURABLE:
+            self.on_reached(request, reached)
+
+    def waiting(self, request: Request) -> Request:
         """The request, waiting for what the connection says where it says nothing itself."""
         if self.wait_for and "wait_for" in request.DESCRIPTOR.fields_by_name and not getattr(request, "wait_for"):  # noqa: B009
             setattr(request, "wait_for", self.wait_for)  # noqa: B010

@@ -150,8 +150,15 @@ def _may_erase(state: state_pb2.PrescriptionState | state_pb2.EncounterState) ->
 
 
 def _is_last(tx: Draft, rx_key: bytes, encounter_key: bytes) -> bool:
-    """Whether every other prescription of the visit was erased before: then it is no longer in the visit's list."""
-    return set(tx.listing("encounter_rx", encounter_key, PRESCRIPTIONS_LOOKED_AT)) <= {rx_key}
+    """Whether every other prescription of the visit was erased: before, then it is no longer in the visit's list, or in
+    the same commit. The states are read so that the decision rests on them: of two hubs that erase the last two
+    prescriptions at the same instant one decides again.
+    """
+    for key in tx.listing("encounter_rx", encounter_key, PRESCRIPTIONS_LOOKED_AT):
+        other = tx.state(key, state_pb2.PrescriptionState) if key != rx_key else None
+        if other is not None and not other.erased_version:
+            return False
+    return True
 
 
 HANDLERS: Final[Mapping[str, Handler]] = {"RegistryService/EraseContent": erase_content}

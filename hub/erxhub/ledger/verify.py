@@ -80,8 +80,9 @@ async def verify_ledger(
 ) -> Verification:
     """Verifies every entry after `from_position`, its link to the one before, and the heads of the streams met.
 
-    Erased content is no finding where an entry says that it was erased. Works while the ledger is written to: entries that come in meanwhile are
-    left to the next verification. `between_pages` lets other work have its turn. Raises StoreUnavailable.
+    Content that is gone is no finding where a later entry says that it was erased. Works while the ledger is written
+    to: entries that come in meanwhile are left to the next verification. `between_pages` lets other work have its turn.
+    Raises StoreUnavailable.
     """
     chains: dict[bytes, _Chain] = {}
     findings: list[Finding] = []

@@ -258,13 +258,19 @@ class Mirror:
     # ---- signatures ----
 
     async def _judge_waiting(self) -> None:
-        if not self._waiting:
-            return
+        if self._waiting:
+            await self._judge_all()
+            self._waiting.clear()
+        if not self._kept_back and self.judged_position < self._position:
+            self._judged.write(self._position)
+            self.judged_position = self._position
+
+    async def _judge_all(self) -> None:
         if self._judge is None:
             found = (await self._store.read(Wanted(names=frozenset({index.LEDGER_NAME})))).names
             self._judge = Judge(self._streams.stream, self._named, found.get(index.LEDGER_NAME, b""))
         # What was erased and not said to be yet cannot be judged; it comes again with the entry that says so.
-        findings = await self._judge.findings(self._waiting.keys() - self._kept_back.keys())
+        findings = await self._judge.findings([key for key in self._waiting if key not in self._kept_back])
         if findings:
             first = findings[0]
             raise MirrorFault(
@@ -280,10 +286,6 @@ class Mirror:
                     for each in findings[:FINDINGS_MAX]
                 ],
             )
-        self._waiting.clear()
-        if not self._kept_back:
-            self._judged.write(self._position)
-            self.judged_position = self._position
 
     async def _named(self, names: frozenset[Name]) -> dict[Name, bytes]:
         return dict((await self._store.read(Wanted(names=names))).names)

@@ -17,7 +17,8 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from erxhub.core.model import Refused
-from erxhub.v1 import prescribing_pb2
+from erxhub.rpc.waiting import REACHED_TRAILER
+from erxhub.v1 import common_pb2, prescribing_pb2
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
 
@@ -41,7 +42,16 @@ class ItemRefused(grpc.aio.AbortError):
         self.message = message
 
 
-Serve = Callable[[Sequence[bytes], Any], Awaitable[Sequence[bytes | ItemRefused]]]
+class Waited(NamedTuple):
+    """The reply to an item that waited for the log, and what it reached."""
+
+    reply: bytes
+    reached: int
+
+
+ItemOutcome: TypeAlias = "bytes | Waited | ItemRefused"
+
+Serve = Callable[[Sequence[bytes], Any], Awaitable[Sequence[ItemOutcome]]]
 """A unary method: the bytes of some items and their context to, for each in order, the reply's bytes or the refusal."""
 
 
@@ -50,8 +60,19 @@ class ItemContext:
     when the stream began, so an item tells none.
     """
 
-    def __init__(self, auth: Mapping[str, Sequence[bytes]]) -> None:
+    def __init__(self, auth: Mapping[str, Sequence[bytes]], time_remaining: Callable[[], float | None]) -> None:
+        """`time_remaining` is the stream's: seconds to its deadline, None where it has none."""
         self._auth = auth
+        self.time_remaining = time_remaining
+        self.reached = common_pb2.WAIT_FOR_UNSPECIFIED
+
+    def of_one(self) -> ItemContext:
+        """The context of one item, which keeps what that item reached."""
+        return ItemContext(self._auth, self.time_remaining)
+
+    def set_trailing_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
+        """What a unary reply has in its trailer stands in the item's result."""
+        self.reached = common_pb2.WaitFor.Value(f"WAIT_FOR_{dict(metadata)[REACHED_TRAILER]}")
 
     def auth_context(self) -> Mapping[str, Sequence[bytes]]:
         """Who calls."""
@@ -212,10 +233,13 @@ class Bulk:
         self._room.set()
 
 
-def _result(number: int, raw: bytes, outcome: bytes | ItemRefused) -> bytes:
+def _result(number: int, raw: bytes, outcome: ItemOutcome) -> bytes:
     """The result of one item, as a field of the response."""
     if isinstance(outcome, ItemRefused):
         told = _delimited(_REFUSED, _refusal(outcome).SerializeToString())
+    elif isinstance(outcome, Waited):
+        reached = prescribing_pb2.UploadResult(reached=common_pb2.WaitFor.Name(outcome.reached))
+        told = _delimited(_ACCEPTED, outcome.reply) + reached.SerializeToString()
     else:
         # Put in as it is: the reply is the unary call's, byte for byte.
         told = _delimited(_ACCEPTED, outcome)

@@ -36,7 +36,7 @@ from erxhub.ledger.store import StoreUnavailable, Wanted
 from erxhub.ports import Pause, give_way
 from erxhub.queries import QUERIES, STREAMS
 from erxhub.queries.base import ReadContext, Shown
-from erxhub.rpc.bulk import DETAILS_KEY, Bulk, ItemContext, ItemRefused, Serve
+from erxhub.rpc.bulk import DETAILS_KEY, Bulk, ItemContext, ItemOutcome, ItemRefused, Serve, Waited
 from erxhub.rpc.errors import wire_status
 from erxhub.rpc.methods import COMMAND, METHODS, Method
 from erxhub.rpc.waiting import REACHED_TRAILER, Waiting
@@ -348,7 +348,7 @@ class Dispatcher:
         await self._certificate(call, context)
         await self._check_clock(call, "", context)
         await self._check_streams(call, context)
-        item = ItemContext({"x509_pem_cert": (call.certificate,)})
+        item = ItemContext({"x509_pem_cert": (call.certificate,)}, context.time_remaining)
         bulk = Bulk(BULK[method.name](self), item, self._config.bulk_items_max, self._bulks_end, self._bulk_changed)
         with self._open_stream(call):
             await context.send_initial_metadata(())
@@ -385,9 +385,9 @@ class Dispatcher:
         """
         single, proven, told = (self._sealed(method, way) for way in (self._command, self._proven, self._queued))
 
-        async def serve(items: Sequence[bytes], context: Any) -> list[bytes | ItemRefused]:
+        async def serve(items: Sequence[bytes], context: ItemContext) -> list[ItemOutcome]:
             call = self._entered(method, context)
-            begun: list[_Queued | asyncio.Task[bytes]] = []
+            begun: list[_Queued | asyncio.Task[bytes | Waited]] = []
             try:
                 for raw in items:
                     checked: _Checked | None = None
@@ -400,12 +400,12 @@ class Dispatcher:
                     if queued is not None:
                         begun.append(queued)
                     elif checked is not None:
-                        begun.append(asyncio.create_task(proven(checked, context)))
+                        begun.append(asyncio.create_task(_of_one(proven, checked, context)))
                     else:
-                        begun.append(asyncio.create_task(single(raw, context)))
+                        begun.append(asyncio.create_task(_of_one(single, raw, context)))
                 for place, one in enumerate(begun):
                     if isinstance(one, _Queued) and not await _is_plain(one):
-                        begun[place] = asyncio.create_task(told(one, context))
+                        begun[place] = asyncio.create_task(_of_one(told, one, context))
                 return [await _outcome(one) for one in begun]
             finally:
                 await _left(begun)
@@ -609,15 +609,15 @@ class Dispatcher:
         return answer.body
 
     async def _wait(self, level: int, reply: bytes, call: _Call, context: _CONTEXT) -> None:
-        """Let the log come up to the level that the caller asked for, as far as there is time; tell how far it came.
-
-        The items of a bulk upload wait for nothing: their stream has no deadline and no trailer for each of them.
-        """
-        remaining_s = getattr(context, "time_remaining", None)
-        if remaining_s is None:
-            return
+        """Let the log come up to the level that the caller asked for, as far as there is time; tell how far it came."""
         receipt = call.method.response.FromString(reply).receipt
-        reached = await self._waiting.wait(level, receipt, remaining_s())
+        # The lane gathers a batch by the items under way, and one that waits here is past the lane.
+        items = 1 if isinstance(context, ItemContext) else 0
+        self._bulk_changed(-items)
+        try:
+            reached = await self._waiting.wait(level, receipt, context.time_remaining())
+        finally:
+            self._bulk_changed(items)
         name = common_pb2.WaitFor.Name(reached).removeprefix("WAIT_FOR_")
         context.set_trailing_metadata(((REACHED_TRAILER, name),))
 
@@ -706,7 +706,14 @@ async def _is_plain(queued: _Queued) -> bool:
     return isinstance(answer, Replied) and not (answer.slowed or answer.attach_upload or waits)
 
 
-async def _outcome(one: _Queued | asyncio.Task[bytes]) -> bytes | ItemRefused:
+async def _of_one(way: Callable[[Any, Any], Awaitable[bytes]], given: Any, context: ItemContext) -> bytes | Waited:
+    """One item by itself, with what it reached where it waited for the log."""
+    own = context.of_one()
+    reply = await way(given, own)
+    return Waited(reply, own.reached) if own.reached else reply
+
+
+async def _outcome(one: _Queued | asyncio.Task[bytes | Waited]) -> ItemOutcome:
     if isinstance(one, _Queued):
         answer = one.answer.result()
         assert isinstance(answer, Replied)
@@ -718,7 +725,7 @@ async def _outcome(one: _Queued | asyncio.Task[bytes]) -> bytes | ItemRefused:
         return refused
 
 
-async def _left(begun: Sequence[_Queued | asyncio.Task[bytes]]) -> None:
+async def _left(begun: Sequence[_Queued | asyncio.Task[bytes | Waited]]) -> None:
     """Nobody waits any more: what is not answered is given up, and its errors are nobody's. Queued commands stay so."""
     waiting = [one.answer if isinstance(one, _Queued) else one for one in begun]
     for one in waiting:

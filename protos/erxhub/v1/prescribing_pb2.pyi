@@ -261,10 +261,13 @@ class UploadResult(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
+    REACHED_FIELD_NUMBER: _builtins.int
     item: _builtins.int
     """The item's place in the stream, from 0."""
     request_id: _builtins.str
     """As the item gave it; empty when it could not be read."""
+    reached: _common_pb2.WaitFor.ValueType
+    """What an accepted item reached that asked for more than DURABLE with its wait_for; unspecified for every other."""
     @_builtins.property
     def accepted(self) -> Global___UploadPrescriptionResponse:
         """The unary call's reply, byte for byte, receipt included."""
@@ -278,10 +281,11 @@ class UploadResult(_message.Message):
         request_id: _builtins.str = ...,
         accepted: Global___UploadPrescriptionResponse | None = ...,
         refused: Global___UploadRefusal | None = ...,
+        reached: _common_pb2.WaitFor.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "outcome", b"outcome", "refused", b"refused"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "item", b"item", "outcome", b"outcome", "refused", b"refused", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "item", b"item", "outcome", b"outcome", "reached", b"reached", "refused", b"refused", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["accepted", "refused"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
