@@ -41,7 +41,7 @@ dev: venv ## a seeded hub in one process, to try things on
 	@$(BIN)/erxhub dev
 
 test: venv check ## the whole suite in three processes; the tests of a file stay together
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: venv ## style, types, wire contract, generated files
 	$(BIN)/ruff check .

@@ -27,6 +27,8 @@ pytest.register_assert_rewrite("tests.ledger.contract")
 HANGS_AFTER_S = 180
 """The longest phase of a test takes a few tens of seconds on two quiet cores; campaigns take as long as they take."""
 
+LONG_AREAS = ("several", "conform", "mutants", "races", "testing", "simulation")
+
 _seconds: defaultdict[str, float] = defaultdict(float)
 _tests: Counter[str] = Counter()
 _mutants: list[bool] = []
@@ -34,6 +36,11 @@ _mutants: list[bool] = []
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--campaign", action="store_true", help="run races and crashes with the large numbers")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Areas with long tests begin first, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: LONG_AREAS.index(area) if (area := _area(item.nodeid)) in LONG_AREAS else 99)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ counter-examples at the end, so that a rule that has gone blind fails too.
 import ast
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -232,7 +233,8 @@ def findings(source: Source) -> list[Finding]:
     return sorted({finding for rule in RULES for finding in rule(source)})
 
 
-def sources() -> list[Source]:
+@cache
+def sources() -> Sequence[Source]:
     paths = sorted(path for root in SOURCE_ROOTS for path in (ROOT / root).rglob("*.py"))
     return [Source(path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")) for path in paths]
 

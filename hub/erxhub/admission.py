@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -155,12 +155,12 @@ class SignatureProof:
 
         `statements` are the contents as `FieldRules.check` read them.
         """
-        digests, signatures = _collected(request, signed_fields)
-        if not signatures:
-            return self._certified(request, request.DESCRIPTOR.fields_by_name) or Evidence({}, digests)
-        keys = await self._registered({each.key_id for _, given in signatures.values() for each in given})
+        payloads, signatures = _collected(request, signed_fields)
+        if not payloads:
+            return self._certified(request, request.DESCRIPTOR.fields_by_name) or Evidence({}, _digests(request, {}))
+        keys = await self._registered({key_id for _, key_id, _, _ in signatures})
         verdicts = await self._verifier.verify_all(_checks(signatures, keys))
-        return Evidence(_facts(signatures, keys, verdicts), digests, statements)
+        return Evidence(_facts(payloads, signatures, keys, verdicts), _digests(request, payloads), statements)
 
     def evidence_now(
         self, request: Any, signed_fields: Sequence[str], statements: Mapping[str, Any]
@@ -168,18 +168,15 @@ class SignatureProof:
         """The same of a request with signed contents; None when a key of it has to be looked up, or a signature is
         verified off the loop.
         """
+        payloads, signatures = _collected(request, signed_fields)
         keys = self._keys
-        for name in signed_fields:
-            if request.HasField(name):
-                for each in getattr(request, name).signatures:
-                    known = keys.get(each.key_id)
-                    if known is None or SUITES[known.suite].off_loop:
-                        return None
-        digests, signatures = _collected(request, signed_fields)
-        verdicts = self._verifier.verify_now(_checks(signatures, keys)) if signatures else None
+        for _, key_id, _, _ in signatures:
+            if key_id not in keys:
+                return None
+        verdicts = self._verifier.verify_now(_checks(signatures, keys)) if payloads else None
         if verdicts is None:
             return None
-        return Evidence(_facts(signatures, keys, verdicts), digests, statements)
+        return Evidence(_facts(payloads, signatures, keys, verdicts), _digests(request, payloads), statements)
 
     def _certified(self, request: Any, fields: Container[str]) -> Evidence | None:
         """What the certificate in a request without signed contents says; None for a request that has none."""
@@ -242,47 +239,51 @@ class SignatureProof:
                     self._keys.popitem(last=False)
 
 
-_Signatures = dict[str, tuple[bytes, Sequence[common_pb2.Signature]]]
-"""Of every signed content by field: the bytes that were signed, and the signatures over them."""
+_Signatures = Sequence[tuple[str, str, bytes, bytes]]
+"""(field, key id, what was signed, signature) of every signature of a request."""
 
 
 def _collected(request: Any, signed_fields: Sequence[str]) -> tuple[dict[str, bytes], _Signatures]:
-    """The digests of the signed contents and of the file of a request, and its signatures."""
-    digests: dict[str, bytes] = {}
-    signatures: _Signatures = {}
+    """The signed contents of a request by field, and the signatures over them."""
+    payloads: dict[str, bytes] = {}
+    signatures: list[tuple[str, str, bytes, bytes]] = []
     for name in signed_fields:
         if request.HasField(name):
             signed: common_pb2.Signed = getattr(request, name)
-            payload = signed.payload
-            digests[name] = hashlib.sha256(payload).digest()
-            signatures[name] = pae(signed.payload_type, payload), signed.signatures
+            payloads[name] = payload = signed.payload
+            message = pae(signed.payload_type, payload)
+            signatures += [(name, each.key_id, message, each.signature) for each in signed.signatures]
+    return payloads, signatures
+
+
+def _digests(request: Any, payloads: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Of the signed contents, and of the file of a request."""
+    digests = {name: hashlib.sha256(payload).digest() for name, payload in payloads.items()}
     if "file" in request.DESCRIPTOR.fields_by_name:
         digests["file"] = hashlib.sha256(request.file.data).digest()
-    return digests, signatures
+    return digests
 
 
 def _checks(signatures: _Signatures, keys: Mapping[str, _Key]) -> list[tuple[str, bytes, bytes, bytes]]:
     """What is to be verified: the signatures by known keys."""
-    return [
-        (key.suite, key.public_key, message, each.signature)
-        for message, given in signatures.values()
-        for each in given
-        if (key := keys.get(each.key_id)) is not None
-    ]
+    checks = []
+    for _, key_id, message, signature in signatures:
+        key = keys.get(key_id)
+        if key is not None:
+            checks.append((key.suite, key.public_key, message, signature))
+    return checks
 
 
 def _facts(
-    signatures: _Signatures, keys: Mapping[str, _Key], verdicts: Sequence[bool]
+    fields: Iterable[str], signatures: _Signatures, keys: Mapping[str, _Key], verdicts: Iterable[bool]
 ) -> dict[str, list[SignatureFact]]:
     """The verdicts over `_checks`, by field. A signature by an unknown key was not verified, and is not valid."""
     left = iter(verdicts)
-    facts: dict[str, list[SignatureFact]] = {}
-    for name, (_, given) in signatures.items():
-        facts[name] = []
-        for each in given:
-            key = keys.get(each.key_id)
-            fact = SignatureFact(each.key_id, key.suite, next(left)) if key else SignatureFact(each.key_id, "", False)
-            facts[name].append(fact)
+    facts: dict[str, list[SignatureFact]] = {name: [] for name in fields}
+    for name, key_id, _, _ in signatures:
+        key = keys.get(key_id)
+        fact = SignatureFact(key_id, key.suite, next(left)) if key else SignatureFact(key_id, "", False)
+        facts[name].append(fact)
     return facts
 
 

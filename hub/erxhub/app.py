@@ -19,6 +19,7 @@ from erxhub.admission import FieldRules, SignatureProof
 from erxhub.config import Config
 from erxhub.crypto.suites import Verifier
 from erxhub.engine import Engine, HubStopped
+from erxhub.erasing import Erasing
 from erxhub.high_water import HighWater
 from erxhub.keys import HubKeys
 from erxhub.ledger.store import Store, StoreUnavailable
@@ -266,7 +267,8 @@ async def start_core(
         pause=pause,
         waiting=Waiting(publisher.reached if publishes else publisher.covering, publisher.witnessed, store, pause),
     )
-    sweep = asyncio.create_task(_sweep(engine, config, pause), name="sweep") if sweeps else None
+    erasing = Erasing(engine, config)
+    sweep = asyncio.create_task(_sweep(engine, erasing, config, pause), name="sweep") if sweeps else None
     publishing = asyncio.create_task(publisher.run(), name="publishing") if publishes else None
     return HubCore(
         engine, dispatcher, reads, store, publisher, verification.entries, sweep, publishing, gathering, water
@@ -284,8 +286,8 @@ def settle_memory() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
-async def _sweep(engine: Engine, config: Config, pause: Pause) -> None:
-    """Write the deadlines that nobody asked about; a full step is followed by the next at once.
+async def _sweep(engine: Engine, erasing: Erasing, config: Config, pause: Pause) -> None:
+    """Write the deadlines that nobody asked about; a full step is followed by the next at once. Then a step of erasing.
 
     Whatever goes wrong in one round, the next comes: a deadline that nobody writes holds goods back from everybody.
     """
@@ -295,6 +297,7 @@ async def _sweep(engine: Engine, config: Config, pause: Pause) -> None:
         try:
             while await engine.sweep(failed) >= config.sweep_streams_max:
                 pass
+            await erasing.step()
         except (HubStopped, StoreUnavailable):
             # The lane says so too when it cannot write; when it ends, so does this loop.
             _log.warning("the sweep waits: the store cannot be used now")

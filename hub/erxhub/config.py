@@ -93,6 +93,12 @@ class Config:
     sweep_streams_max: int = 200
     """Streams in one step of the sweep, so that it never holds the lane for long."""
 
+    erases_after_retention: bool = False
+    """Whether the sweep erases by itself what no retention class keeps any longer, on the legal basis of the pack."""
+
+    erasure_entries_max: int = 5_000
+    """Entries of the log that one step of that looks through: some 50 ms of CPU, every `sweep_interval_ms`."""
+
     stream_check_interval_ms: int = 10_000
     """How often an open stream looks whether its certificate was revoked; the promise is 30 seconds."""
 

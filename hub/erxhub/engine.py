@@ -19,10 +19,11 @@ from typing import Any, Final, Literal, NamedTuple
 
 from erxhub.accesses import AccessBatch, AccessLog, ReadNote, person_of
 from erxhub.config import Config
-from erxhub.core import decide, index, timers
+from erxhub.core import decide, index, retention, timers
 from erxhub.core.draft import Lookups, Working, WorkingDraft, Workspace
 from erxhub.core.fold import STATE_TYPES
 from erxhub.core.keys import stream_key
+from erxhub.core.mac import HmacSha256
 from erxhub.core.model import Accepted, Command, Missing, Outcome, Refused, Target
 from erxhub.keys import HubKeys
 from erxhub.ledger.entry import Entry, Header
@@ -41,6 +42,8 @@ REVERSED: Final = "reversed"
 """The method of a request id that a reversal took."""
 
 _ROUNDS_MAX: Final = 12
+
+_CATALOG_ROWS_KEPT_MAX: Final = 10_000
 
 _BUSY_FREE: Final = 2
 """Times that a command whose streams are taken is put off without its counting as a try. From then on it waits for
@@ -64,6 +67,9 @@ class Declined(NamedTuple):
 
 Answer = Replied | Declined
 
+_FROM_CALLERS: Final = (Command, ReadNote)
+"""Work that takes room in the queue; named here because a union made for each call costs more than its test."""
+
 
 class HubBusy(Exception):
     """The lane's queue is full."""
@@ -75,7 +81,7 @@ class HubStopped(Exception):
 
 @dataclass(slots=True)
 class _Job:
-    work: Command | ReadNote | _Sweep | _Boot
+    work: Command | ReadNote | _Sweep | _Erase | _Boot
     content_mac: bytes
     size: int
     future: asyncio.Future[Any]
@@ -89,6 +95,13 @@ class _Job:
 @dataclass(frozen=True, slots=True)
 class _Sweep:
     stream_keys: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Erase:
+    """Erases a prescription that no retention class keeps."""
+
+    stream_key: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +184,7 @@ class Engine:
         self._keys = keys
         self._packs = packs
         self._mac_keys = keys.mac_keys
-        self._content_key = keys.content_mac_key()
+        self._content_mac = HmacSha256(keys.content_mac_key())
         self._sealer = keys.reply_sealer()
         self._jobs: deque[_Job] = deque()
         self._bytes = 0
@@ -192,6 +205,8 @@ class Engine:
         self._others = store.others
         self._listening: asyncio.Task[None] | None = None
         self._rules: tuple[int, dict[str, Rules]] = (-1, {})
+        self._rows: dict[tuple[str, str, str], bytes | None] = {}
+        self._rows_missed = False
 
     # ---- life ----
 
@@ -290,8 +305,7 @@ class Engine:
 
     def queue(self, command: Command, content: bytes, size: int | None = None) -> asyncio.Future[Answer]:
         """`submit` for who has several commands: takes this one now, and the answer comes with the future."""
-        mac = hmac.digest(self._content_key, content, "sha256")
-        return self._queued(command, mac, len(content) if size is None else size)
+        return self._queued(command, self._content_mac.digest(content), len(content) if size is None else size)
 
     async def note(self, note: ReadNote) -> bool:
         """Record a read or its refusal; returns once the entry is durable, with whether the caller is slowed."""
@@ -333,13 +347,26 @@ class Engine:
                 _log.error("the deadline of stream %s cannot be written", key.hex())
                 failed.add(key)
 
-    async def _put(self, work: ReadNote | _Sweep | _Boot, content_mac: bytes, size: int) -> Any:
+    async def erase_over(self, stream_key: bytes) -> bool:
+        """Erase what a prescription's entries say if no retention class keeps it now; whether that was done.
+
+        Raises HubStopped, StoreUnavailable.
+        """
+        return bool(await self._put(_Erase(stream_key), b"", 0))
+
+    def rules(self, area_code: str) -> Rules:
+        """The parameters in force for the area today."""
+        return self._rules_for(area_code, self.clock.now_ms())
+
+    async def _put(self, work: ReadNote | _Sweep | _Erase | _Boot, content_mac: bytes, size: int) -> Any:
         return await self._queued(work, content_mac, size)
 
-    def _queued(self, work: Command | ReadNote | _Sweep | _Boot, content_mac: bytes, size: int) -> asyncio.Future[Any]:
+    def _queued(
+        self, work: Command | ReadNote | _Sweep | _Erase | _Boot, content_mac: bytes, size: int
+    ) -> asyncio.Future[Any]:
         if not self.running:
             raise HubStopped
-        if isinstance(work, Command | ReadNote):
+        if isinstance(work, _FROM_CALLERS):
             self.check_room(size)
         job = _Job(work, content_mac, size, asyncio.get_running_loop().create_future())
         job.marks = MARKS.get()
@@ -462,7 +489,7 @@ class Engine:
 
     async def _process(self, jobs: Sequence[_Job], *, closing: bool) -> None:
         now_ms = self._newest_ms = max(self.clock.now_ms(), self._newest_ms)
-        batch = _Batch(Workspace(), now_ms, AccessBatch(now_ms))
+        batch = _Batch(Workspace(catalog=self._known_rows()), now_ms, AccessBatch(now_ms))
         marked = [job.marks for job in jobs if job.marks is not None]
         for marks in marked:
             marks.taken_us = machine_us()
@@ -560,6 +587,8 @@ class Engine:
                 self._note(batch, job, work)
             elif isinstance(work, _Sweep):
                 self._swept(batch, job, work, wanted)
+            elif isinstance(work, _Erase):
+                self._erase(batch, job, work, draw, wanted)
             else:
                 self._boot(batch, job, draw, wanted)
         except Missing:
@@ -585,6 +614,8 @@ class Engine:
                     decide.decide(self._draft(batch, work, draw, wanted), work)
             elif isinstance(work, _Sweep):
                 wanted.streams.update(key for key in work.stream_keys if key not in batch.workspace.streams)
+            elif isinstance(work, _Erase):
+                retention.erase_when_over(self._draft(batch, None, draw, wanted), work.stream_key)
         except Missing:
             pass
 
@@ -658,8 +689,10 @@ class Engine:
         space, actor = batch.workspace, command.caller.actor
         # The persons are named now: a repeat of the request loads none of these streams.
         targets = tuple(
-            Target(target.stream_key, target.person_key or person_of(space, target.stream_key))
-            for target in outcome.targets
+            [
+                target if target.person_key else Target(target.stream_key, person_of(space, target.stream_key))
+                for target in outcome.targets
+            ]
         )
         stored = StoredReply(reply.SerializeToString(deterministic=True), targets, outcome.attach_upload)
         place = reply_place(sealed)
@@ -703,6 +736,17 @@ class Engine:
             raise Missing
         # Loading a stream fires its timers, so there is nothing left to do.
         batch.answers.append((job, None))
+
+    def _erase(self, batch: _Batch, job: _Job, erase: _Erase, draw: Draw, wanted: Lookups) -> None:
+        tx = self._draft(batch, None, draw, wanted)
+        outcome = retention.erase_when_over(tx, erase.stream_key)
+        if outcome is not None:
+            rx = tx.state(erase.stream_key, state_pb2.PrescriptionState)
+            tx.area_code = rx.rx_no[:6] if rx is not None else ""  # whose rules decided it
+            sealed = self._seal(batch, tx, draw)
+            tx.apply()
+            self._write(batch, job, self._leaves(tx, sealed, outcome))
+        batch.answers.append((job, outcome is not None))
 
     def _boot(self, batch: _Batch, job: _Job, draw: Draw, wanted: Lookups) -> None:
         opened = bool(self.ledger_key)
@@ -750,6 +794,18 @@ class Engine:
         if next_keys:
             await self._fetch(batch, Lookups(streams=next_keys))
 
+    def _known_rows(self) -> dict[tuple[str, str, str], bytes | None]:
+        """The catalogue rows of the batches before: a row of an edition never changes, so each is loaded once.
+
+        One that was not there is looked for again.
+        """
+        if len(self._rows) > _CATALOG_ROWS_KEPT_MAX:
+            self._rows = {}
+        elif self._rows_missed:
+            self._rows = {row: body for row, body in self._rows.items() if body is not None}
+        self._rows_missed = False
+        return self._rows
+
     async def _fetch(self, batch: _Batch, wanted: Lookups) -> list[tuple[bytes, Working]]:
         """Put look-ups into the workspace; returns the streams that it did not have before."""
         space = batch.workspace
@@ -772,7 +828,7 @@ class Engine:
         for request in wanted.replies:
             space.replies.setdefault(request, loaded.replies.get(request))
         for row in wanted.catalog:
-            space.catalog.setdefault(row, loaded.catalog.get(row))
+            self._rows_missed |= space.catalog.setdefault(row, loaded.catalog.get(row)) is None
         for key in wanted.streams:
             if key not in loaded.heads:
                 space.streams.setdefault(key, None)

@@ -189,6 +189,12 @@ class Operations:
             "witness",
             witnessing.failures,
         )
+        yield counters(
+            "erxhub_witness_unproven_total",
+            "Claims of another history for which a witness shows nothing that our log signed, by the name in the policy.",
+            "witness",
+            witnessing.unproven,
+        )
 
     def _age_ms(self, checkpoint: Checkpoint) -> int:
         return max(0, self._hub.engine.clock.now_ms() - checkpoint.made_at_ms)

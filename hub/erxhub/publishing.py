@@ -66,7 +66,7 @@ class Publisher:
         self._high_water = high_water
         self._between = between  # names what was done last; where a test stops a step
         self._turn = asyncio.Lock()
-        self._waiting: list[tuple[int, asyncio.Future[Checkpoint]]] = []
+        self._waiting: dict[asyncio.Future[Checkpoint], int] = {}  # the position that each waits for
 
     async def covering(self, position: int) -> Checkpoint:
         """A signed checkpoint that covers the entry at `position`, made now where none does.
@@ -94,11 +94,11 @@ class Publisher:
         if self.newest is not None and self.newest.covered_position >= position:
             return self.newest
         future: asyncio.Future[Checkpoint] = asyncio.get_running_loop().create_future()
-        self._waiting.append((position, future))
+        self._waiting[future] = position
         try:
             return await future
         finally:
-            self._waiting = [waiting for waiting in self._waiting if waiting[1] is not future]
+            self._waiting.pop(future, None)
 
     async def witnessed(self, position: int) -> Checkpoint:
         """Wait for a checkpoint that covers `position` and that a quorum of the policy has cosigned.
@@ -197,7 +197,7 @@ class Publisher:
             await self._between("mark")
         if self.newest is None or self.newest.no < made.no:
             self.newest = made
-        for position, future in self._waiting:
+        for future, position in self._waiting.items():
             if position <= made.covered_position and not future.done():
                 future.set_result(made)
         if self.witnessing is not None:

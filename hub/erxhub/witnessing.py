@@ -1,7 +1,7 @@
 """Witnessing: published checkpoints are shown to the witnesses of a policy, and their cosignatures are kept.
 
 Owns which checkpoint is shown when, from when on one counts as witnessed, and the end of publishing when a witness
-knows another history than ours. It must never show a checkpoint whose note is not stored, nor a smaller one after a
+proves that our log's key has signed another history than ours. It must never show a checkpoint whose note is not stored, nor a smaller one after a
 larger one, and never hold up a command: with the witnesses away, everything but the cosignatures goes on.
 """
 
@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from erxhub.config import Config
 from erxhub.high_water import HighWater
@@ -26,6 +26,7 @@ from erxhub.witness.client import (
     Shown,
     WitnessClient,
     WitnessFailure,
+    WitnessUnproven,
     clients_of,
 )
 from erxhub.witness.gathering import GRACE_MS, gather
@@ -34,9 +35,15 @@ _log = logging.getLogger("erxhub.witnessing")
 
 ROLLBACK_SUSPECTED: Final = "ROLLBACK_SUSPECTED"
 FORK_SUSPECTED: Final = "FORK_SUSPECTED"
+WITNESS_UNPROVEN: Final = "WITNESS_UNPROVEN"
 
 _HURRIED_GRACE_MS: Final = 50
 """How long a slow witness is waited for beyond the quorum while somebody waits for a bundle; it gets the next one."""
+
+_DOUBT_MS_MIN: Final = 10_000
+_DOUBT_MS_MAX: Final = 3_600_000
+"""So long a witness that claimed what it did not prove is left alone, twice as long after each further claim. The most
+is the hour by which what a witness shows may lag behind what it has cosigned."""
 
 _NO_FILE_NAME: Final = re.compile(r"[^A-Za-z0-9.]+")
 
@@ -46,9 +53,21 @@ class PolicyUnusable(ValueError):
 
 
 class PublishingHalted(StoreUnavailable):
-    """Nothing is signed or shown now, and commands go on: a witness knows another history than this ledger, and an
-    operator has to look; or nobody could be asked at the start, and the hub goes on publishing once somebody can.
+    """Nothing is signed or shown now, and commands go on: a witness has shown another history than this ledger's under
+    our log's signature, and an operator has to look; or nobody could be asked at the start, and the hub goes on
+    publishing once somebody can, which is when `is_for_good` is False.
     """
+
+    def __init__(self, words: str, *, is_for_good: bool) -> None:
+        super().__init__(words)
+        self.is_for_good = is_for_good
+
+
+class _Doubt(NamedTuple):
+    """A witness is not asked until then, UTC ms, and for how long that was put off."""
+
+    until_ms: int
+    for_ms: int
 
 
 async def _go_on(_: str) -> None:
@@ -108,6 +127,8 @@ class Witnessing:
         """Why publishing has ended: ROLLBACK_SUSPECTED or FORK_SUSPECTED, and the witness's words."""
         self.failures: dict[str, int] = {}
         """Answers that were no cosignature, by the witness's name in the policy."""
+        self.unproven: dict[str, int] = {}
+        """Claims of another history without a note that our log has signed, by the witness's name in the policy."""
         self.on_halt: Callable[[], None] | None = None
         self._policy = policy
         self._store = store
@@ -118,6 +139,7 @@ class Witnessing:
         self._between = between
         self._clients: dict[str, WitnessClient] = {}
         self._silent: set[str] = set()
+        self._doubts: dict[str, _Doubt] = {}
         self._offered: Checkpoint | None = None
         self._since_ms: int | None = None  # when the oldest checkpoint was made that is not witnessed yet
         self._told_overdue = False
@@ -125,20 +147,29 @@ class Witnessing:
         self._is_held = False
         self._sent = 0  # the number of the last checkpoint that was shown
         self._wanted = asyncio.Event()
-        self._waiting: list[tuple[int, asyncio.Future[Checkpoint]]] = []
-        self._pinned: list[tuple[Checkpoint, asyncio.Future[Checkpoint | None]]] = []
+        self._waiting: dict[asyncio.Future[Checkpoint], int] = {}  # the position that each waits for
+        self._pinned: dict[asyncio.Future[Checkpoint | None], Checkpoint] = {}
 
     # ---- the start ----
 
     async def ask_all(self) -> dict[str, Shown]:
-        """What each witness cosigned last of this log, by its name in the policy; one that is away is left out."""
-        self._heard = set()
-        clients = clients_of(self._policy, self._clock, self._log_keys, timeout_ms=self._config.witness_timeout_ms)
+        """What each witness cosigned last of this log, by its name in the policy; one that is away is left out.
+
+        So is one that shows what our log has not signed. It has answered, though: it could as well have said that it
+        knows nothing, and an honest one has the signature.
+        """
+        known = clients_of(self._policy, self._clock, self._log_keys, timeout_ms=self._config.witness_timeout_ms)
+        clients = {name: client for name, client in known.items() if not self._is_doubted(name)}
+        self._heard = known.keys() - clients.keys()
         answers = await asyncio.gather(
             *(client.shown(self._config.origin) for client in clients.values()), return_exceptions=True
         )
         found = {}
         for name, answer in zip(clients, answers, strict=True):
+            if isinstance(answer, WitnessUnproven):
+                self._heard.add(name)
+                await self._doubt(name, answer)
+                continue
             if isinstance(answer, WitnessFailure):
                 if not self._is_held:
                     _log.warning("a witness cannot be compared with at this start: %s", answer)
@@ -192,21 +223,22 @@ class Witnessing:
     def check(self) -> None:
         """Raise PublishingHalted where nothing may be published."""
         if self.halted is not None:
-            raise PublishingHalted(self.halted)
+            raise PublishingHalted(self.halted, is_for_good=True)
         if self._is_held:
             self._wanted.set()
-            raise PublishingHalted("WITNESSES_MISSING: nobody could be asked yet how far this log was")
+            words = "WITNESSES_MISSING: nobody could be asked yet how far this log was"
+            raise PublishingHalted(words, is_for_good=False)
 
     async def reached(self, position: int) -> Checkpoint:
         """Wait for a witnessed checkpoint that covers the entry at `position`. Raises PublishingHalted."""
         if self.newest is not None and self.newest.covered_position >= position:
             return self.newest
         future: asyncio.Future[Checkpoint] = asyncio.get_running_loop().create_future()
-        self._waiting.append((position, future))
+        self._waiting[future] = position
         try:
             return await future
         finally:
-            self._waiting = [waiting for waiting in self._waiting if waiting[1] is not future]
+            self._waiting.pop(future, None)
 
     async def cosigned(self, published: Checkpoint) -> Checkpoint | None:
         """This very checkpoint with the lines of a quorum; with those that there are when none is to be had in time.
@@ -219,7 +251,7 @@ class Witnessing:
             stored = await self._store.checkpoint(published.no)
             return stored if stored is not None and self._is_met(stored) else None
         future: asyncio.Future[Checkpoint | None] = asyncio.get_running_loop().create_future()
-        self._pinned.append((published, future))
+        self._pinned[future] = published
         self._wanted.set()
         try:
             async with asyncio.timeout(self._config.witness_timeout_ms / 1_000):
@@ -227,7 +259,7 @@ class Witnessing:
         except TimeoutError:
             return published
         finally:
-            self._pinned = [pinned for pinned in self._pinned if pinned[1] is not future]
+            self._pinned.pop(future, None)
 
     @property
     def overdue_ms(self) -> int:
@@ -283,9 +315,9 @@ class Witnessing:
             _log.info("the witnesses know no more than this ledger; it is published from now on")
 
     def _next(self) -> Checkpoint | None:
-        waiting = sorted((pinned for pinned, _ in self._pinned if pinned.no >= self._sent), key=lambda one: one.no)
+        waiting = [pinned for pinned in self._pinned.values() if pinned.no >= self._sent]
         if waiting:
-            return waiting[0]
+            return min(waiting, key=lambda one: one.no)
         newest = self._offered
         return newest if newest is not None and newest.no >= self._sent and not self._is_witnessed(newest) else None
 
@@ -304,13 +336,14 @@ class Witnessing:
             return await self._store.consistency(size, stored.size)
 
         grace_ms = _HURRIED_GRACE_MS if self._pinned else GRACE_MS
-        found = await gather(self._policy, self._clients, stored.note, prove, grace_ms=grace_ms)
+        asked = {name: client for name, client in self._clients.items() if not self._is_doubted(name)}
+        found = await gather(self._policy, asked, stored.note, prove, grace_ms=grace_ms)
         await self._between("gather")
         lines = [Cosignature(self._clients[name].name, line) for name, line in found.lines.items()]
         if lines:
             await self._store.cosign(stored.no, lines)
             await self._between("cosign")
-        self._count(found.lines, found.failures)
+        await self._count(found.lines, found.failures)
         await self._judge(stored, found.alarms)
         return await self._stored(shown)
 
@@ -335,47 +368,71 @@ class Witnessing:
 
     def _settle(self, shown: Checkpoint, found: Checkpoint) -> None:
         """Tell whoever waits what came of it."""
-        for pinned, future in self._pinned:
-            if pinned.no <= shown.no and not future.done():
-                future.set_result(found if pinned.no == shown.no else None)
-        self._pinned = [(pinned, future) for pinned, future in self._pinned if not future.done()]
+        for future, pinned in list(self._pinned.items()):
+            if pinned.no <= shown.no:
+                del self._pinned[future]
+                if not future.done():
+                    future.set_result(found if pinned.no == shown.no else None)
         if self.halted is not None or not self._is_met(found) or self._is_witnessed(found):
             return
         self.newest = found
         is_all = self._offered is None or self._is_witnessed(self._offered)
         self._since_ms = None if is_all or self._offered is None else self._offered.made_at_ms
-        for position, waiter in self._waiting:
+        for waiter, position in self._waiting.items():
             if position <= found.covered_position and not waiter.done():
                 waiter.set_result(found)
 
     # ---- what goes wrong ----
 
-    def _count(self, lines: Mapping[str, str], failures: Mapping[str, WitnessFailure]) -> None:
+    def _is_doubted(self, name: str) -> bool:
+        """Whether a witness is left alone now."""
+        doubt = self._doubts.get(name)
+        return doubt is not None and self._clock.now_ms() < doubt.until_ms
+
+    async def _count(self, lines: Mapping[str, str], failures: Mapping[str, WitnessFailure]) -> None:
         for name, failure in failures.items():
             self.failures[name] = self.failures.get(name, 0) + 1
-            if name not in self._silent:
+            if isinstance(failure, WitnessUnproven):
+                await self._doubt(name, failure)
+            elif name not in self._silent:
                 _log.warning("no cosignature: %s", failure)
         for name in self._silent.intersection(lines):
             _log.info("witness %s cosigns again", name)
         self._silent = (self._silent | set(failures)) - set(lines)
+        for name in lines:
+            self._doubts.pop(name, None)
+
+    async def _doubt(self, name: str, unproven: WitnessUnproven) -> None:
+        """Leave a witness alone for a while, and keep the first of its claims of each kind."""
+        earlier = self._doubts.get(name)
+        for_ms = _DOUBT_MS_MIN if earlier is None else min(2 * earlier.for_ms, _DOUBT_MS_MAX)
+        self._doubts[name] = _Doubt(self._clock.now_ms() + for_ms, for_ms)
+        self.unproven[name] = self.unproven.get(name, 0) + 1
+        _log.error("WITNESS_UNPROVEN: %s. It is asked again in %d s", unproven, for_ms // 1_000)
+        if self._high_water is None:
+            return
+        said = {"code": WITNESS_UNPROVEN, "found": str(unproven), "origin": self._config.origin, "witness": name}
+        who = _NO_FILE_NAME.sub("-", self._policy.witnesses[name].key.name)
+        file = f"claim-{who}-{unproven.kind.lower()}"
+        try:
+            await asyncio.to_thread(self._high_water.keep_evidence, file, {**said, "claim": unproven.claim})
+        except OSError as error:
+            _log.warning("the claim of %s cannot be kept: %s", name, error.strerror)
 
     async def _judge(self, stored: Checkpoint, alarms: Mapping[str, WitnessFailure]) -> None:
-        """End publishing where a witness knows what this ledger does not hold."""
+        """End publishing where a witness shows what our log has signed and this ledger does not hold."""
         for name, alarm in sorted(alarms.items()):
             if isinstance(alarm, RollbackSuspected):
-                theirs = await self._store.checkpoint(size=alarm.witness_size)
-                if theirs is not None and theirs.note is not None:
-                    continue  # another hub of this ledger has shown a later checkpoint
-                await self._halt(ROLLBACK_SUSPECTED, name, stored, str(alarm), await self._shown_by(name))
+                theirs = alarm.theirs.said
+                held = await self._store.checkpoint(size=theirs.size)
+                if held is None:
+                    await self._halt(ROLLBACK_SUSPECTED, name, stored, str(alarm), alarm.theirs.note)
+                elif held.root != theirs.root:
+                    words = f"{self._clients[name].name} has cosigned another log of {theirs.size} leaves than this one"
+                    await self._halt(FORK_SUSPECTED, name, stored, words, alarm.theirs.note)
+                # Otherwise another hub of this ledger has shown a later checkpoint.
             elif isinstance(alarm, ForkSuspected):
                 await self._halt(FORK_SUSPECTED, name, stored, str(alarm), alarm.theirs)
-
-    async def _shown_by(self, name: str) -> str | None:
-        try:
-            shown = await self._clients[name].shown(self._config.origin)
-        except WitnessFailure:
-            return None
-        return shown.note if shown is not None else None
 
     async def _halt(self, code: str, name: str, ours: Checkpoint | None, found: str, theirs: str | None) -> None:
         evidence: dict[str, Any] = {
@@ -388,9 +445,9 @@ class Witnessing:
         }
         if self.halted is None:
             self.halted = f"{code}: {found}"
-            for _, waiter in self._waiting:
+            for waiter in self._waiting:
                 if not waiter.done():
-                    waiter.set_exception(PublishingHalted(self.halted))
+                    waiter.set_exception(PublishingHalted(self.halted, is_for_good=True))
             if self.on_halt is not None:
                 self.on_halt()
         kept = None

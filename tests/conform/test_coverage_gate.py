@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[2]
 BOTH = frozenset({"positive", "negative"})
 
 
+@cache
 def traces() -> list[dict[str, str]]:
     with (Path(__file__).parent / "traces.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

@@ -134,7 +134,7 @@ person: PAUSED | resume insurance | AGENCY | person.status_changed ACTIVE | ACTI
 person: ACTIVE, PAUSED | register death | AGENCY | person.status_changed DEAD | DEAD
 signing_key: – | register | AGENCY | signing_key.registered | VALID
 signing_key: VALID | revoke | AGENCY | certificate.revoked | REVOKED
-content: – | erase content | AGENCY | content.erased | ERASED
+content: – | erase content | AGENCY, TIMER | content.erased | ERASED
 trace_code: – | sell | HUB | trace_code.sold | SOLD
 """
 

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 
 from erxhub.client import AgencyClient, Refusal
+from erxhub.config import Config
 from erxhub.core.events import BY_NUMBER
 from erxhub.core.keys import prescription_key
+from erxhub.erasing import Erasing
 from erxhub.ledger.entry import Header
 from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.sqlite import open_sqlite
@@ -28,7 +30,7 @@ from tests.chain import Chain
 from tests.hub.test_several_hubs import decided_first
 from tests.live import DAY_MS, PERSON, Live, live_hub
 from tests.postgres import PostgresServer
-from tests.races.ground import GatedStore
+from tests.races.ground import GatedStore, until_so
 from tests.several.ground import new_ledger, open_store, several_hubs
 
 BASIS = "处方管理办法第五十条：保存期满"
@@ -290,7 +292,7 @@ async def test_two_hubs_that_erase_the_last_two_of_a_visit_erase_the_visit(
             decided_first(several[0], erasing(clients[0], mine)) as call,
             decided_first(several[1], erasing(clients[1], rival)) as other,
         ):
-            assert not (call.done() or other.done())
+            assert {call.done(), other.done()} == {False}
         assert (call.result(), other.result()) == ("OK", "OK")
         visit = await visit_of(several.stores[0], mine)
         assert visit == [False] * (len(visit) - 1) + [True]
@@ -316,3 +318,109 @@ async def test_the_last_two_of_a_visit_erased_in_one_commit_take_the_visit_with_
         live.hub.engine.store = plain
         assert [reply.encounter_erased for reply in replies] == [False, True]
         assert (await (await live.auditor()).verify_ledger()).verified
+
+
+# --- by the clock ---------------------------------------------------------------------------------
+
+
+BY_ITSELF = Config(drain_ms=200, drain_quiet_ms=0, erases_after_retention=True, sweep_interval_ms=3_600_000)
+"""The background sweep came by when the hub began and comes no more: tests take the steps."""
+
+
+async def said_of(store: Store, chain: Chain) -> list[tuple[str, events_pb2.ContentErased]]:
+    """Who erased the prescription, and what the entry says."""
+    found = []
+    for entry in await store.entries(prescription_key(chain.rx_no), 0, 99):
+        header = Header.decode(entry.header)
+        if BY_NUMBER[header.type].name == "content.erased":
+            found.append((header.actor, events_pb2.ContentErased.FromString(entry.payload or b"")))
+    return found
+
+
+@pytest.mark.parametrize("engine", ["memory", "sqlite"])
+async def test_the_sweep_erases_what_is_past_its_longest_retention_and_nothing_else(
+    engine: str, tmp_path: Path
+) -> None:
+    database = tmp_path / "ledger.db" if engine == "sqlite" else None
+    async with live_hub(database=database, config=BY_ITSELF) as live:
+        store = live.hub.store
+        short, long = await Chain(live).uploaded(), await Chain(live).delivered()
+        erasing = Erasing(live.hub.engine, BY_ITSELF)
+        assert await erasing.step() == 0
+        live.advance(366 * DAY_MS)
+        assert await erasing.step() == 0  # valid for three days, and kept for a year after the last of them
+        live.advance(4 * DAY_MS)
+        assert await erasing.step() == 1
+        ((actor, said),) = await said_of(store, short)
+        assert actor.startswith("hub/")
+        assert said.legal_basis == BASIS
+        assert said.retention_class == registry_pb2.RETENTION_CLASS_ORDINARY
+        assert (await refusal((await live.hospital()).get(rx_no=short.rx_no))).code == "CONTENT_ERASED"
+        visit = await visit_of(store, short)
+        assert visit == [False] * (len(visit) - 1) + [True]
+        assert await said_of(store, long) == []
+        live.advance(DAY_MS)
+        assert await erasing.step() == 0
+        live.advance(5 * 365 * DAY_MS)
+        assert await erasing.step() == 1
+        ((_, said),) = await said_of(store, long)
+        assert said.retention_class == registry_pb2.RETENTION_CLASS_ONLINE_SALE
+        assert (await verify_ledger(store)).findings == []
+
+
+async def test_nothing_erases_by_itself_unless_the_operator_says_so() -> None:
+    async with live_hub() as live:
+        chain = await Chain(live).uploaded()
+        live.advance(400 * DAY_MS)
+        assert await Erasing(live.hub.engine, live.hub.engine.config).step() == 0
+        assert await said_of(live.hub.store, chain) == []
+
+
+async def test_the_background_sweep_erases_too() -> None:
+    store = MemoryStore()
+    async with live_hub(store=store, config=replace(BY_ITSELF, sweep_interval_ms=5)) as live:
+        chain = await Chain(live).uploaded()
+        live.advance(380 * DAY_MS)
+        key = prescription_key(chain.rx_no)
+        await until_so(lambda: store._streams[key][0].payload is None)
+        assert len(await said_of(store, chain)) == 1
+
+
+async def test_a_step_of_erasing_looks_at_so_many_entries_and_the_next_goes_on() -> None:
+    async with live_hub(config=BY_ITSELF) as live:
+        chains = [await Chain(live).uploaded() for _ in range(3)]
+        live.advance(380 * DAY_MS)
+        erasing = Erasing(live.hub.engine, replace(BY_ITSELF, erasure_entries_max=10))
+        seen: list[int] = []
+        log = live.hub.store.log
+
+        async def counted(after_position: int, limit: int) -> list[Any]:
+            page = await log(after_position, limit)
+            seen.append(len(page))
+            return page
+
+        live.hub.engine.store.log = counted  # type: ignore[method-assign]
+        steps = [await erasing.step() for _ in range(30)]
+        assert max(seen) == 10
+        assert sum(steps) == 3
+        assert [len(await said_of(live.hub.store, chain)) for chain in chains] == [1, 1, 1]
+        # The end was reached, and the next day it begins again.
+        count = len(seen)
+        assert count < 30
+        assert await erasing.step() == 0
+        assert len(seen) == count
+        live.advance(DAY_MS)
+        await erasing.step()
+        assert len(seen) == count + 1
+
+
+async def test_two_hubs_that_erase_the_same_by_the_clock_do_it_once(postgres_server: PostgresServer) -> None:
+    async with several_hubs([new_ledger(postgres_server)] * 2) as several:
+        chain = await Chain(several[0]).uploaded()
+        several[0].advance(380 * DAY_MS)
+        key = prescription_key(chain.rx_no)
+        done = await asyncio.gather(*(one.hub.engine.erase_over(key) for one in several.hubs))
+        assert sorted(done) == [False, True]
+        assert len(await said_of(several.stores[0], chain)) == 1
+        steps = [await Erasing(one.hub.engine, BY_ITSELF).step() for one in several.hubs]
+        assert steps == [0, 0]

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from erxhub.ports import ManualClock
-from erxhub.proof.notes import Cosigner, add_line
+from erxhub.proof.checkpoints import write_checkpoint
+from erxhub.proof.notes import Cosigner, LogSigner, add_line
 from erxhub.proof.policy import read_policy
 from erxhub.witness.client import (
     ForkSuspected,
@@ -15,11 +16,12 @@ from erxhub.witness.client import (
     WitnessClient,
     WitnessRefused,
     WitnessUnavailable,
+    WitnessUnproven,
     clients_of,
 )
 from erxhub.witness.protocol import ADD_CHECKPOINT
 from erxhub.witness.witness import Answer, Witness
-from tests.witness.ground import COSIGNER, NOW_S, Log, MemoryRecords, key_of, serving, witness_of
+from tests.witness.ground import COSIGNER, NOW_S, ORIGIN, Log, MemoryRecords, key_of, serving, witness_of
 
 
 def client_of(url: str, log: Log, **more: int) -> WitnessClient:
@@ -104,9 +106,9 @@ SIZE, TEXT = "text/x.tlog.size", "text/plain"
         (Answer(409, SIZE, b"03\n"), WitnessRefused),
         (Answer(409, SIZE, b"3"), WitnessRefused),
         (Answer(409, SIZE, b"3\n"), WitnessUnavailable),  # again and again
-        (Answer(409, SIZE, b"0\n"), ForkSuspected),  # the size that was sent: an older witness's root conflict
-        (Answer(409, SIZE, b"6\n"), RollbackSuspected),
-        (Answer(422, TEXT, b""), ForkSuspected),
+        (Answer(409, SIZE, b"0\n"), WitnessUnproven),  # the size that was sent: an older witness's root conflict
+        (Answer(409, SIZE, b"6\n"), WitnessUnproven),
+        (Answer(422, TEXT, b""), WitnessUnproven),
         (Answer(429, TEXT, b""), WitnessUnavailable),
         (Answer(500, TEXT, b""), WitnessUnavailable),
         (Answer(503, TEXT, b""), WitnessUnavailable),
@@ -128,17 +130,67 @@ async def test_unknown_lines_beside_the_witness_own_are_dropped() -> None:
         assert await cosign(client_of(url, Log()), Log(), 5) == _line(5).decode().strip()
 
 
-async def test_a_witness_that_refuses_a_good_proof_is_no_fork() -> None:
-    log, records = Log(), MemoryRecords()
-    honest = witness_of(log, records)
-    assert (await honest.add_checkpoint(log.request(0, 3))).status == 200
+class Showing(Scripted):
+    """Refuses by its script, and shows what it is told."""
 
-    class Stubborn(Scripted):
-        async def newest(self, hashed_origin: str) -> Answer:
-            return await honest.newest(hashed_origin)
+    def __init__(self, answer: Answer, shown: Answer) -> None:
+        super().__init__(lambda _: answer)
+        self._shown = shown
 
-    async with serving(Stubborn(lambda _: Answer(422, TEXT, b""))) as url:
-        with pytest.raises(WitnessRefused):
+    async def newest(self, hashed_origin: str) -> Answer:
+        return self._shown
+
+
+def _forged(size: int) -> str:
+    """A note of the log that its key has not signed."""
+    return LogSigner(ORIGIN, key_of("rogue")).note(write_checkpoint(ORIGIN, size, Log().root(size)))
+
+
+@pytest.mark.parametrize("claim", [Answer(409, SIZE, b"999999999\n"), Answer(422, TEXT, b"no\n")])
+@pytest.mark.parametrize(
+    ("shown", "kept"),
+    [
+        (Answer(404, TEXT, b""), ""),
+        (Answer(500, TEXT, b""), "answers 500"),
+        (Answer(200, TEXT, b"\xff"), "\ufffd"),
+        (Answer(200, TEXT, _forged(9).encode()), _forged(9)),
+        (Answer(200, TEXT, _forged(9).encode() * 9), _forged(9)),
+        (Answer(200, TEXT, Log(origin="other.test").note(9).encode()), "other.test"),
+        (Answer(200, TEXT, Log().note(3).encode()), ""),  # leads to ours
+        (Answer(200, TEXT, Log().note(5).encode()), ""),
+    ],
+)
+async def test_a_claim_that_our_key_has_not_signed_is_the_witness_failure(
+    claim: Answer, shown: Answer, kept: str
+) -> None:
+    log = Log()
+    async with serving(Showing(claim, shown)) as url:
+        with pytest.raises(WitnessUnproven) as found:
+            await cosign(client_of(url, log), log, 5)
+    assert found.value.kind == str(claim.status)
+    assert found.value.claim.startswith(f"{claim.status} {claim.body.decode().strip()}")
+    assert kept in found.value.claim
+    assert len(found.value.claim) <= 4_096
+
+
+@pytest.mark.parametrize("claim", [Answer(409, SIZE, b"999999999\n"), Answer(422, TEXT, b"no\n")])
+@pytest.mark.parametrize(
+    ("theirs", "alarm"),
+    [
+        (Log().note(9), RollbackSuspected),
+        (Log("other").note(9), RollbackSuspected),
+        (Log("other").note(5), ForkSuspected),
+        (Log("other").note(3), ForkSuspected),
+        # A line of the witness that is none takes nothing from the log's.
+        (add_line(Log("other").note(5), _line(9).decode().strip()), ForkSuspected),
+    ],
+)
+async def test_what_our_key_has_signed_is_evidence_whatever_else_the_witness_says(
+    claim: Answer, theirs: str, alarm: type[Exception]
+) -> None:
+    log = Log()
+    async with serving(Showing(claim, Answer(200, TEXT, theirs.encode()))) as url:
+        with pytest.raises(alarm):
             await cosign(client_of(url, log), log, 5)
 
 

@@ -74,6 +74,30 @@ async def test_an_alarm_is_heard_beside_a_quorum(log: Log, size: int, alarm: typ
     assert isinstance(found.alarms["W0"], alarm)
 
 
+async def test_an_alarm_is_heard_of_a_witness_that_is_slow_to_prove_it() -> None:
+    """Beyond the grace: it has claimed by then, and is looking for its note."""
+    asked_for_proof = asyncio.Event()
+
+    class Slow(Witness):
+        async def newest(self, hashed_origin: str) -> Answer:
+            asked_for_proof.set()
+            await grace_is_over.wait()
+            return await super().newest(hashed_origin)
+
+    class Late(Witness):
+        async def add_checkpoint(self, body: bytes) -> Answer:
+            await asked_for_proof.wait()
+            asyncio.get_running_loop().call_later(0.02, grace_is_over.set)
+            return await super().add_checkpoint(body)
+
+    grace_is_over = asyncio.Event()
+    knows = witness(0, Slow)
+    assert (await knows.add_checkpoint(Log().request(0, 7))).status == 200
+    async with town([knows, witness(1), witness(2, Late)], "2") as (policy, clients):
+        found = await gather(policy, clients, Log().note(3), Log().prove(3), grace_ms=1)
+    assert isinstance(found.alarms["W0"], RollbackSuspected)
+
+
 async def test_a_client_begins_where_the_ledger_knows_the_witness_to_be() -> None:
     knows, log = witness(0), Log()
     assert (await knows.add_checkpoint(log.request(0, 7))).status == 200

@@ -17,6 +17,7 @@ from google.protobuf.message import Message
 
 from erxhub.core import events, index
 from erxhub.core.fold import STATE_TYPES, At, evolve
+from erxhub.core.mac import HmacSha256
 from erxhub.core.model import AcceptedBefore, MessageT, Missing, Randomness
 from erxhub.policy.rules import Rules
 
@@ -113,13 +114,15 @@ class MacKeys:
     keys: Mapping[int, bytes]
     newest: int = field(init=False)
     """The version that makes new hashes."""
+    _begun: Mapping[int, HmacSha256] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "newest", max(self.keys))
+        object.__setattr__(self, "_begun", {version: HmacSha256(key) for version, key in self.keys.items()})
 
     def mac(self, space: str, value: str, version: int) -> bytes:
         """HMAC-SHA256 over space, a zero byte and the value; 32 bytes."""
-        return hmac.digest(self.keys[version], space.encode() + b"\0" + value.encode(), "sha256")
+        return self._begun[version].digest(b"%b\0%b" % (space.encode(), value.encode()))
 
 
 class WorkingDraft:

@@ -121,13 +121,14 @@ def agreement(
     Refusals: AGR_INACTIVE for the base agreement, AGR_NO_SUPPLEMENT for internet services, AGR_NO_POOLING,
     RX_DUAL_CHANNEL.
     """
-    in_force = any(
-        held.kind == kind
-        and state_name(Machine.AGREEMENT, held.status) in ACTIVE
-        and held.valid_from_ms <= tx.now_ms <= held.valid_until_ms
-        for held in institution.agreements
-    )
-    return None if in_force else Refused(_NO_AGREEMENT[kind])
+    for held in institution.agreements:
+        if (
+            held.kind == kind
+            and state_name(Machine.AGREEMENT, held.status) in ACTIVE
+            and held.valid_from_ms <= tx.now_ms <= held.valid_until_ms
+        ):
+            return None
+    return Refused(_NO_AGREEMENT[kind])
 
 
 # ---- practitioners and persons ----

@@ -250,7 +250,7 @@ ROWS: Final[tuple[Row, ...]] = (
     _row(_M.SIGNING_KEY, START, "register", "AGENCY", "signing_key.registered", "VALID"),
     _row(_M.SIGNING_KEY, "VALID", "revoke", "AGENCY", "certificate.revoked", "REVOKED"),
     # What the entries of a prescription or an encounter say (内容), beside its status, which erasure leaves alone
-    _row(_M.CONTENT, START, "erase content", "AGENCY", "content.erased", "ERASED"),
+    _row(_M.CONTENT, START, "erase content", "AGENCY|TIMER", "content.erased", "ERASED"),
     # Drug trace code (药品追溯码)
     _row(_M.TRACE_CODE, START, "sell", "HUB", "trace_code.sold", "SOLD"),
 )

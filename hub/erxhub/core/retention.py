@@ -116,10 +116,9 @@ def erase_content(tx: Draft, command: Command) -> Outcome:
     target = Target(rx_key, rx.person_key)
     if not guards.area_covers(command.caller.area_code, request.rx_no[:6]):
         return Refused("RX_UNKNOWN", field="rx_no", targets=(target,))
-    if not _may_erase(rx):
+    if not _may_erase(rx, Role.AGENCY):
         return guards.erased("rx_no", Target(rx_key))
-    encounter_key = rx.encounter_key
-    encounter = tx.state(encounter_key, state_pb2.EncounterState)
+    encounter = tx.state(rx.encounter_key, state_pb2.EncounterState)
     kept_by = kept(tx.rules(request.rx_no[:6]), rx, encounter)
     if tx.now_ms <= kept_by.until_ms:
         detail = {
@@ -129,11 +128,35 @@ def erase_content(tx: Draft, command: Command) -> Outcome:
             ),
         }
         return Refused("RETENTION", field="rx_no", detail=detail, targets=(target,))
+    return _erased(tx, rx_key, kept_by, request.legal_basis, Role.AGENCY)
+
+
+def erase_when_over(tx: Draft, rx_key: bytes) -> Accepted | None:
+    """The same by the clock, under the legal basis of the pack; None where there is nothing to erase yet, or any more.
+
+    The reply goes to nobody.
+    """
+    rx = tx.state(rx_key, state_pb2.PrescriptionState)
+    if rx is None or not _may_erase(rx, Role.TIMER):
+        return None
+    rules = tx.rules(rx.rx_no[:6])
+    kept_by = kept(rules, rx, tx.state(rx.encounter_key, state_pb2.EncounterState))
+    if tx.now_ms <= kept_by.until_ms:
+        return None
+    return _erased(tx, rx_key, kept_by, rules.text("retention_erasure_basis"), Role.TIMER)
+
+
+def _erased(tx: Draft, rx_key: bytes, kept_by: Kept, legal_basis: str, role: Role) -> Accepted:
+    """Say in each stream that what it said is erased; the encounter goes with the last prescription of it."""
+    rx = tx.state(rx_key, state_pb2.PrescriptionState)
+    assert rx is not None, "who calls has looked"
+    encounter_key = rx.encounter_key
+    encounter = tx.state(encounter_key, state_pb2.EncounterState)
     own_names = (hospital_rx_name(rx.content.hospital_code, rx.content.hospital_rx_no),)
     erased = events_pb2.ContentErased(
-        legal_basis=request.legal_basis, retention_class=kept_by.retention_class, kept_until_ms=kept_by.until_ms
+        legal_basis=legal_basis, retention_class=kept_by.retention_class, kept_until_ms=kept_by.until_ms
     )
-    with_visit = encounter is not None and _may_erase(encounter) and _is_last(tx, rx_key, encounter_key)
+    with_visit = encounter is not None and _may_erase(encounter, role) and _is_last(tx, rx_key, encounter_key)
     erasures: list[tuple[bytes, tuple[tuple[str, bytes], ...]]] = [(rx_key, own_names)]
     if with_visit:
         tx.emit("encounter", encounter_key, "content.erased", erased)
@@ -145,8 +168,8 @@ def erase_content(tx: Draft, command: Command) -> Outcome:
     return Accepted(reply, erasures=tuple(erasures))
 
 
-def _may_erase(state: state_pb2.PrescriptionState | state_pb2.EncounterState) -> bool:
-    return permits(Machine.CONTENT, "ERASED" if state.erased_version else START, "erase content", Role.AGENCY)
+def _may_erase(state: state_pb2.PrescriptionState | state_pb2.EncounterState, role: Role) -> bool:
+    return permits(Machine.CONTENT, "ERASED" if state.erased_version else START, "erase content", role)
 
 
 def _is_last(tx: Draft, rx_key: bytes, encounter_key: bytes) -> bool:

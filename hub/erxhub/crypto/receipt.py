@@ -6,11 +6,14 @@ no keys.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 
 from erxhub.crypto.envelope import pae
 
 RECEIPT_PAYLOAD_TYPE = "application/vnd.erxhub.v1.Receipt"
+
+_PROMISE = struct.Struct(">QQI")
 
 
 def receipt_message(
@@ -34,14 +37,7 @@ def receipt_message(
     other signature can be taken for a receipt.
     """
     origin_bytes = origin.encode()
-    listed = list(entries)
-    parts = [
-        len(origin_bytes).to_bytes(4, "big"),
-        origin_bytes,
-        recorded_at_ms.to_bytes(8, "big"),
-        max_merge_delay_ms.to_bytes(8, "big"),
-        len(listed).to_bytes(4, "big"),
-    ]
-    for stream_key, version, leaf_hash in listed:
-        parts += (stream_key, version.to_bytes(8, "big"), leaf_hash)
-    return pae(RECEIPT_PAYLOAD_TYPE, b"".join(parts))
+    parts = [b"%b%b%b" % (key, version.to_bytes(8, "big"), leaf_hash) for key, version, leaf_hash in entries]
+    promised = _PROMISE.pack(recorded_at_ms, max_merge_delay_ms, len(parts))
+    head = (len(origin_bytes).to_bytes(4, "big"), origin_bytes, promised)
+    return pae(RECEIPT_PAYLOAD_TYPE, b"".join((*head, *parts)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ _FORMAT = b"\x01"
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 _U64_MAX = 2**64 - 1
+_BEGINNINGS_KEPT = 64  # there are a dozen kinds of streams
 _TYPE_MAX = 0xFFFE  # 0x0000 and 0xFFFF are never an entry's type: the second marks the map root's leaf
 # From the length of stream_key to the length of actor: every field between has a fixed size.
 _MIDDLE = struct.Struct(">I32sIQIBIHIQI")
@@ -87,7 +89,6 @@ class Header:
                 raise HeaderMalformed("a cause is not 32 bytes")
 
     def encode(self) -> bytes:
-        kind_bytes = self.stream_kind.encode("ascii")
         actor = self.actor.encode()
         request_id = self.request_id.encode()
         causes = b"".join(self.causes)
@@ -104,9 +105,7 @@ class Header:
         # fmt: on
         return b"".join(
             (
-                _FORMAT,
-                length(len(kind_bytes)),
-                kind_bytes,
+                _beginning(self.stream_kind),
                 middle,
                 actor,
                 length(len(request_id)),
@@ -159,6 +158,12 @@ class Header:
             )
         except UnicodeDecodeError:
             raise HeaderMalformed("text is not valid UTF-8") from None
+
+
+@lru_cache(_BEGINNINGS_KEPT)
+def _beginning(stream_kind: str) -> bytes:
+    kind_bytes = stream_kind.encode("ascii")
+    return _FORMAT + _U32.pack(len(kind_bytes)) + kind_bytes
 
 
 _KINDS = frozenset(EntryKind)

@@ -231,13 +231,14 @@ class MemoryStore:
     def _conflicts(self, write: Write, dropped: set[bytes]) -> bool:
         heads: dict[bytes, tuple[int, bytes]] = {}  # streams as this write leaves them
         for entry in write.entries:
-            key = entry.header.stream_key
+            header = entry.header
+            key = header.stream_key
             version, leaf_hash = heads.get(key) or self._newest(key)
-            if entry.header.version != version + 1 or entry.prev_leaf_hash != leaf_hash:
+            if header.version != version + 1 or entry.prev_leaf_hash != leaf_hash:
                 return True
-            if not dropped.isdisjoint(entry.header.causes):
+            if dropped and not dropped.isdisjoint(header.causes):
                 return True
-            heads[key] = (entry.header.version, entry.leaf_hash)
+            heads[key] = (header.version, entry.leaf_hash)
 
         def entry_exists(key: bytes, version: int) -> bool:
             return 1 <= version <= (heads.get(key) or self._newest(key))[0]
@@ -280,7 +281,10 @@ class MemoryStore:
 
     def _newest(self, key: bytes) -> tuple[int, bytes]:
         stream = self._streams.get(key)
-        return (stream[-1].version, stream[-1].leaf_hash) if stream else (0, FIRST_PREV_LEAF_HASH)
+        if not stream:
+            return 0, FIRST_PREV_LEAF_HASH
+        newest = stream[-1]
+        return newest.version, newest.leaf_hash
 
     def _apply(self, write: Write) -> None:
         for entry in write.entries:

@@ -55,7 +55,7 @@ _STATEMENTS_CACHED = 256  # more than this module has, so that each is parsed on
 _HEADS_CACHED = 50_000  # about 15 MB; a stream not in here costs two look-ups
 _WRITER_CACHE_KIB = 64 * 1024
 _PAGE_BYTES = 8192  # a prescription file is some 16 KiB: half the pages of SQLite's own size, and half the writes
-_CHECKPOINT_PAGES = 2000  # a WAL of 16 MiB: often enough for a quick start, rare enough to write a hot page once
+_CHECKPOINT_PAGES = 4000  # a WAL of 32 MiB: often enough for a quick start, rare enough to write a hot page once
 _INTEGER_MAX = 2**63 - 1  # SQLite's; a larger position or instant is beyond every row anyway
 
 # Of SQLite's primary result codes, those that say "not now" about the disk or the file. All others are bugs.

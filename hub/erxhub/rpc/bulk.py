@@ -46,7 +46,7 @@ class Waited(NamedTuple):
     """The reply to an item that waited for the log, and what it reached."""
 
     reply: bytes
-    reached: int
+    reached: common_pb2.WaitFor.ValueType
 
 
 ItemOutcome: TypeAlias = "bytes | Waited | ItemRefused"
@@ -64,7 +64,7 @@ class ItemContext:
         """`time_remaining` is the stream's: seconds to its deadline, None where it has none."""
         self._auth = auth
         self.time_remaining = time_remaining
-        self.reached = common_pb2.WAIT_FOR_UNSPECIFIED
+        self.reached: common_pb2.WaitFor.ValueType = common_pb2.WAIT_FOR_UNSPECIFIED
 
     def of_one(self) -> ItemContext:
         """The context of one item, which keeps what that item reached."""
@@ -238,7 +238,7 @@ def _result(number: int, raw: bytes, outcome: ItemOutcome) -> bytes:
     if isinstance(outcome, ItemRefused):
         told = _delimited(_REFUSED, _refusal(outcome).SerializeToString())
     elif isinstance(outcome, Waited):
-        reached = prescribing_pb2.UploadResult(reached=common_pb2.WaitFor.Name(outcome.reached))
+        reached = prescribing_pb2.UploadResult(reached=outcome.reached)
         told = _delimited(_ACCEPTED, outcome.reply) + reached.SerializeToString()
     else:
         # Put in as it is: the reply is the unary call's, byte for byte.

@@ -608,7 +608,7 @@ class Dispatcher:
             await self._unavailable(context)
         return answer.body
 
-    async def _wait(self, level: int, reply: bytes, call: _Call, context: _CONTEXT) -> None:
+    async def _wait(self, level: int, reply: bytes, call: _Call, context: Any) -> None:
         """Let the log come up to the level that the caller asked for, as far as there is time; tell how far it came."""
         receipt = call.method.response.FromString(reply).receipt
         # The lane gathers a batch by the items under way, and one that waits here is past the lane.

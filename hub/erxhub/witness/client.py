@@ -1,7 +1,8 @@
 """The log's side of the witness protocol: ask for a cosignature, and understand every answer.
 
 Owns what a log concludes from an answer: go on, try again later, or stop publishing. It must never take a line for a
-cosignature that does not verify over our own note, and never try its luck a third time.
+cosignature that does not verify over our own note, never stop because of what our own log key has not signed, and never
+try its luck a third time.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ AHEAD_SECONDS_MAX: Final = 300
 TIMEOUT_MS: Final = 5_000
 """For one request and its answer."""
 _ATTEMPTS: Final = 2
+_CLAIM_CHARACTERS_MAX: Final = 4_096
 
 Prove = Callable[[int], Awaitable[list[bytes]]]
 """size → the consistency proof from there to the note's size. Asked only for sizes above 0 and below the note's."""
@@ -50,25 +52,17 @@ class WitnessRefused(WitnessFailure):
     """The witness answers what it should not, or does not know the log: an operator has to look."""
 
 
-class RollbackSuspected(WitnessFailure):
-    """The witness has cosigned a larger tree than ours: our store is older than what the world has seen. Stop."""
+class WitnessUnproven(WitnessRefused):
+    """The witness speaks of another history and shows no note of it that our log's key has signed.
 
-    def __init__(self, words: str, our_size: int, witness_size: int) -> None:
-        super().__init__(words)
-        self.our_size = our_size
-        self.witness_size = witness_size
-
-
-class ForkSuspected(WitnessFailure):
-    """The witness has cosigned a tree that does not lead to ours. Stop publishing, keep both notes.
-
-    `theirs` is the note that the witness shows, signed by our log's key and the witness's; None if it shows none.
+    That is no evidence against our ledger, and says something of the witness only. `kind` is what it claims with, 409,
+    422 or SHOWN; `claim` is what it sent, cut off.
     """
 
-    def __init__(self, words: str, ours: str, theirs: str | None) -> None:
+    def __init__(self, words: str, kind: str, claim: str) -> None:
         super().__init__(words)
-        self.ours = ours
-        self.theirs = theirs
+        self.kind = kind
+        self.claim = claim[:_CLAIM_CHARACTERS_MAX]
 
 
 class Shown(NamedTuple):
@@ -76,6 +70,30 @@ class Shown(NamedTuple):
 
     said: CheckpointText
     note: str
+
+
+class RollbackSuspected(WitnessFailure):
+    """The witness shows a larger tree than ours under our log's signature: our store is older than what the world has
+    seen. Stop.
+    """
+
+    def __init__(self, words: str, our_size: int, theirs: Shown) -> None:
+        super().__init__(words)
+        self.our_size = our_size
+        self.witness_size = theirs.said.size
+        self.theirs = theirs
+
+
+class ForkSuspected(WitnessFailure):
+    """The witness shows a tree under our log's signature that does not lead to ours. Stop publishing, keep both notes.
+
+    `theirs` is the note that the witness shows.
+    """
+
+    def __init__(self, words: str, ours: str, theirs: str) -> None:
+        super().__init__(words)
+        self.ours = ours
+        self.theirs = theirs
 
 
 class _Response(NamedTuple):
@@ -115,6 +133,8 @@ class WitnessClient:
         self._clock = clock
         self._timeout_ms = timeout_ms
         self._confirmed = confirmed
+        self.follows_claim = False
+        """Whether it is looking for the proof of what the witness claims; whoever asked should hear the end of that."""
 
     @property
     def name(self) -> str:
@@ -124,7 +144,7 @@ class WitnessClient:
     async def cosign(self, checkpoint_note: str, prove: Prove) -> str:
         """The witness's signature line (without LF) over the note's text.
 
-        Raises WitnessUnavailable, WitnessRefused, RollbackSuspected, ForkSuspected.
+        Raises WitnessUnavailable, WitnessRefused and its kind WitnessUnproven, RollbackSuspected, ForkSuspected.
         """
         ours = read_checkpoint(read_note(checkpoint_note).text)
         # After a restart of the hub the first attempt asks with what it does not know, and learns the size by the 409.
@@ -140,22 +160,21 @@ class WitnessClient:
             if answer.status != 409:
                 break
             recorded = self._recorded_size(answer)
-            if recorded > ours.size:
-                raise self._rollback(ours.size, recorded)
-            if recorded == old:  # how witnesses of the older release say that the roots of one size differ
-                raise await self._conflict(checkpoint_note, ours, prove)
+            # The size that was sent is how witnesses of the older release say that the roots of one size differ.
+            if recorded > ours.size or recorded == old:
+                raise await self._followed(answer, checkpoint_note, ours, prove)
             self._confirmed = old = recorded
         if answer.status == 422:
-            raise await self._conflict(checkpoint_note, ours, prove)
+            raise await self._followed(answer, checkpoint_note, ours, prove)
         if answer.status in (400, 403, 404, 405, 413):
             words = answer.body[:200].decode("utf-8", "replace").strip()
             raise WitnessRefused(f"{self.name} refuses the checkpoint: {answer.status} {words}")
         raise WitnessUnavailable(f"{self.name} answers {answer.status}")
 
     async def shown(self, origin: str) -> Shown | None:
-        """What the witness has cosigned last of a log; None if nothing. The log's signature is verified.
+        """What the witness has cosigned last of a log; None if nothing. The log's signature is verified, and no other.
 
-        Raises WitnessUnavailable, WitnessRefused.
+        Raises WitnessUnavailable, WitnessUnproven.
         """
         answer = await self._ask("GET", monitoring_path(origin), b"")
         if answer.status == 404:
@@ -163,9 +182,10 @@ class WitnessClient:
         if answer.status != 200:
             raise WitnessUnavailable(f"{self.name} answers {answer.status}")
         try:
-            opened = open_checkpoint(answer.body, origin, [*self._log_keys, self._key])
+            opened = open_checkpoint(answer.body, origin, self._log_keys)
         except ProofInvalid as invalid:
-            raise WitnessRefused(f"{self.name} shows a checkpoint that our log never signed: {invalid}") from None
+            words = f"{self.name} shows a checkpoint that our log never signed: {invalid}"
+            raise WitnessUnproven(words, "SHOWN", _text(answer.body)) from None
         return Shown(opened.said, answer.body.decode())
 
     def _recorded_size(self, answer: _Response) -> int:
@@ -197,31 +217,50 @@ class WitnessClient:
             raise WitnessRefused(f"{self.name} answers without a cosignature of its key")
         return found
 
-    async def _conflict(self, note: str, ours: CheckpointText, prove: Prove) -> WitnessFailure:
-        """What a refused proof means, by the note that the witness shows."""
-        fork = f"{self.name} has cosigned a tree of {ours.origin} that does not lead to ours"
+    async def _followed(
+        self, answer: _Response, note: str, ours: CheckpointText, prove: Prove
+    ) -> RollbackSuspected | ForkSuspected | WitnessUnproven:
+        """What a claim of another history comes to, by the note that the witness shows."""
+        claim = f"{answer.status} {_text(answer.body).strip()}"
+        self.follows_claim = True
         try:
             shown = await self.shown(ours.origin)
-        except (WitnessUnavailable, WitnessRefused):
-            shown = None
-        if shown is None:
-            return ForkSuspected(fork, note, None)
+            found = await self._against(shown, note, ours, prove) if shown is not None else None
+        except WitnessUnproven as unproven:
+            claim += f"\n\n{unproven.claim}"
+            found = None
+        except WitnessUnavailable as away:
+            claim += f"\n\n{away}"
+            found = None
+        finally:
+            self.follows_claim = False
+        if found is not None:
+            return found
+        words = (
+            f"{self.name} answers {answer.status} as if it knew another history of the log, and shows no note of it"
+            " that our log has signed"
+        )
+        return WitnessUnproven(words, str(answer.status), claim)
+
+    async def _against(
+        self, shown: Shown, note: str, ours: CheckpointText, prove: Prove
+    ) -> RollbackSuspected | ForkSuspected | None:
+        """How a note that our log has signed speaks against ours; None if it leads to ours."""
         theirs = shown.said
         if theirs.size > ours.size:
-            return self._rollback(ours.size, theirs.size)
+            words = (
+                f"{self.name} has cosigned size {theirs.size}, ours is {ours.size}: this ledger is older than what was"
+                " published"
+            )
+            return RollbackSuspected(words, ours.size, shown)
         proof = await prove(theirs.size) if 0 < theirs.size < ours.size else []
         try:
             if theirs.size:
                 verify_consistency(theirs.size, ours.size, proof, theirs.root, ours.root)
         except ProofInvalid:
-            return ForkSuspected(fork, note, shown.note)
-        return WitnessRefused(f"{self.name} refuses a proof from size {theirs.size} that is good")
-
-    def _rollback(self, ours: int, recorded: int) -> RollbackSuspected:
-        words = (
-            f"{self.name} has cosigned size {recorded}, ours is {ours}: this ledger is older than what was published"
-        )
-        return RollbackSuspected(words, ours, recorded)
+            words = f"{self.name} has cosigned a tree of {ours.origin} that does not lead to ours"
+            return ForkSuspected(words, note, shown.note)
+        return None
 
     async def _ask(self, method: str, path: str, body: bytes) -> _Response:
         try:
@@ -245,6 +284,10 @@ class WitnessClient:
             writer.close()
         content_type = head.headers.get("content-type", "")
         return _Response(int(head.line[0]), content_type.partition(";")[0].strip(), answer)
+
+
+def _text(body: bytes) -> str:
+    return body[:_CLAIM_CHARACTERS_MAX].decode("utf-8", "replace")
 
 
 def clients_of(

@@ -6,7 +6,7 @@ Owns how long the slow ones are waited for. It must never keep back an alarm bec
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from erxhub.proof.policy import Policy
@@ -39,7 +39,8 @@ async def gather(
 ) -> Gathered:
     """Have a checkpoint cosigned by all that can, and say whether the quorum is met.
 
-    Returns when all have answered, or `grace_ms` after the quorum is met. The clients' own time limits end the rest.
+    Returns when all have answered, or `grace_ms` after the quorum is met; but a witness that claims another history is
+    heard to the end. The clients' own time limits end the rest.
     """
     names = {asyncio.create_task(client.cosign(checkpoint_note, prove)): name for name, client in clients.items()}
     waiting = set(names)
@@ -51,16 +52,24 @@ async def gather(
                 timeout=grace_ms / 1_000 if found.met else None,
                 return_when=asyncio.ALL_COMPLETED if found.met else asyncio.FIRST_COMPLETED,
             )
-            for task in done:
-                try:
-                    found.lines[names[task]] = task.result()
-                except WitnessFailure as failure:
-                    found.failures[names[task]] = failure
+            _take(done, names, found)
             if found.met:
                 break
             found = found._replace(met=policy.holds(found.lines))
+        claiming = {task for task in waiting if clients[names[task]].follows_claim}
+        if claiming:
+            _take((await asyncio.wait(claiming))[0], names, found)
+            waiting -= claiming
     finally:
         for task in waiting:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
     return found
+
+
+def _take(done: Iterable[asyncio.Task[str]], names: Mapping[asyncio.Task[str], str], found: Gathered) -> None:
+    for task in done:
+        try:
+            found.lines[names[task]] = task.result()
+        except WitnessFailure as failure:
+            found.failures[names[task]] = failure
