@@ -42,8 +42,6 @@ LATER: Final[dict[str, str]] = {
     "RET_INVALID": "returns have no call yet",
     "READ_DENIED": "whoever may read a record in this release may see all that the call shows; parts need permissions "
     "that no call gives yet",
-    "CHAIN_BROKEN": "no call rests on a proof of the chain: a trace and a verification report damage as findings, and "
-    "a hub does not start on a damaged ledger",
     "REWARD_INVALID": "reports and rewards have no call yet",
 }
 """Refusals of the catalogue that no call of this release can meet, and why."""

@@ -846,8 +846,7 @@ class Engine:
             kind = STATE_TYPES.get(head.stream_kind)
             if kind is None:
                 continue
-            state = kind()
-            state.ParseFromString(head.body)
+            state = kind.FromString(head.body)
             working = space.streams[key] = Working(head.stream_kind, head.version, head.leaf_hash, state)
             found.append((key, working))
             if head.due_at_ms is not None and head.due_at_ms <= batch.now_ms:

@@ -191,7 +191,7 @@ class Operations:
         )
         yield counters(
             "erxhub_witness_unproven_total",
-            "Claims of another history for which a witness shows nothing that our log signed, by the name in the policy.",
+            "Claims of another history for which a witness shows nothing that our log signed, by name in the policy.",
             "witness",
             witnessing.unproven,
         )

@@ -1,8 +1,9 @@
 """Witnessing: published checkpoints are shown to the witnesses of a policy, and their cosignatures are kept.
 
 Owns which checkpoint is shown when, from when on one counts as witnessed, and the end of publishing when a witness
-proves that our log's key has signed another history than ours. It must never show a checkpoint whose note is not stored, nor a smaller one after a
-larger one, and never hold up a command: with the witnesses away, everything but the cosignatures goes on.
+proves that our log's key has signed another history than ours; what it does not prove ends nothing. It must never show
+a checkpoint whose note is not stored, nor a smaller one after a larger one, and never hold up a command: with the
+witnesses away, everything but the cosignatures goes on.
 """
 
 from __future__ import annotations

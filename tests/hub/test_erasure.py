@@ -25,6 +25,7 @@ from erxhub.ledger.verify import verify_ledger
 from erxhub.proof.bundle import Form, Subject
 from erxhub.proof.bundle_checkpoint import Trust
 from erxhub.proof.bundle_verify import verify_bundle
+from erxhub.starting import LedgerRefused, prove_start
 from erxhub.v1 import audit_pb2, events_pb2, registry_pb2, state_pb2
 from tests.chain import Chain
 from tests.hub.test_several_hubs import decided_first
@@ -251,9 +252,11 @@ async def test_a_ledger_of_which_content_was_deleted_by_hand_does_not_verify(
         reply = await (await live.auditor()).verify_ledger()
         assert not reply.verified
         assert [(f.stream_kind, f.stream_key, f.version, f.reason) for f in reply.findings] == [expected]
-        # What a start and `db check` go by.
+        # What `db check` and a start go by.
         found = (await verify_ledger(store)).findings
         assert [(f.stream_kind, f.stream_key, f.version, f.reason) for f in found] == [expected]
+        with pytest.raises(LedgerRefused, match="CONTENT_MISSING"):
+            await prove_start(store, live.hub_keys.log, live.hub.engine.config)
 
 
 async def two_of_one_visit(live: Live) -> tuple[Chain, Chain]:

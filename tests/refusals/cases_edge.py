@@ -7,7 +7,9 @@ from typing import Any
 
 from erxhub.client import ClientIdentity
 from erxhub.config import Config
+from erxhub.proof.policy import read_policy
 from erxhub.v1 import dispensing_pb2, encounter_pb2
+from erxhub.witnessing import Witnessing
 from tests.live import HOSPITAL, PERSON
 from tests.refusals.bench import Bench, as_pharmacy, raw_call
 from tests.refusals.certificates import odd_certificate
@@ -102,6 +104,22 @@ async def store_that_cannot_write(bench: Bench) -> Attempt:
     channel = await bench.live.channel()
     bench.store.refuses_writes = True
     return Attempt(channel, channel.issue_voucher(person_no=PERSON, business_type="01201"))
+
+
+@provokes("CHAIN_BROKEN", status="DATA_LOSS")
+async def export_when_a_witness_has_shown_another_history(bench: Bench) -> Attempt:
+    auditor, hub = await bench.live.auditor(), bench.live.hub
+    publisher = hub.core.publisher
+    publisher.witnessing = Witnessing(
+        read_policy(b"quorum none\n"), hub.store, [publisher.signer.key], clock=bench.live.clock, config=Config()
+    )
+    publisher.witnessing.halted = "FORK_SUSPECTED: two histories"
+
+    async def go_on() -> None:
+        publisher.witnessing = None
+
+    bench.afterwards(go_on)
+    return Attempt(auditor, auditor.export_bundle(rx_no="1" * 27))
 
 
 @provokes("PAGE_TOKEN_INVALID", status="INVALID_ARGUMENT", field="page.page_token")

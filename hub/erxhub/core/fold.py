@@ -56,6 +56,11 @@ def state_name(machine: Machine, number: int) -> str:
     return _NAMES[machine][number]
 
 
+def numbers_of(machine: Machine, holds: Callable[[str], bool]) -> frozenset[int]:
+    """The status values of whose names something holds: asked once, where a state is looked at all the time."""
+    return frozenset(number for number, name in _NAMES[machine].items() if holds(name))
+
+
 def move(machine: Machine, number: int, event: str) -> int:
     """The status value after `event`; raises IllegalTransition when no row allows it."""
     number = _NUMBERS[machine][lifecycle.advance(machine, _NAMES[machine][number], event)]

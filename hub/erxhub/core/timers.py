@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from erxhub.core import lifecycle
 from erxhub.core.consequences import after_hold_ended, current, end_effective, end_with_order
-from erxhub.core.fold import STATE_TYPES, order_of, state_name
+from erxhub.core.fold import STATE_TYPES, numbers_of, order_of
 from erxhub.core.lifecycle import Machine, Role
 from erxhub.core.model import Draft
 from erxhub.v1 import events_pb2, state_pb2
@@ -22,6 +22,19 @@ class _Deadline(NamedTuple):
     at_ms: int
     rank: int
     fire: Callable[[Draft, bytes], None]
+
+
+def _ended_by(machine: Machine, trigger: str) -> frozenset[int]:
+    """The status values that the tables let this trigger of the timer end."""
+    return numbers_of(machine, lambda name: lifecycle.permits(machine, name, trigger, Role.TIMER))
+
+
+_VOUCHER_ENDS: Final = _ended_by(Machine.VOUCHER, "lifetime over")
+_AGREEMENT_ENDS: Final = _ended_by(Machine.AGREEMENT, "valid_to passed")
+_AUTHORIZATION_ENDS: Final = _ended_by(Machine.AUTHORIZATION, "time over")
+_QUOTE_ENDS: Final = _ended_by(Machine.SETTLEMENT, "time over")
+_HOLD_ENDS: Final = numbers_of(Machine.ORDER, lifecycle.WITHDRAWABLE.__contains__)
+_PRESCRIPTION_ENDS: Final = _ended_by(Machine.RX, "time over")
 
 
 def next_due_ms(stream_kind: str, state: Any) -> int | None:
@@ -47,7 +60,7 @@ def fire_due(tx: Draft, stream_kind: str, stream_key: bytes) -> None:
 
 
 def _voucher(state: state_pb2.VoucherState) -> Iterator[_Deadline]:
-    if lifecycle.permits(Machine.VOUCHER, state_name(Machine.VOUCHER, state.status), "lifetime over", Role.TIMER):
+    if state.status in _VOUCHER_ENDS:
         yield _Deadline(state.expires_at_ms, 0, _expire_voucher)
 
 
@@ -57,8 +70,7 @@ def _expire_voucher(tx: Draft, key: bytes) -> None:
 
 def _institution(state: state_pb2.InstitutionState) -> Iterator[_Deadline]:
     for agreement in state.agreements:
-        name = state_name(Machine.AGREEMENT, agreement.status)
-        if lifecycle.permits(Machine.AGREEMENT, name, "valid_to passed", Role.TIMER):
+        if agreement.status in _AGREEMENT_ENDS:
             yield _Deadline(agreement.valid_until_ms, 0, _end_agreement(agreement.kind))
 
 
@@ -74,16 +86,14 @@ def _prescription(state: state_pb2.PrescriptionState) -> Iterator[_Deadline]:
         return  # the instants went with the content
     # `or ()`: protobuf takes longer to find out that a list is empty than to say so.
     for held in state.authorizations or ():
-        name = state_name(Machine.AUTHORIZATION, held.status)
-        if lifecycle.permits(Machine.AUTHORIZATION, name, "time over", Role.TIMER):
+        if held.status in _AUTHORIZATION_ENDS:
             yield _Deadline(held.expires_at_ms, 0, _expire_authorization(held.secret_mac))
     for order in state.orders or ():
-        claim = state_name(Machine.SETTLEMENT, order.claim.status)
-        if lifecycle.permits(Machine.SETTLEMENT, claim, "time over", Role.TIMER):
+        if order.claim.status in _QUOTE_ENDS:
             yield _Deadline(order.claim.quote_expires_at_ms, 1, _expire_quote(order.order_no))
-        if state_name(Machine.ORDER, order.status) in lifecycle.WITHDRAWABLE:
+        if order.status in _HOLD_ENDS:
             yield _Deadline(order.hold_until_ms, 2, _expire_hold(order.order_no))
-    if lifecycle.permits(Machine.RX, state_name(Machine.RX, state.rx_status), "time over", Role.TIMER):
+    if state.rx_status in _PRESCRIPTION_ENDS:
         yield _Deadline(state.content.valid_until_ms, 3, _expire_prescription)
 
 

@@ -151,12 +151,19 @@ def has_form(name: str, text: str, on: date | None = None) -> bool:
     With a date, the form in force on that day counts; without one, the newest. Raises ``KeyError`` for a name
     that the file does not have.
     """
-    rows = shipped_codes().forms[name]
     if on is None:
-        chosen = [max(rows, key=lambda form: form.valid_from)]
-    else:
-        chosen = [form for form in rows if form.in_force(on)]
-    return any(pattern.fullmatch(text) for form in chosen for pattern in form.patterns)
+        return any(pattern.fullmatch(text) for pattern in _newest_patterns(name))
+    return any(
+        pattern.fullmatch(text)
+        for form in shipped_codes().forms[name]
+        if form.in_force(on)
+        for pattern in form.patterns
+    )
+
+
+@cache
+def _newest_patterns(name: str) -> tuple[re.Pattern[str], ...]:
+    return tuple(max(shipped_codes().forms[name], key=lambda form: form.valid_from).patterns)
 
 
 def drug_kind(code: str) -> DrugKind | None:

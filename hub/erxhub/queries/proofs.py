@@ -6,9 +6,10 @@ Owns the gathering of what a bundle holds. It proves nothing itself: tree and ma
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from erxhub.audit import signatures
 from erxhub.audit.chain import Chain, Record, Sources, assemble, missing, read_entry, read_stream
@@ -34,6 +35,7 @@ from erxhub.proof.bundle import (
 from erxhub.proof.notes import add_line, read_line
 from erxhub.queries.base import Query, ReadContext
 from erxhub.v1 import audit_pb2
+from erxhub.witnessing import PublishingHalted
 
 _ENTRIES_AT_ONCE: Final = 256
 _CHECKPOINTS_AT_ONCE: Final = 1_000
@@ -299,6 +301,20 @@ def _no_log() -> Refused:
     return Refused("HUB_UNAVAILABLE", detail={"reason": "there is no signed checkpoint of the log"})
 
 
+def _while_published(query: Query) -> Query:
+    """The query, which says so when publishing has ended: CHAIN_BROKEN, or HUB_UNAVAILABLE where it may go on."""
+
+    @functools.wraps(query)
+    async def answered(ctx: ReadContext, caller: Caller, request: Any) -> Accepted | Refused:
+        try:
+            return await query(ctx, caller, request)
+        except PublishingHalted as halted:
+            code = "CHAIN_BROKEN" if halted.is_for_good else "HUB_UNAVAILABLE"
+            return Refused(code, detail={"reason": str(halted)})
+
+    return answered
+
+
 async def get_checkpoint(
     ctx: ReadContext, caller: Caller, request: audit_pb2.GetCheckpointRequest
 ) -> Accepted | Refused:
@@ -350,7 +366,8 @@ async def prove_inclusion(
 ) -> Accepted | Refused:
     """That an entry is in the log, against a checkpoint that covers it (包含证明).
 
-    Refusals: AUDIT_REASON, HUB_UNAVAILABLE (no log), INPUT_MALFORMED (no such entry).
+    Refusals: AUDIT_REASON, HUB_UNAVAILABLE (no log), INPUT_MALFORMED (no such entry), CHAIN_BROKEN (another history
+    of this log exists).
     """
     refused = _without_reason(caller, request.case_reason)
     if refused is not None:
@@ -389,7 +406,8 @@ async def prove_consistency(
 async def export_bundle(ctx: ReadContext, caller: Caller, request: audit_pb2.ExportBundleRequest) -> Accepted | Refused:
     """Everything that proves one prescription, to be verified offline (导出证据包).
 
-    Refusals: AUDIT_REASON, RX_UNKNOWN, HUB_UNAVAILABLE (no log), OVERLOADED (it is written to without a pause).
+    Refusals: AUDIT_REASON, RX_UNKNOWN, HUB_UNAVAILABLE (no log), OVERLOADED (it is written to without a pause),
+    CHAIN_BROKEN (another history of this log exists).
     """
     refused = _without_reason(caller, request.case_reason)
     if refused is not None:
@@ -410,7 +428,8 @@ async def export_bundle(ctx: ReadContext, caller: Caller, request: audit_pb2.Exp
 async def prove_absence(ctx: ReadContext, caller: Caller, request: audit_pb2.ProveAbsenceRequest) -> Accepted | Refused:
     """That nothing ever happened under a number, or every entry that there is, without content (不存在证明).
 
-    Refusals: AUDIT_REASON, HUB_UNAVAILABLE (no log), OVERLOADED (it is written to without a pause).
+    Refusals: AUDIT_REASON, HUB_UNAVAILABLE (no log), OVERLOADED (it is written to without a pause), CHAIN_BROKEN
+    (another history of this log exists).
     """
     refused = _without_reason(caller, request.case_reason)
     if refused is not None:
@@ -433,8 +452,8 @@ async def prove_absence(ctx: ReadContext, caller: Caller, request: audit_pb2.Pro
 QUERIES: Final[Mapping[str, Query]] = {
     "AuditService/GetCheckpoint": get_checkpoint,
     "AuditService/ListCheckpoints": list_checkpoints,
-    "AuditService/ProveInclusion": prove_inclusion,
+    "AuditService/ProveInclusion": _while_published(prove_inclusion),
     "AuditService/ProveConsistency": prove_consistency,
-    "AuditService/ExportBundle": export_bundle,
-    "AuditService/ProveAbsence": prove_absence,
+    "AuditService/ExportBundle": _while_published(export_bundle),
+    "AuditService/ProveAbsence": _while_published(prove_absence),
 }
