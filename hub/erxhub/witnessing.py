@@ -43,8 +43,8 @@ _HURRIED_GRACE_MS: Final = 50
 
 _DOUBT_MS_MIN: Final = 10_000
 _DOUBT_MS_MAX: Final = 3_600_000
-"""So long a witness that claimed what it did not prove is left alone, twice as long after each further claim. The most
-is the hour by which what a witness shows may lag behind what it has cosigned."""
+"""So long a witness that claimed what it did not prove is left alone, twice as long after each further claim, until it
+has made none for the longest time: the hour by which what a witness shows may lag behind what it has cosigned."""
 
 _NO_FILE_NAME: Final = re.compile(r"[^A-Za-z0-9.]+")
 
@@ -393,21 +393,24 @@ class Witnessing:
     async def _count(self, lines: Mapping[str, str], failures: Mapping[str, WitnessFailure]) -> None:
         for name, failure in failures.items():
             self.failures[name] = self.failures.get(name, 0) + 1
-            if isinstance(failure, WitnessUnproven):
+            if isinstance(failure, WitnessUnproven) and not await self._is_ours(failure.size):
                 await self._doubt(name, failure)
             elif name not in self._silent:
                 _log.warning("no cosignature: %s", failure)
         for name in self._silent.intersection(lines):
             _log.info("witness %s cosigns again", name)
         self._silent = (self._silent | set(failures)) - set(lines)
-        for name in lines:
-            self._doubts.pop(name, None)
+
+    async def _is_ours(self, size: int | None) -> bool:
+        """Whether another hub of this ledger has made a checkpoint of this size; the witness may show it later."""
+        return size is not None and await self._store.checkpoint(size=size) is not None
 
     async def _doubt(self, name: str, unproven: WitnessUnproven) -> None:
         """Leave a witness alone for a while, and keep the first of its claims of each kind."""
-        earlier = self._doubts.get(name)
-        for_ms = _DOUBT_MS_MIN if earlier is None else min(2 * earlier.for_ms, _DOUBT_MS_MAX)
-        self._doubts[name] = _Doubt(self._clock.now_ms() + for_ms, for_ms)
+        earlier, now_ms = self._doubts.get(name), self._clock.now_ms()
+        is_first = earlier is None or now_ms - earlier.until_ms >= _DOUBT_MS_MAX
+        for_ms = _DOUBT_MS_MIN if earlier is None or is_first else min(2 * earlier.for_ms, _DOUBT_MS_MAX)
+        self._doubts[name] = _Doubt(now_ms + for_ms, for_ms)
         self.unproven[name] = self.unproven.get(name, 0) + 1
         _log.error("WITNESS_UNPROVEN: %s. It is asked again in %d s", unproven, for_ms // 1_000)
         if self._high_water is None:
@@ -455,7 +458,10 @@ class Witnessing:
         if self._high_water is not None:
             who = _NO_FILE_NAME.sub("-", self._clients[name].name)
             file = f"evidence-{code.lower().replace('_', '-')}-{ours.size if ours else 0}-{who}"
-            kept = await asyncio.to_thread(self._high_water.keep_evidence, file, evidence)
+            try:
+                kept = await asyncio.to_thread(self._high_water.keep_evidence, file, evidence)
+            except OSError as error:
+                _log.error("the evidence cannot be kept: %s; it is %s", error.strerror, evidence)
         _log.critical(
             "%s: %s. Nothing more is signed or shown; commands go on. Keep this database, the evidence%s and what the"
             " witness has, and find out which history is the true one before this hub starts again.",

@@ -107,7 +107,7 @@ async def one(tmp_path: Path, steps: str, **settings: object) -> tuple[RunResult
 async def test_a_case_has_a_deadline_of_its_own(tmp_path: Path) -> None:
     run = await run_cases(
         tmp_path,
-        case_text("BAD-001", asked("hang"), more="    deadline_ms: 2000\n"),
+        case_text("BAD-001", asked("hang"), more="    deadline_ms: 5000\n"),
         case_text("BAD-002", asked("good")),
         operation_ms=60_000,
     )

@@ -103,7 +103,9 @@ async def test_a_skeleton_gets_to_its_first_green_case(
     work = tmp_path / "work"
     work.mkdir()
     driver = _built(folder, language, thoroughly=bool(pytestconfig.getoption("--campaign")))
-    settings = Settings(role=role, folder=work, driver=driver, patterns=("CONN-001", "INIT-001"), workers=1)
+    # A driver that was just built may take long to start on a machine that is busy.
+    patient = {"case_ms": 120_000, "operation_ms": 60_000}
+    settings = Settings(role=role, folder=work, driver=driver, patterns=("CONN-001", "INIT-001"), workers=1, **patient)
     result = await run_suite(suite, settings)
     assert {one.key: one.verdict for one in result.results} == dict.fromkeys(("CONN-001", "INIT-001"), Verdict.PASS)
     ends_with_its_input(driver, role, tmp_path / "ending")

@@ -256,7 +256,7 @@ async def test_a_ledger_of_which_content_was_deleted_by_hand_does_not_verify(
         found = (await verify_ledger(store)).findings
         assert [(f.stream_kind, f.stream_key, f.version, f.reason) for f in found] == [expected]
         with pytest.raises(LedgerRefused, match="CONTENT_MISSING"):
-            await prove_start(store, live.hub_keys.log, live.hub.engine.config)
+            await prove_start(store, live.hub_keys.log, live.hub.engine.config, None)
 
 
 async def two_of_one_visit(live: Live) -> tuple[Chain, Chain]:

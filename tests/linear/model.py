@@ -156,7 +156,7 @@ def _reverse(state: State, call: Call) -> State | None:
         released = state._replace(settled="", holder="", revoked=state.revoked or state.undo_asked)
         return None if state.dispensed else released._replace(reversed=state.reversed | {call.about})
     if any(request == call.about for request, _ in state.replies):
-        return state if call.about in state.reversed else None
+        return None  # what was accepted and is given back already is not given back under another request id
     return state._replace(reversed=state.reversed | {call.about})
 
 

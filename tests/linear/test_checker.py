@@ -78,6 +78,13 @@ RIGHT = {
         (4, 9, P1, Kind.SETTLE, Refused("SETL_TERMINAL"), "pay"),
         (5, 6, P1, Kind.REVERSE, Done("back"), "undo", "pay"),
     ],
+    "a second reversal of a settlement": [
+        UPLOADED,
+        HELD,
+        (4, 7, P1, Kind.SETTLE, Done("paid"), "pay"),
+        (5, 8, P1, Kind.REVERSE, Done("back"), "undo", "pay"),
+        (9, 10, P1, Kind.REVERSE, Refused("SETL_TERMINAL"), "undo again", "pay"),
+    ],
     "a hub that was away": [UPLOADED, (2, 3, P1, Kind.DOWNLOAD, Refused("HUB_UNAVAILABLE")), (4, 5, *HELD[2:])],
     "two reads with nothing in between": [UPLOADED, (2, 3, H, Kind.READ, seen(4)), (4, 5, H, Kind.READ, seen(4))],
 }
@@ -157,6 +164,13 @@ WRONG = {
         HELD,
         (4, 5, P1, Kind.REVERSE, Done("back"), "undo", "pay"),
         (6, 7, P1, Kind.SETTLE, Done("paid"), "pay"),
+    ],
+    "given back twice": [
+        UPLOADED,
+        HELD,
+        (4, 5, P1, Kind.SETTLE, Done("paid"), "pay"),
+        (6, 7, P1, Kind.REVERSE, Done("back"), "undo", "pay"),
+        (8, 9, P1, Kind.REVERSE, Done("back again"), "undo again", "pay"),
     ],
     "reversed after the goods are out": [
         UPLOADED,

@@ -17,11 +17,12 @@ from typing import Final, Protocol
 from erxhub.audit.chain import Name
 from erxhub.core import index
 from erxhub.core.fold import STATE_TYPES
+from erxhub.ledger.entry import CONTENT_ERASED_TYPE, Header
 from erxhub.ledger.log import Checkpoint
-from erxhub.ledger.store import Erasure, NewName, NewState, Store, Wanted, Write
+from erxhub.ledger.store import Erasure, Listing, NewName, NewState, Store, Wanted, Write
 from erxhub.mirror.faults import FINDINGS_MAX, MirrorFault, Reason
 from erxhub.mirror.signed import Judge
-from erxhub.mirror.streams import NO_SALT, Streams, Taken
+from erxhub.mirror.streams import NO_SALT, Streams, Taken, erases
 from erxhub.proof.checkpoints import open_checkpoint
 from erxhub.proof.merkle import ProofInvalid
 from erxhub.proof.notes import NoteKey
@@ -33,6 +34,11 @@ _JUDGED_AT_ONCE: Final = 500
 _ENTRIES_AT_ONCE: Final = 4_096
 _NAMES: Final = frozenset({"institution", "practitioner", "ledger"})
 """The names by which signers are found; no other is needed, and those of persons are the hub's secret."""
+
+_VISIT_RX: Final = "encounter_rx"
+"""The one list that is kept: which prescriptions of a visit are not erased."""
+
+_LISTED_AT_ONCE: Final = 1_000
 
 
 Entries = AsyncGenerator[audit_pb2.StreamEntriesResponse, None]
@@ -100,7 +106,10 @@ class Mirror:
         self._streams = Streams(store)
         self._judge: Judge | None = None
         self._position = 0
-        self._waiting: dict[bytes, None] = {}
+        self._waiting: dict[bytes, bool] = {}
+        # Streams that are to be judged, and whether there is content that came since they were.
+        self._is_within_erasure = False
+        # The last entry erased a visit: that of its last prescription was written with it, and may come next.
         self._kept_back: dict[bytes, int] = {}
         self._round = 0
 
@@ -144,9 +153,10 @@ class Mirror:
         while page := await self._store.log(position, _ENTRIES_AT_ONCE):
             for entry in page:
                 if entry.stream_kind in ("prescription", "encounter"):
-                    self._waiting[entry.stream_key] = None
+                    self._waiting[entry.stream_key] = True
                 if entry.salt == NO_SALT:
                     self._kept_back[entry.stream_key] = self._round
+                self._is_within_erasure = _erases_visit(Header.decode(entry.header))
             position = page[-1].position
 
     async def _same_still(self, source: Source, newest: Checkpoint) -> None:
@@ -228,15 +238,22 @@ class Mirror:
         for number, message in enumerate(messages, self._position + 1):
             if message.position != number:
                 raise MirrorFault(Reason.POSITION, f"position {message.position} came and {number} is due")
+            if erases(message) and any(self._waiting.values()):
+                # What is here is judged before it goes: an erasure hides nothing.
+                await self._append(batch, number - 1)
+                batch = _Batch()
+                await self._judge_all()
             taken = self._streams.take(message)
             batch.add(taken)
             self._note(taken)
-        writes = batch.writes()
-        result = await self._store.append(writes)
-        if result.conflicts:
-            raise MirrorFault(Reason.NAME, f"entries up to {messages[-1].position} do not fit the copy")
-        self._position = messages[-1].position
+        await self._append(batch, messages[-1].position)
         self._streams.forget()
+
+    async def _append(self, batch: _Batch, position: int) -> None:
+        writes = batch.writes()
+        if writes and (await self._store.append(writes)).conflicts:
+            raise MirrorFault(Reason.NAME, f"entries up to {position} do not fit the copy")
+        self._position = position
 
     def _note(self, taken: Taken) -> None:
         header = taken.entry.header
@@ -245,7 +262,9 @@ class Mirror:
         elif taken.record.name == "content.erased":
             self._kept_back.pop(header.stream_key, None)
         if header.stream_kind in ("prescription", "encounter"):
-            self._waiting[header.stream_key] = None
+            has_content = taken.record is not None and taken.record.name != "content.erased"
+            self._waiting[header.stream_key] = has_content or self._waiting.get(header.stream_key, False)
+        self._is_within_erasure = _erases_visit(header)
 
     def _nothing_is_kept_back(self) -> None:
         """An erasure of a round before is in the log by now, or there was none."""
@@ -258,9 +277,10 @@ class Mirror:
     # ---- signatures ----
 
     async def _judge_waiting(self) -> None:
+        if self._is_within_erasure:
+            return
         if self._waiting:
             await self._judge_all()
-            self._waiting.clear()
         if not self._kept_back and self.judged_position < self._position:
             self._judged.write(self._position)
             self.judged_position = self._position
@@ -268,13 +288,14 @@ class Mirror:
     async def _judge_all(self) -> None:
         if self._judge is None:
             found = (await self._store.read(Wanted(names=frozenset({index.LEDGER_NAME})))).names
-            self._judge = Judge(self._streams.stream, self._named, found.get(index.LEDGER_NAME, b""))
-        # What was erased and not said to be yet cannot be judged; it comes again with the entry that says so.
-        findings = await self._judge.findings([key for key in self._waiting if key not in self._kept_back])
+            ledger_key = found.get(index.LEDGER_NAME, b"")
+            self._judge = Judge(self._streams.stream, self._named, self._prescribed, ledger_key)
+        # Of what is kept back the rest is judged; the stream comes again with the entry that says it was erased.
+        findings = await self._judge.findings(self._waiting)
         if findings:
             first = findings[0]
             raise MirrorFault(
-                Reason.SIGNED,
+                Reason.CONTENT_MISSING if first.reason == Reason.CONTENT_MISSING else Reason.SIGNED,
                 f"{first.reason} at {first.stream_kind}/{first.stream_key.hex()} version {first.version}",
                 findings=[
                     {
@@ -286,9 +307,14 @@ class Mirror:
                     for each in findings[:FINDINGS_MAX]
                 ],
             )
+        self._waiting.clear()
 
     async def _named(self, names: frozenset[Name]) -> dict[Name, bytes]:
         return dict((await self._store.read(Wanted(names=names))).names)
+
+    async def _prescribed(self, encounter_key: bytes) -> list[bytes]:
+        # The rows of what was erased go with it, so there is one page unless a hub erased a visit and nothing else.
+        return [row.stream_key for row in await self._store.listing(_VISIT_RX, encounter_key, 0, _LISTED_AT_ONCE)]
 
 
 class _Batch:
@@ -327,6 +353,7 @@ class _Batch:
                 entries=tuple(taken.entry for taken in self._taken),
                 states=states,
                 names=tuple(name for taken in self._taken for name in _names(taken)),
+                listings=tuple(row for taken in self._taken for row in _listings(taken)),
                 erasures=erasures,
             )
         )
@@ -348,6 +375,19 @@ def _names(taken: Taken) -> list[NewName]:
         for space, key in index.names(record.name, record.payload, _no_mac)
         if space in _NAMES
     ]
+
+
+def _listings(taken: Taken) -> list[Listing]:
+    record = taken.record
+    if record is None or record.name != "prescription.prechecked":
+        return []
+    header = record.header
+    found = index.listings(record.name, header.stream_key, record.payload, taken.following.state)
+    return [Listing(space, key, header.stream_key, header.version) for space, key in found if space == _VISIT_RX]
+
+
+def _erases_visit(header: Header) -> bool:
+    return header.stream_kind == "encounter" and header.type == CONTENT_ERASED_TYPE
 
 
 def _no_mac(space: str, value: str) -> bytes:

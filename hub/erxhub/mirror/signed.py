@@ -1,34 +1,58 @@
 """What participants signed, in the streams of a mirror: whose it is, what it says, and how prescriptions are joined.
 
-Owns which chains are looked at. The judgements are `erxhub.audit`'s; content that was erased cannot be judged, and such
-a chain counts by type, order and hashes alone.
+Owns which chains are looked at. The judgements are `erxhub.audit`'s; what was erased cannot be judged and counts by
+type, order and hashes alone. It must never let what is there go unjudged because something else of the chain is gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
+from typing import Final
 
 from erxhub.audit import signatures
-from erxhub.audit.chain import Chain, Finding, Name, Reason, Sources, Stream, assemble, link_findings, missing
+from erxhub.audit.chain import (
+    Chain,
+    Finding,
+    Name,
+    Reason,
+    Record,
+    Sources,
+    Stream,
+    assemble,
+    link_findings,
+    missing,
+)
 from erxhub.audit.sales import sales_of
 from erxhub.crypto.suites import SUITES
+from erxhub.ledger import verify
 
 Read = Callable[[bytes], Awaitable[Stream]]
 Named = Callable[[frozenset[Name]], Awaitable[dict[Name, bytes]]]
+Prescribed = Callable[[bytes], Awaitable[list[bytes]]]
+
+_ERASED: Final = "content.erased"
 
 
 class Judge:
-    """Verifies chains. `read` gives a stream by its key, `named` the streams of signers by their names."""
+    """Verifies chains. `read` gives a stream by its key, `named` the streams of signers by their names.
 
-    def __init__(self, read: Read, named: Named, ledger_key: bytes) -> None:
+    `prescribed` gives those of a visit's prescriptions of which the content is there.
+    """
+
+    def __init__(self, read: Read, named: Named, prescribed: Prescribed, ledger_key: bytes) -> None:
         self._read = read
         self._named = named
+        self._prescribed = prescribed
         self._ledger_key = ledger_key
         self.verified = 0
         """Signatures that hold."""
-        self.erased = 0
-        """Chains whose content is gone."""
+        self._erased: set[bytes] = set()
+
+    @property
+    def erased(self) -> int:
+        """Prescriptions whose content was erased."""
+        return len(self._erased)
 
     async def findings(self, keys: Iterable[bytes]) -> list[Finding]:
         """What does not hold of these prescriptions, and of these visits as far as no prescription covers them."""
@@ -49,19 +73,28 @@ class Judge:
                     sources.streams[other] = await self._read(other)
             chain = assemble(key, sources)
             covered.add(chain.encounter.key)
+            found += self._erasure_findings(stream, chain.encounter)
             found += await self._judged(chain, sources, signers, shared)
         for key, stream in visits.items():
+            if stream.first(_ERASED):
+                found += _twice(stream)
+                for rx_key in await self._prescribed(key):
+                    found += self._erasure_findings(await self._read(rx_key), stream)
             if key not in covered:
                 sources = Sources(self._ledger_key, {key: stream})
                 found += await self._judged(replace(assemble(b"", sources), encounter=stream), sources, signers, shared)
-        return found
+        return list(dict.fromkeys(found))
+
+    def _erasure_findings(self, rx: Stream, encounter: Stream) -> list[Finding]:
+        """A visit goes with the last of its prescriptions and not before."""
+        if rx.first(_ERASED):
+            self._erased.add(rx.key)
+            return _twice(rx)
+        return [_finding(record, verify.Reason.CONTENT_MISSING) for record in encounter.all(_ERASED)]
 
     async def _judged(
         self, chain: Chain, sources: Sources, signers: dict[Name, bytes], shared: dict[bytes, Stream]
     ) -> list[Finding]:
-        if any(stream.first("content.erased") for stream in (chain.rx, chain.encounter)):
-            self.erased += 1
-            return []
         sales = sales_of(chain.rx.records)
         holders = signatures.holders(chain, sales)
         unknown = frozenset(holders - signers.keys())
@@ -71,13 +104,34 @@ class Judge:
             shared[key] = await self._read(key)
         sources.streams.update(shared)
         sources.names.update(signers)
-        found = list(link_findings(chain)) if chain.rx.records else []
+        gone = {
+            (record.header.stream_key, record.header.version)
+            for stream in (chain.rx, chain.encounter)
+            for record in stream.records
+            if record.is_erased
+        }
+        links = link_findings(chain) if chain.rx.records else []
+        found = [each for each in links if (each.stream_key, each.version) not in gone]
         for proof in signatures.proofs(chain, sales, sources):
+            content = proof.content
+            if content.record.is_erased or (gone and not (content.subject_code and content.institution_code)):
+                continue  # it is gone, or what says whose it would have to be
             if proof.check is not None:
                 suite, public_key, message, signature = proof.check
                 if SUITES[suite].verify(public_key, message, signature):
                     self.verified += 1
                 else:
-                    found.append(proof.content.finding(Reason.SIGNATURE))
-            found += [proof.content.finding(reason) for reason in proof.reasons]
+                    found.append(content.finding(Reason.SIGNATURE))
+            # What it covers may be what is gone.
+            found += [content.finding(reason) for reason in proof.reasons if not gone or reason != Reason.DIGEST]
         return found
+
+
+def _twice(stream: Stream) -> list[Finding]:
+    """Content is erased once; an erasure after the first could only hide what that one said."""
+    return [_finding(record, Reason.STATE) for record in list(stream.all(_ERASED))[1:]]
+
+
+def _finding(record: Record, reason: str) -> Finding:
+    header = record.header
+    return Finding(header.stream_kind, header.stream_key, header.version, reason)

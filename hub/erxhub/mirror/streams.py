@@ -15,11 +15,13 @@ from google.protobuf.message import DecodeError
 from erxhub.audit.chain import NO_STREAM, Record, Stream, read_stream
 from erxhub.core import events
 from erxhub.core.fold import STATE_TYPES, At, EventMisplaced, evolve
-from erxhub.core.lifecycle import IllegalTransition
+from erxhub.core.lifecycle import START, IllegalTransition, Machine, Role, permits
 from erxhub.ledger.entry import (
+    CONTENT_ERASED_TYPE,
     FIRST_PREV_LEAF_HASH,
     SALT_BYTES,
     Entry,
+    EntryKind,
     Header,
     HeaderMalformed,
     commitment,
@@ -28,7 +30,7 @@ from erxhub.ledger.entry import (
 )
 from erxhub.ledger.store import Store, StoredEntry, Wanted
 from erxhub.mirror.faults import MirrorFault, Reason
-from erxhub.v1 import audit_pb2
+from erxhub.v1 import audit_pb2, registry_pb2
 
 _MISFITS: Final = (IllegalTransition, EventMisplaced, LookupError, StopIteration, ValueError, AssertionError)
 
@@ -39,6 +41,11 @@ NO_SALT: Final = bytes(SALT_BYTES)
 """Stands in the copy for the salt of content that was erased before it could be copied."""
 
 _LEAF_COMMITMENT: Final = slice(75, 107)
+_LEAF_TYPE: Final = slice(1, 3)
+_ERASED_TYPE: Final = CONTENT_ERASED_TYPE.to_bytes(2, "big")
+_ERASING: Final = {"agency": Role.AGENCY, "hub": Role.TIMER}
+"""Whose entries may erase, by how their names begin; the hub's own are those of its clock."""
+
 _ENTRIES_AT_ONCE: Final = 256
 _EVERY_POSITION: Final = 2**63
 
@@ -115,7 +122,11 @@ class Streams:
         record = None
         if message.salt:
             record = _record(message, header, entry)
+            if header.type == CONTENT_ERASED_TYPE:
+                _check_erasure(message, record)
             _fold(message, following, record)
+        elif header.type == CONTENT_ERASED_TYPE:
+            raise _fault(Reason.CONTENT_MISSING, "the entry that says what was erased cannot be read", message)
         else:
             following.state = None
         following.version, following.leaf_hash = header.version, entry.leaf_hash
@@ -137,6 +148,24 @@ class Streams:
             if len(page) < _ENTRIES_AT_ONCE:
                 break
         return read_stream(key, None, stored, _EVERY_POSITION) if stored else NO_STREAM
+
+
+def erases(message: audit_pb2.StreamEntriesResponse) -> bool:
+    """Whether the entry says that what came before it in its stream was erased, if it holds at all."""
+    return message.leaf[_LEAF_TYPE] == _ERASED_TYPE
+
+
+def _check_erasure(message: audit_pb2.StreamEntriesResponse, record: Record) -> None:
+    """An erasure is by whom the tables allow, in a form that can be judged, and not before the end of retention."""
+    header, said = record.header, record.payload
+    if header.kind != EntryKind.EVENT or said.retention_class not in registry_pb2.RetentionClass.values():
+        raise _fault(Reason.PAYLOAD, "no readable erasure", message)
+    role = _ERASING.get(header.actor.split("/")[0])
+    if header.version < 2 or role is None or not permits(Machine.CONTENT, START, "erase content", role):
+        raise _fault(Reason.LIFECYCLE, f"no row of the tables allows {header.actor} to erase here", message)
+    if said.kept_until_ms >= header.recorded_at_ms:
+        words = f"erased at {header.recorded_at_ms} and to be kept until {said.kept_until_ms} (ms since 1970)"
+        raise _fault(Reason.CONTENT_MISSING, words, message)
 
 
 def _fault(reason: Reason, words: str, message: audit_pb2.StreamEntriesResponse) -> MirrorFault:

@@ -56,13 +56,14 @@ class WitnessUnproven(WitnessRefused):
     """The witness speaks of another history and shows no note of it that our log's key has signed.
 
     That is no evidence against our ledger, and says something of the witness only. `kind` is what it claims with, 409,
-    422 or SHOWN; `claim` is what it sent, cut off.
+    422 or SHOWN; `claim` is what it sent, cut off; `size` is the size above ours that it says it knows, if any.
     """
 
-    def __init__(self, words: str, kind: str, claim: str) -> None:
+    def __init__(self, words: str, kind: str, claim: str, size: int | None = None) -> None:
         super().__init__(words)
         self.kind = kind
         self.claim = claim[:_CLAIM_CHARACTERS_MAX]
+        self.size = size
 
 
 class Shown(NamedTuple):
@@ -162,7 +163,8 @@ class WitnessClient:
             recorded = self._recorded_size(answer)
             # The size that was sent is how witnesses of the older release say that the roots of one size differ.
             if recorded > ours.size or recorded == old:
-                raise await self._followed(answer, checkpoint_note, ours, prove)
+                size = recorded if recorded > ours.size else None
+                raise await self._followed(answer, checkpoint_note, ours, prove, size)
             self._confirmed = old = recorded
         if answer.status == 422:
             raise await self._followed(answer, checkpoint_note, ours, prove)
@@ -218,7 +220,7 @@ class WitnessClient:
         return found
 
     async def _followed(
-        self, answer: _Response, note: str, ours: CheckpointText, prove: Prove
+        self, answer: _Response, note: str, ours: CheckpointText, prove: Prove, size: int | None = None
     ) -> RollbackSuspected | ForkSuspected | WitnessUnproven:
         """What a claim of another history comes to, by the note that the witness shows."""
         claim = f"{answer.status} {_text(answer.body).strip()}"
@@ -240,7 +242,7 @@ class WitnessClient:
             f"{self.name} answers {answer.status} as if it knew another history of the log, and shows no note of it"
             " that our log has signed"
         )
-        return WitnessUnproven(words, str(answer.status), claim)
+        return WitnessUnproven(words, str(answer.status), claim, size)
 
     async def _against(
         self, shown: Shown, note: str, ours: CheckpointText, prove: Prove

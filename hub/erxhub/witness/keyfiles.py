@@ -67,9 +67,9 @@ def _write(path: Path, data: bytes, mode: int) -> None:
 
 def _half(folder: Path) -> str:
     return (
-        f"{folder / VKEY_FILE} is missing beside {KEY_FILE}: write into it the line that `erxhub witness keygen` printed"
-        f" (the policies that name this witness have it too); if none was printed, nobody knows this key: remove"
-        f" {folder / KEY_FILE} and make the witness again"
+        f"{folder / VKEY_FILE} is missing beside {KEY_FILE}: write into it the line that `erxhub witness keygen`"
+        " printed (the policies that name this witness have it too); if none was printed, nobody knows this key:"
+        f" remove {folder / KEY_FILE} and make the witness again"
     )
 
 
