@@ -1,4 +1,4 @@
-"""The HMAC that is begun once gives the bytes of the library's own."""
+"""The HMAC whose key is prepared once gives the bytes of the library's own."""
 
 from __future__ import annotations
 

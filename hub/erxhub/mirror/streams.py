@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -144,7 +144,8 @@ class Streams:
             return Stream(key, None, (), tuple(following.records), ())
         stored: list[StoredEntry] = []
         while page := await self._store.entries(key, stored[-1].version if stored else 0, _ENTRIES_AT_ONCE):
-            stored += page
+            # What never came is as good as erased.
+            stored += [replace(one, salt=None, payload=None) if one.salt == NO_SALT else one for one in page]
             if len(page) < _ENTRIES_AT_ONCE:
                 break
         return read_stream(key, None, stored, _EVERY_POSITION) if stored else NO_STREAM
