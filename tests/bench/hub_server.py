@@ -86,7 +86,7 @@ def config_of(options: argparse.Namespace) -> Config:
         config = replace(config, batch_commands_max=1, batch_linger_ms=0)
     if options.hub_id:
         config = replace(config, hub_id=options.hub_id)
-    if options.without_proofs:
+    if options.without_proofs or options.without_log:
         config = replace(config, checkpoint_interval_ms=0)
     return config
 
@@ -122,6 +122,7 @@ def main() -> None:
     parser.add_argument("--hold-ms", type=int, default=0, help="the writer's thread waits so long at each commit")
     parser.add_argument("--witnesses", type=Path, help="a policy file: who cosigns this hub's checkpoints")
     parser.add_argument("--naive", action="store_true", help="one transaction a request, a hop for each statement")
+    parser.add_argument("--without-log", action="store_true", help="no log, map and checkpoints; receipts all the same")
     parser.add_argument("--without-proofs", action="store_true", help="no log, map, checkpoints, receipts")
     asyncio.run(serve(parser.parse_args()))
 
