@@ -18,9 +18,10 @@ from click.testing import CliRunner, Result
 from erxhub.cli import audit_monitor
 from erxhub.cli.main import main
 from erxhub.crypto.suites import SigningKey
+from erxhub.ledger.log import Cosignature
 from erxhub.proof.bundle_checkpoint import Trust
 from erxhub.proof.checkpoints import write_checkpoint
-from erxhub.proof.notes import COSIGNATURE, NoteKey
+from erxhub.proof.notes import COSIGNATURE, Cosigner, LogSigner, NoteKey
 from tests.chain import Chain
 from tests.cli.conftest import Erxhub
 from tests.live import AUDITOR, PERSON, Live, live_hub
@@ -277,6 +278,45 @@ async def test_a_monitor_refuses_another_history_and_keeps_both_notes(
     assert (told["reason"], told["seen"]) == (reason, note)
     assert told["shown"].startswith(signer.key.name)
     assert state.read_bytes() == before
+
+
+async def test_a_monitor_waits_for_witnesses_and_judges_the_newest_checkpoint_that_has_them(
+    desk: Desk, tmp_path: Path
+) -> None:
+    witness = Cosigner("witness.one", SigningKey.generate("EdDSA"))
+    policy, state = tmp_path / "policy", tmp_path / "seen"
+    policy.write_text(f"log {desk.key}\nwitness one {witness.key.vkey}\nquorum one\n")
+    words = ("audit", "monitor", "--state", str(state), "--once", "--policy", str(policy))
+    await exported(desk, tmp_path / "rx.bundle")
+    result = await desk.run(*words)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "not witnessed yet" in result.stderr
+    assert not state.exists()
+    made = await desk.live.hub.store.checkpoint()
+    assert made is not None
+    line = witness.line(write_checkpoint(desk.live.hub.core.publisher.signer.key.name, made.size, made.root), 1)
+    await desk.live.hub.store.cosign(made.no, [Cosignature("witness.one", line)])
+    await exported(desk, tmp_path / "again.bundle")
+    result = await desk.run(*words)
+    assert result.exit_code == 0, result.stderr
+    assert "not witnessed yet" in result.stderr
+    assert json.loads(state.read_text())["size"] == made.size
+
+
+async def test_a_monitor_with_a_bare_key_has_evidence_of_a_log_that_calls_itself_otherwise(
+    desk: Desk, tmp_path: Path
+) -> None:
+    await exported(desk, tmp_path / "rx.bundle")
+    signer = LogSigner("example.org/before", desk.live.hub_keys.log)
+    note = signer.note(write_checkpoint(signer.key.name, 3, bytes(32)))
+    state = tmp_path / "seen"
+    audit_monitor.keep(state, audit_monitor.opened(note, Trust((signer.key,))))
+    public = signer.key.public.hex()
+    result = await desk.run("audit", "monitor", "--state", str(state), "--once", "--log-key", public)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("FORKED: ")
+    (evidence,) = [name for name in files_in(tmp_path) if name.startswith("seen.evidence-")]
+    assert json.loads((tmp_path / evidence).read_text())["seen"] == note
 
 
 async def test_a_monitor_that_follows_looks_again_until_its_count_is_reached(desk: Desk, tmp_path: Path) -> None:

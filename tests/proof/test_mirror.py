@@ -80,6 +80,12 @@ async def streamed(live: Live) -> Hub:
         await Chain(live, PERSON).handed_over()
         await publisher.publish_all()
     await Chain(live, PERSON).uploaded()
+    return await shown(live)
+
+
+async def shown(live: Live) -> Hub:
+    """Everything that the hub has by now."""
+    publisher = live.hub.core.publisher
     await publisher.publish_all()
     found = Hub(publisher.signer, [])
     mirror = await live.connect("mirror", "mirror-1")
@@ -473,16 +479,18 @@ async def test_content_that_was_erased_is_erased_from_the_copy_too(honest: Hub, 
     await place.close()
 
 
-def erasure(entries: list[Entry], key: bytes) -> Entry:
+def erasure(
+    entries: list[Entry], key: bytes, said: events_pb2.ContentErased | None = None, actor: str = "agency/330100"
+) -> Entry:
     """The entry that says that a stream's content is gone."""
     last = next(entry for entry in reversed(entries) if Header.decode(entry.header).stream_key == key)
     before = Header.decode(last.header)
     number = events.BY_NAME["content.erased"].number
     header = Header(
-        before.stream_kind, key, before.version + 1, EntryKind.EVENT, number, before.recorded_at_ms, "agency/330100",
+        before.stream_kind, key, before.version + 1, EntryKind.EVENT, number, before.recorded_at_ms, actor,
         "erase", b"", (),
     )  # fmt: skip
-    payload = events_pb2.ContentErased(legal_basis="示例").SerializeToString()
+    payload = (said or events_pb2.ContentErased(legal_basis="示例")).SerializeToString()
     committed = commitment(b"s" * 16, header.encode(), payload)
     leaf = leaf_bytes(number, key, header.version, last.leaf_hash, committed, header.recorded_at_ms)
     return Entry(

@@ -229,6 +229,7 @@ async def monitor(
     from erxhub.cli.audit_proofs import trust_of
     from erxhub.client import ClientFailure, Refusal
     from erxhub.proof.bundle_checkpoint import CheckpointRefused
+    from erxhub.proof.reasons import Reason
 
     async def prove(size1: int, size2: int) -> list[bytes] | None:
         try:
@@ -250,21 +251,32 @@ async def monitor(
             out.say(str(failure))
             await client.connection.environment.sleep_ms(interval * 1_000)
             continue
-        trust = trust_of(log_keys, policy, ca, note.partition("\n")[0])
-        seen = audit_monitor.load(state, trust)
+        trusting = functools.partial(trust_of, log_keys, policy, ca)
+        trust = trusting(note.partition("\n")[0])
+        seen = audit_monitor.load(state, trusting)
         try:
-            shown = audit_monitor.opened(note, trust)
+            # Another history is one whether it was witnessed or not; only after that do witnesses count.
+            shown = audit_monitor.opened_unwitnessed(note, trust)
+            newest: audit_monitor.Seen | None = await audit_monitor.follow(seen, shown, prove)
+            try:
+                audit_monitor.opened(note, trust)
+            except CheckpointRefused as refused:
+                if refused.reason != Reason.QUORUM:
+                    raise
+                out.say(f"{shown.size} leaves: not witnessed yet ({refused})")
+                witnessed = await audit_monitor.newest_witnessed(client, seen, trust)
+                shown = witnessed or shown
+                newest = await audit_monitor.follow(seen, witnessed, prove) if witnessed else seen
         except CheckpointRefused as refused:
             out.say(f"{refused.reason}: {refused}")
             return NEGATIVE
-        try:
-            newest = await audit_monitor.follow(seen, shown, prove)
         except audit_monitor.Contradiction as found:
             out.say(f"{found.reason}: {found}; evidence: {audit_monitor.keep_evidence(state, found, shown)}")
             return NEGATIVE
-        if newest != seen:
-            audit_monitor.keep(state, newest)
-        out.event({"origin": newest.origin, "size": newest.size, "root": newest.root.hex()})
+        if newest is not None:
+            if newest != seen:
+                audit_monitor.keep(state, newest)
+            out.event({"origin": newest.origin, "size": newest.size, "root": newest.root.hex()})
         looks += 1
         if looks == count:
             return OK

@@ -9,17 +9,22 @@ from __future__ import annotations
 import base64
 import json
 import os
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from erxhub.cli.exits import USAGE, Failed
 
 if TYPE_CHECKING:
+    from erxhub.client import AuditorClient, MirrorClient
     from erxhub.proof.bundle_checkpoint import OpenedCheckpoint, Trust
 
 _FORMAT: Final = 1
+_PAGE: Final = 1_000
+_LOOKED_BACK: Final = 10
+"""Checkpoints that are asked for while the newest one waits for its witnesses."""
 
 Prove = Callable[[int, int], Awaitable[Sequence[bytes] | None]]
 """Asks the hub for the consistency proof between two sizes; None when it has none to give."""
@@ -59,6 +64,35 @@ def opened(note: str, trust: Trust) -> Seen:
     return Seen(note, found.origin, found.size, found.root)
 
 
+def opened_unwitnessed(note: str, trust: Trust) -> Seen:
+    """A checkpoint by the log's signature alone. Raises CheckpointRefused."""
+    return opened(note, replace(trust, log_keys=tuple(trust.logs()), policy=None))
+
+
+async def newest_witnessed(hub: AuditorClient | MirrorClient, seen: Seen | None, trust: Trust) -> Seen | None:
+    """The newest of the checkpoints after the remembered one that meets the policy, or None.
+
+    Of those that were made last only a few are looked at. Raises CheckpointRefused, and what the client does.
+    """
+    from erxhub.proof.bundle_checkpoint import CheckpointRefused
+    from erxhub.proof.reasons import Reason
+
+    sizes: deque[int] = deque(maxlen=_LOOKED_BACK)
+    after = seen.size if seen is not None else 0
+    while page := (await hub.checkpoints(after_size=after, page_size=_PAGE)).checkpoints:
+        sizes.extend(each.size for each in page if each.note)
+        if page[-1].size <= after:
+            break  # a hub that counts backwards would keep this going for good
+        after = page[-1].size
+    for size in reversed(sizes):
+        try:
+            return opened((await hub.checkpoint(size=size)).note, trust)
+        except CheckpointRefused as refused:
+            if refused.reason != Reason.QUORUM:
+                raise
+    return None
+
+
 async def follow(seen: Seen | None, shown: Seen, prove: Prove) -> Seen:
     """The checkpoint to remember from now on. Raises Contradiction when `shown` does not continue `seen`."""
     from erxhub.proof.merkle import ProofInvalid, verify_consistency
@@ -87,15 +121,19 @@ async def follow(seen: Seen | None, shown: Seen, prove: Prove) -> Seen:
     return shown
 
 
-def load(path: Path, trust: Trust) -> Seen | None:
-    """What was remembered; None where nothing was. The note is verified again. Raises Failed for any other file."""
+def load(path: Path, trust: Callable[[str], Trust]) -> Seen | None:
+    """What was remembered; None where nothing was. The note is verified again. Raises Failed for any other file.
+
+    `trust` gives the trust for an origin: the one remembered here, whatever the hub calls itself by now.
+    """
     from erxhub.proof.bundle_checkpoint import CheckpointRefused
 
     try:
         data = json.loads(path.read_bytes())
         if data["format"] != _FORMAT:
             raise ValueError(f"format {data['format']}")
-        return opened(str(data["note"]), trust)
+        note = str(data["note"])
+        return opened(note, trust(note.partition("\n")[0]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, CheckpointRefused) as error:

@@ -106,10 +106,10 @@ class Mirror:
         self._streams = Streams(store)
         self._judge: Judge | None = None
         self._position = 0
+        # Streams that are to be judged, and whether content came since they were.
         self._waiting: dict[bytes, bool] = {}
-        # Streams that are to be judged, and whether there is content that came since they were.
+        # The last entry erased a visit: the one of its last prescription was written with it, and may come next.
         self._is_within_erasure = False
-        # The last entry erased a visit: that of its last prescription was written with it, and may come next.
         self._kept_back: dict[bytes, int] = {}
         self._round = 0
 
@@ -238,8 +238,8 @@ class Mirror:
         for number, message in enumerate(messages, self._position + 1):
             if message.position != number:
                 raise MirrorFault(Reason.POSITION, f"position {message.position} came and {number} is due")
-            if erases(message) and any(self._waiting.values()):
-                # What is here is judged before it goes: an erasure hides nothing.
+            if erases(message) and not self._is_within_erasure and any(self._waiting.values()):
+                # What is here is judged before it goes: an erasure hides nothing. Within one, that was done.
                 await self._append(batch, number - 1)
                 batch = _Batch()
                 await self._judge_all()
