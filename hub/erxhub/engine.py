@@ -223,7 +223,7 @@ class Engine:
         self.ledger_key = loaded.names.get(index.LEDGER_NAME, b"")
         self._task = asyncio.create_task(self._run(), name="lane")
         self._task.add_done_callback(self._ended)
-        await self._put(_Boot(), b"", 0)
+        await self._put(_Boot())
         if self._others is not None:
             self._listening = asyncio.create_task(self._listen(self._others, newest), name="others")
 
@@ -309,7 +309,7 @@ class Engine:
 
     async def note(self, note: ReadNote) -> bool:
         """Record a read or its refusal; returns once the entry is durable, with whether the caller is slowed."""
-        slowed = await self._put(note, b"", 256)
+        slowed = await self._put(note, 256)
         return bool(slowed)
 
     def counts_revoked(self, fingerprint: bytes) -> bool:
@@ -330,7 +330,7 @@ class Engine:
         if not due and not self._accesses.has_overdue(now_ms) and self._can_write:
             return 0
         try:
-            await self._put(_Sweep(tuple(due)), b"", 0)
+            await self._put(_Sweep(tuple(due)))
         except HubStopped:
             raise
         except Exception:  # noqa: BLE001 the lane logged it; each stream is tried alone to find the faulty one
@@ -340,7 +340,7 @@ class Engine:
     async def _sweep_each(self, due: Sequence[bytes], failed: set[bytes]) -> None:
         for key in due:
             try:
-                await self._put(_Sweep((key,)), b"", 0)
+                await self._put(_Sweep((key,)))
             except HubStopped:
                 raise
             except Exception:  # noqa: BLE001 see above
@@ -352,14 +352,14 @@ class Engine:
 
         Raises HubStopped, StoreUnavailable.
         """
-        return bool(await self._put(_Erase(stream_key), b"", 0))
+        return bool(await self._put(_Erase(stream_key)))
 
     def rules(self, area_code: str) -> Rules:
         """The parameters in force for the area today."""
         return self._rules_for(area_code, self.clock.now_ms())
 
-    async def _put(self, work: ReadNote | _Sweep | _Erase | _Boot, content_mac: bytes, size: int) -> Any:
-        return await self._queued(work, content_mac, size)
+    async def _put(self, work: ReadNote | _Sweep | _Erase | _Boot, size: int = 0) -> Any:
+        return await self._queued(work, b"", size)
 
     def _queued(
         self, work: Command | ReadNote | _Sweep | _Erase | _Boot, content_mac: bytes, size: int

@@ -23,6 +23,7 @@ from erxhub.proof.checkpoints import write_checkpoint
 from erxhub.proof.notes import LogSigner, PrivateKey
 from erxhub.proof.pages import PageDamaged
 from erxhub.proof.tiles import TileDamaged
+from erxhub.waiting import Waiters
 from erxhub.witnessing import PublishingHalted, Witnessing
 
 _log = logging.getLogger("erxhub.publishing")
@@ -66,7 +67,7 @@ class Publisher:
         self._high_water = high_water
         self._between = between  # names what was done last; where a test stops a step
         self._turn = asyncio.Lock()
-        self._waiting: dict[asyncio.Future[Checkpoint], int] = {}  # the position that each waits for
+        self.waiters = Waiters()
 
     async def covering(self, position: int) -> Checkpoint:
         """A signed checkpoint that covers the entry at `position`, made now where none does.
@@ -93,12 +94,7 @@ class Publisher:
         """As `covering`, but waits for the next regular checkpoint instead of making one."""
         if self.newest is not None and self.newest.covered_position >= position:
             return self.newest
-        future: asyncio.Future[Checkpoint] = asyncio.get_running_loop().create_future()
-        self._waiting[future] = position
-        try:
-            return await future
-        finally:
-            self._waiting.pop(future, None)
+        return await self.waiters.wait(position)
 
     async def witnessed(self, position: int) -> Checkpoint:
         """Wait for a checkpoint that covers `position` and that a quorum of the policy has cosigned.
@@ -197,9 +193,7 @@ class Publisher:
             await self._between("mark")
         if self.newest is None or self.newest.no < made.no:
             self.newest = made
-        for future, position in self._waiting.items():
-            if position <= made.covered_position and not future.done():
-                future.set_result(made)
+        self.waiters.tell(made)
         if self.witnessing is not None:
             self.witnessing.offer(made)
         return made

@@ -21,6 +21,7 @@ from erxhub.ledger.store import Store, StoreUnavailable
 from erxhub.ports import Clock
 from erxhub.proof.notes import NoteKey, read_line
 from erxhub.proof.policy import Policy
+from erxhub.waiting import Waiters
 from erxhub.witness.client import (
     ForkSuspected,
     RollbackSuspected,
@@ -148,7 +149,7 @@ class Witnessing:
         self._is_held = False
         self._sent = 0  # the number of the last checkpoint that was shown
         self._wanted = asyncio.Event()
-        self._waiting: dict[asyncio.Future[Checkpoint], int] = {}  # the position that each waits for
+        self.waiters = Waiters()
         self._pinned: dict[asyncio.Future[Checkpoint | None], Checkpoint] = {}
 
     # ---- the start ----
@@ -234,12 +235,7 @@ class Witnessing:
         """Wait for a witnessed checkpoint that covers the entry at `position`. Raises PublishingHalted."""
         if self.newest is not None and self.newest.covered_position >= position:
             return self.newest
-        future: asyncio.Future[Checkpoint] = asyncio.get_running_loop().create_future()
-        self._waiting[future] = position
-        try:
-            return await future
-        finally:
-            self._waiting.pop(future, None)
+        return await self.waiters.wait(position)
 
     async def cosigned(self, published: Checkpoint) -> Checkpoint | None:
         """This very checkpoint with the lines of a quorum; with those that there are when none is to be had in time.
@@ -379,9 +375,7 @@ class Witnessing:
         self.newest = found
         is_all = self._offered is None or self._is_witnessed(self._offered)
         self._since_ms = None if is_all or self._offered is None else self._offered.made_at_ms
-        for waiter, position in self._waiting.items():
-            if position <= found.covered_position and not waiter.done():
-                waiter.set_result(found)
+        self.waiters.tell(found)
 
     # ---- what goes wrong ----
 
@@ -449,9 +443,7 @@ class Witnessing:
         }
         if self.halted is None:
             self.halted = f"{code}: {found}"
-            for waiter in self._waiting:
-                if not waiter.done():
-                    waiter.set_exception(PublishingHalted(self.halted, is_for_good=True))
+            self.waiters.fail(PublishingHalted(self.halted, is_for_good=True))
             if self.on_halt is not None:
                 self.on_halt()
         kept = None

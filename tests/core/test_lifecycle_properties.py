@@ -20,35 +20,10 @@ from erxhub.core.fold import STATE_TYPES, At, evolve, state_name
 from erxhub.core.lifecycle import HOLDING, Machine
 from erxhub.v1 import signed_pb2, state_pb2
 from tests.core.play import STEPS, Play
+from tests.simulation.model import AFTER_THE_END
 
 EXAMPLES = 80
 STEPS_MIN, STEPS_MAX = 15, 30
-
-# I23. What may follow when a prescription has ended: goods that were out already reach the patient, a sale that was
-# settled before is given back, and nothing else.
-_TO_THE_PATIENT = {
-    "dispense.handed_over",
-    "delivery.requested",
-    "delivery.sign_code_renewed",
-    "delivery.try_counted",
-    "delivery.assigned",
-    "delivery.picked_up",
-    "delivery.in_transit",
-    "delivery.arrived",
-    "delivery.signed",
-    "delivery.refused",
-    "delivery.lost",
-    "delivery.returning",
-    "delivery.returned",
-    "delivery.cancelled",
-    "order.completed",
-}
-_GIVEN_BACK = {"settlement.undone", "settlement.reversed", "dispense.voided", "order.released"}
-AFTER_THE_END: dict[str, set[str]] = {
-    "UNDONE": set(),
-    "EXPIRED": _TO_THE_PATIENT | _GIVEN_BACK,
-    "EXHAUSTED": _TO_THE_PATIENT,
-}
 
 
 class Theme(NamedTuple):

@@ -16,6 +16,8 @@ from erxhub.client.base import UNARY_PATHS
 from erxhub.ledger.entry import EntryKind, Header
 from erxhub.ledger.store import AppendResult, Store, StoredEntry, Write
 from erxhub.ledger.verify import verify_ledger
+from erxhub.v1 import registry_pb2
+from tests.live import DAY_MS, Live
 
 Place = tuple[bytes, int, bytes]
 """Stream key, version, leaf hash."""
@@ -166,6 +168,22 @@ class GatedStore:
         await self._gate.wait()
         self.appends += 1
         return await self._inner.append(batch)
+
+
+async def found_pharmacies(live: Live, codes: Sequence[str]) -> None:
+    """Register pharmacies and sign their base agreements."""
+    agency = await live.agency()
+    now_ms = live.clock.now_ms()
+    for code in codes:
+        await agency.register_institution(institution_code=code, name=f"示例药房 {code}（虚构）")
+        await agency.sign_agreement(
+            institution_code=code,
+            kind=registry_pb2.AGREEMENT_KIND_BASE,
+            agreement_no=f"RACE-{code}",
+            valid_from_ms=now_ms,
+            valid_until_ms=now_ms + 365 * DAY_MS,
+            clauses=("scope", "conditions", "charge_and_settlement_standard", "payment_mode"),
+        )
 
 
 async def until_so(condition: Callable[[], bool], turns_max: int = 1_000_000) -> None:

@@ -9,7 +9,8 @@ import json
 import signal
 import subprocess
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +155,14 @@ class Outside:
 
     def key(self, subject: str, institution: str) -> SigningKey:
         return self.world.signing_keys[subject, institution]
+
+
+@asynccontextmanager
+async def seeded_outside(folder: Path) -> AsyncIterator[Outside]:
+    """A hub process with a registered world; killed at the end, if it still runs."""
+    there = Outside(folder)
+    try:
+        yield await there.seeded()
+    finally:
+        await there.close()
+        there.process.kill()

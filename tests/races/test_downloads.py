@@ -12,10 +12,10 @@ import pytest_asyncio
 
 from erxhub.client import Refusal
 from erxhub.core import events
-from erxhub.v1 import common_pb2, registry_pb2
+from erxhub.v1 import common_pb2
 from tests.chain import DOWNLOAD, Chain
-from tests.live import DAY_MS, PERSON, Live, live_hub
-from tests.races.ground import event_types, whole_log
+from tests.live import PERSON, Live, live_hub
+from tests.races.ground import event_types, found_pharmacies, whole_log
 
 pytestmark = [pytest.mark.campaign, pytest.mark.asyncio(loop_scope="module")]
 
@@ -28,18 +28,7 @@ _ROUNDS_PER_PRESCRIPTION = 20
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def live() -> AsyncIterator[Live]:
     async with live_hub() as running:
-        agency = await running.agency()
-        now_ms = running.clock.now_ms()
-        for code in _CODES:
-            await agency.register_institution(institution_code=code, name=f"示例药房 {code}（虚构）")
-            await agency.sign_agreement(
-                institution_code=code,
-                kind=registry_pb2.AGREEMENT_KIND_BASE,
-                agreement_no=f"RACE-{code}",
-                valid_from_ms=now_ms,
-                valid_until_ms=now_ms + 365 * DAY_MS,
-                clauses=("scope", "conditions", "charge_and_settlement_standard", "payment_mode"),
-            )
+        await found_pharmacies(running, _CODES)
         yield running
 
 

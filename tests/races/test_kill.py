@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -12,51 +11,22 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from erxhub.client import CallFailed, ClientFailure, HubUnreachable, Refusal
+from erxhub.client import CallFailed, HubUnreachable, Refusal
 from erxhub.ledger.sqlite import open_sqlite
-from tests.chain import CONSULT, Chain
-from tests.live import PERSON
+from tests.chain import Chain
 from tests.races.ground import Book, assert_each_once, reply_bytes, until_so
-from tests.races.processes import Outside
+from tests.races.loads import issue, prescribe, until_broken
+from tests.races.processes import Outside, seeded_outside
 
 pytestmark = [pytest.mark.campaign]
 
 Rounds = Callable[[int, int], int]
 
-_NUMBERS = itertools.count(1)
-
 
 @pytest_asyncio.fixture
 async def outside(tmp_path: Path) -> AsyncIterator[Outside]:
-    there = Outside(tmp_path)
-    try:
-        yield await there.seeded()
-    finally:
-        await there.close()
-        there.process.kill()
-
-
-async def _prescriber(outside: Outside, chain: Chain) -> None:
-    """Pre-checks and uploads without end, all at the encounter of `chain`."""
-    while True:
-        following = Chain(outside, encounter_id=chain.encounter_id, hospital_rx_no=f"KILL-{next(_NUMBERS):08d}")
-        following.prescription = following.written()
-        await following.uploaded()
-
-
-async def _issuer(outside: Outside) -> None:
-    """Shows vouchers without end."""
-    channel = await outside.channel()
-    while True:
-        await channel.issue_voucher(person_no=PERSON, business_type=CONSULT)
-
-
-async def _until_broken(work: Any) -> ClientFailure:
-    try:
-        await work
-    except ClientFailure as failure:
-        return failure
-    raise AssertionError("the work has no end of its own")
+    async with seeded_outside(tmp_path) as there:
+        yield there
 
 
 async def _load_until(outside: Outside, book: Book, acknowledged: int, strike: Callable[[], None]) -> list[Any]:
@@ -65,8 +35,8 @@ async def _load_until(outside: Outside, book: Book, acknowledged: int, strike: C
         book.keep(client)
     chains = [await Chain(outside).diagnosed() for _ in range(6)]
     goal = book.replies + acknowledged
-    works = [_prescriber(outside, chain) for chain in chains] + [_issuer(outside) for _ in range(6)]
-    tasks = [asyncio.create_task(_until_broken(work)) for work in works]
+    works = [prescribe(outside, chain.encounter_id) for chain in chains] + [issue(outside) for _ in range(6)]
+    tasks = [asyncio.create_task(until_broken(work)) for work in works]
     await until_so(lambda: book.replies >= goal or any(task.done() for task in tasks))
     strike()
     return await asyncio.gather(*tasks)

@@ -11,12 +11,12 @@ import pytest
 import pytest_asyncio
 
 from erxhub.client import Refusal
-from erxhub.v1 import registry_pb2
 from tests.chain import Chain
 from tests.linear.checker import Recorder
 from tests.linear.model import Kind
-from tests.live import DAY_MS, PERSON, REQUEST_IDS
+from tests.live import PERSON, REQUEST_IDS
 from tests.postgres import PostgresServer
+from tests.races.ground import found_pharmacies
 from tests.several.ground import Historian, Several, new_ledger, several_hubs, stores_agree
 
 pytestmark = [pytest.mark.campaign, pytest.mark.asyncio(loop_scope="module")]
@@ -30,18 +30,7 @@ CODES = [f"P33010099{number}" for number in range(200, 300)]
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def several(postgres_server: PostgresServer) -> AsyncIterator[Several]:
     async with several_hubs([new_ledger(postgres_server)] * HUBS) as running:
-        agency = await running[0].agency()
-        now_ms = running[0].clock.now_ms()
-        for code in CODES:
-            await agency.register_institution(institution_code=code, name=f"示例药房 {code}（虚构）")
-            await agency.sign_agreement(
-                institution_code=code,
-                kind=registry_pb2.AGREEMENT_KIND_BASE,
-                agreement_no=f"HUBS-{code}",
-                valid_from_ms=now_ms,
-                valid_until_ms=now_ms + 365 * DAY_MS,
-                clauses=("scope", "conditions", "charge_and_settlement_standard", "payment_mode"),
-            )
+        await found_pharmacies(running[0], CODES)
         yield running
 
 
@@ -60,6 +49,7 @@ class Counter:
         pharmacy = await self._live.pharmacy(self.code)
         resolving = pharmacy.resolve_qr(rx_qr=made.rx_qr)
         reply = await self._historian.call(rx_no, Kind.OTHER, self.code, REQUEST_IDS.new(), resolving)
+        assert not isinstance(reply, Refusal), (reply.code, str(reply))
         self._token = reply.rx_token
 
     async def download(self, rx_no: str) -> Any:

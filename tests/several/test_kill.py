@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from erxhub.client import ClientFailure
 from erxhub.core import index
 from erxhub.ledger.postgres import open_postgres
 from erxhub.placement import AreaPlacement
-from tests.chain import CONSULT, Chain
-from tests.live import HOSPITAL, PERSON
+from tests.chain import Chain
+from tests.live import HOSPITAL
 from tests.postgres import PostgresServer
 from tests.races.ground import Book, assert_each_once, reply_bytes, until_so
+from tests.races.loads import issue, prescribe, until_broken
 from tests.several.ground import new_ledger
 from tests.several.processes import SeveralOutside, start_several
 
@@ -28,7 +28,6 @@ pytestmark = [pytest.mark.campaign]
 Rounds = Callable[[int, int], int]
 
 HUBS = 3
-_NUMBERS = itertools.count(1)
 
 
 @pytest.fixture
@@ -43,29 +42,6 @@ async def several(tmp_path: Path, url: str) -> AsyncIterator[SeveralOutside]:
         yield running
     finally:
         await running.close()
-
-
-async def _prescriber(live: Any, encounter_id: str) -> None:
-    """Pre-checks and uploads without end."""
-    while True:
-        chain = Chain(live, encounter_id=encounter_id, hospital_rx_no=f"KILLS-{next(_NUMBERS):08d}")
-        chain.prescription = chain.written()
-        await chain.uploaded()
-
-
-async def _issuer(live: Any) -> None:
-    """Shows vouchers without end."""
-    channel = await live.channel()
-    while True:
-        await channel.issue_voucher(person_no=PERSON, business_type=CONSULT)
-
-
-async def _until_broken(work: Any) -> ClientFailure:
-    try:
-        await work
-    except ClientFailure as failure:
-        return failure
-    raise AssertionError("the work has no end of its own")
 
 
 async def _until_reached(books: list[Book], goals: list[int]) -> None:
@@ -87,8 +63,8 @@ async def test_a_killed_hub_is_replaced_by_the_others_and_nothing_is_lost(
             for client in (await live.hospital(), await live.channel()):
                 book.keep(client)
             encounters = [(await Chain(live).diagnosed()).encounter_id for _ in range(2)]
-            works = [_prescriber(live, encounter) for encounter in encounters] + [_issuer(live) for _ in range(2)]
-            tasks.append([asyncio.create_task(_until_broken(work)) for work in works])
+            works = [prescribe(live, encounter) for encounter in encounters] + [issue(live) for _ in range(2)]
+            tasks.append([asyncio.create_task(until_broken(work)) for work in works])
         goals = [book.replies + chance.randrange(15, 50) for book in books]
         await _until_reached(books, goals)
         several[victim].process.kill()

@@ -19,7 +19,7 @@ from tests.chain import CONSULT
 from tests.live import CHANNEL, PERSON
 from tests.postgres import PostgresServer
 from tests.races.ground import Book, assert_each_once, reply_bytes
-from tests.races.processes import Outside
+from tests.races.processes import Outside, seeded_outside
 from tests.several.ground import new_ledger, several_hubs
 
 _UNLIMITED = resource.RLIM_INFINITY
@@ -27,12 +27,8 @@ _UNLIMITED = resource.RLIM_INFINITY
 
 @pytest_asyncio.fixture
 async def outside(tmp_path: Path) -> AsyncIterator[Outside]:
-    there = Outside(tmp_path)
-    try:
-        yield await there.seeded()
-    finally:
-        await there.close()
-        there.process.kill()
+    async with seeded_outside(tmp_path) as there:
+        yield there
 
 
 async def _refused(call: Any) -> Refusal:

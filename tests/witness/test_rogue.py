@@ -332,4 +332,4 @@ async def test_many_may_wait_for_one_checkpoint_and_leave_in_any_order(town: Rog
     await hub.witnessing.show_all()
     found = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(one.no == made.no for one in found if not isinstance(one, asyncio.CancelledError))
-    assert len(hub.publisher._waiting) == len(hub.witnessing._waiting) == 0
+    assert len(hub.publisher.waiters) == len(hub.witnessing.waiters) == 0

@@ -12,19 +12,10 @@ from typing import Final
 
 import grpc
 
+from erxhub.client.connection import SERVICE_MODULES
 from erxhub.core.events import EVENT_TYPES
 from erxhub.core.refusals import CATALOGUE
-from erxhub.v1 import (
-    audit_pb2,
-    common_pb2,
-    dispensing_pb2,
-    encounter_pb2,
-    patient_pb2,
-    prescribing_pb2,
-    registry_pb2,
-    sandbox_pb2,
-    voucher_pb2,
-)
+from erxhub.v1 import audit_pb2, common_pb2, sandbox_pb2
 
 COMMON_OPS: Final = ("describe", "configure", "reset", "resume", "pull_events", "shutdown")
 OPS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -93,18 +84,9 @@ WIRE_CODES: Final = REFUSALS | {code.name for code in grpc.StatusCode} | {"LOST"
 FAULT_ACTIONS: Final = frozenset(name.lower() for name in short_names(sandbox_pb2.FaultAction))
 TRIGGERS: Final = frozenset(name.lower() for name in short_names(sandbox_pb2.TriggerKind))
 
-_MODULES: Final = (
-    audit_pb2,
-    dispensing_pb2,
-    encounter_pb2,
-    patient_pb2,
-    prescribing_pb2,
-    registry_pb2,
-    voucher_pb2,
-)
 METHODS: Final = frozenset(
     f"{service.name.removesuffix('Service')}/{method.name}"
-    for module in _MODULES
+    for module in SERVICE_MODULES
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 )

@@ -19,6 +19,8 @@ from erxhub.proof.records import map_value, maproot_leaf
 from erxhub.proof.tiles import TilePlace
 
 _T = TypeVar("_T")
+_Asked = TypeVar("_Asked")
+_Given = TypeVar("_Given")
 
 
 class Cosignature(NamedTuple):
@@ -214,20 +216,21 @@ def consistency(size1: int, size2: int) -> LogSteps[list[bytes]]:
 
 
 def _from_tiles(steps: tiles.TileSteps[_T]) -> LogSteps[_T]:
-    try:
-        wanted = next(steps)
-        while True:
-            wanted = steps.send((yield RowsWanted(tiles=wanted)).tiles)
-    except StopIteration as done:
-        result: _T = done.value
-        return result
+    return (yield from _through(steps, lambda wanted: RowsWanted(tiles=wanted), lambda found: found.tiles))
 
 
 def _from_pages(steps: pages.PageSteps[_T]) -> LogSteps[_T]:
+    return (yield from _through(steps, lambda wanted: RowsWanted(pages=wanted), lambda found: found.pages))
+
+
+def _through(
+    steps: Generator[_Asked, _Given, _T], asks: Callable[[_Asked], RowsWanted], gives: Callable[[RowsFound], _Given]
+) -> LogSteps[_T]:
+    """Steps over one kind of rows as steps over all."""
     try:
         wanted = next(steps)
         while True:
-            wanted = steps.send((yield RowsWanted(pages=wanted)).pages)
+            wanted = steps.send(gives((yield asks(wanted))))
     except StopIteration as done:
         result: _T = done.value
         return result

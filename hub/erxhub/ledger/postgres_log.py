@@ -12,8 +12,6 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
 
-import asyncpg
-
 from erxhub.ledger import log
 from erxhub.ledger.log import (
     AnotherNote,
@@ -28,7 +26,7 @@ from erxhub.ledger.log import (
     Standing,
 )
 from erxhub.ledger.postgres_homes import Homes
-from erxhub.ledger.postgres_session import Connection, connect, unavailable
+from erxhub.ledger.postgres_session import Connection, close_connection, connect, unavailable
 from erxhub.proof.tiles import TilePlace
 
 _T = TypeVar("_T")
@@ -124,10 +122,7 @@ class LogWriter:
     async def _drop(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
-                await connection.close(timeout=1)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-                connection.terminate()
+            await close_connection(connection)
 
 
 async def integrate(connection: Connection, now_ms: int, leaves_max: int) -> Checkpoint | None:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import asyncpg
 
 from erxhub.ledger.postgres_append import Gathered
-from erxhub.ledger.postgres_session import Connection, connect, is_unavailable
+from erxhub.ledger.postgres_session import Connection, close_connection, connect, is_unavailable
 
 _log = logging.getLogger("erxhub.ledger.postgres")
 
@@ -126,7 +126,7 @@ class Sequencer:
             with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
                 if self._epoch is not None:
                     await connection.execute(GIVE_LEASE_BACK, self._epoch)
-            await _close(connection)
+            await close_connection(connection)
 
     # ---- beside a commit ----
 
@@ -251,7 +251,7 @@ class Sequencer:
     async def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            await _close(connection)
+            await close_connection(connection)
 
     def _heard(self, _connection: Any, _pid: int, _channel: str, last_position: object) -> None:
         self._moved.set()
@@ -273,10 +273,3 @@ async def _place(connection: Connection, epoch: int, last: int) -> int:
     if count:
         await connection.execute(ADVANCE, epoch, count)
     return count
-
-
-async def _close(connection: Connection) -> None:
-    try:
-        await connection.close(timeout=1)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-        connection.terminate()

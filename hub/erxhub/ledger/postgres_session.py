@@ -62,6 +62,14 @@ def described(url: str) -> str:
     return f"postgresql://{user}{host}{port}{parts.path}"
 
 
+async def close_connection(connection: Connection) -> None:
+    """End a connection that may be lost already; what it was doing is given up."""
+    try:
+        await connection.close(timeout=1)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        connection.terminate()
+
+
 async def connect(url: str, *, hub: bool = True, read_only: bool = False) -> Connection:
     """A connection; `hub` gives it a hub's settings. Raises StoreUnavailable."""
     settings = dict(_SETTINGS) if hub else {"application_name": "erxhub db"}

@@ -18,7 +18,14 @@ import asyncpg
 from erxhub.ledger.postgres_append import Appender, Gathered, Learned
 from erxhub.ledger.postgres_plan import Facts, Plan, StreamMissing
 from erxhub.ledger.postgres_sequencer import LAST_INDEX, Sequencer
-from erxhub.ledger.postgres_session import Connection, connect, is_retriable, is_unavailable, unavailable
+from erxhub.ledger.postgres_session import (
+    Connection,
+    close_connection,
+    connect,
+    is_retriable,
+    is_unavailable,
+    unavailable,
+)
 from erxhub.ledger.store import AppendResult, OutcomeUnknown, StoreUnavailable, Write
 
 _log = logging.getLogger("erxhub.ledger.postgres")
@@ -126,10 +133,7 @@ class Writer:
     async def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            try:
-                await connection.close(timeout=1)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-                connection.terminate()
+            await close_connection(connection)
 
     # ---- one batch ----
 

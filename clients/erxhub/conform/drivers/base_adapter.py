@@ -5,6 +5,7 @@ Owns: which product an adapter speaks for, and since when. Must never: do busine
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable
 from typing import Any, Final
 
@@ -17,7 +18,7 @@ OPTIONS: Final = ["wait_scale", "receipts"]
 """Options of the protocol that both reference drivers have, beside their operations."""
 
 
-class BaseAdapter:
+class BaseAdapter(ABC):
     """`act(verb)` makes an operation of an act of the product."""
 
     role = ""
@@ -35,9 +36,9 @@ class BaseAdapter:
             "shutdown": farewell,
         }
 
+    @abstractmethod
     def make(self, arguments: dict[str, Any]) -> Product:
         """The product of the adapter's role."""
-        raise NotImplementedError
 
     @property
     def product(self) -> Product:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -281,7 +282,7 @@ class _Keeping:
 Performer = Callable[[Act, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
-class Product:
+class Product(ABC):
     """Outbox, connection and news of one institution.
 
     `performers` are its acts by verb; those of `repairs` do not wait for what is open about their prescription.
@@ -299,15 +300,17 @@ class Product:
         self.client: Client = self._make_client()
         self.performers: dict[str, Performer] = {}
 
+    @abstractmethod
     def _make_client(self) -> Client:
-        raise NotImplementedError
+        """A client of the product's role over its connection."""
 
+    @abstractmethod
     def _watch(self, cursor: str) -> AsyncIterator[Any]:
-        raise NotImplementedError
+        """The institution's watch, after a cursor."""
 
+    @abstractmethod
     def _take_in(self, message: Any, known: dict[str, Any], *, newest: bool) -> None:
         """Writes what a message tells into what is known of its prescription; an older one tells only its events."""
-        raise NotImplementedError
 
     async def close(self) -> None:
         """Ends the connection and closes the file."""
