@@ -31,9 +31,9 @@ class Config:
     message_bytes_max: int = 2 * 1024 * KIB
     """A prescription file is at most 1 MiB (field rule); the rest is room for the prescription and for imports."""
 
-    reply_bytes_max: int = 16 * 1024 * KIB
-    """A bundle carries the ledger's own stream, some 500 bytes a revocation, and 1.5 KB a drug trace code; a client
-    takes as much."""
+    reply_bytes_max: int = 64 * 1024 * KIB
+    """A larger one is REPLY_TOO_LARGE. Nothing bounds a bundle: it carries the ledger's own stream, some 500 bytes a
+    revocation, and 1.5 KB a drug trace code. So this is what a verifier and a client take (`bundle.BUNDLE_BYTES_MAX`)."""
 
     queue_commands_max: int = 4096
     """Commands waiting for the lane. At some 2,000 a second the last one waits two seconds, a caller's patience."""
@@ -51,8 +51,8 @@ class Config:
     """How long a batch waits for the callers that were here a moment ago. Some 40 calls are admitted in this time, and
     above that the commit's cost per command falls slowly; a caller who is alone never waits."""
 
-    batch_retries_max: int = 3
-    """Tries of a command whose write met another hub's; then the caller is asked to come again."""
+    contended_ms: int = 5_000
+    """How long a command is decided again whose write met another hub's; then the caller is asked to come again."""
 
     streams_per_peer_max: int = 16
     """Open watches and imports of one caller. An institution needs one or two."""

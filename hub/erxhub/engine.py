@@ -85,9 +85,12 @@ class _Job:
     content_mac: bytes
     size: int
     future: asyncio.Future[Any]
-    tries: int = 0
     busy: int = 0
-    """How often another hub was just extending a stream of it. The first times are no tries."""
+    """How often another hub was just extending a stream of it."""
+    taken: frozenset[bytes] = frozenset()
+    """The streams that it was to extend when it was busy last."""
+    again_us: int = 0
+    """When another hub came first, or was busy, for the first time."""
     marks: Marks | None = None
     """Where a traced call's times are put down."""
 
@@ -99,9 +102,9 @@ class _Sweep:
 
 @dataclass(frozen=True, slots=True)
 class _Erase:
-    """Erases a prescription that no retention class keeps."""
+    """Erases what no retention class keeps."""
 
-    stream_key: bytes
+    found: retention.Found
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,12 +350,12 @@ class Engine:
                 _log.error("the deadline of stream %s cannot be written", key.hex())
                 failed.add(key)
 
-    async def erase_over(self, stream_key: bytes) -> bool:
-        """Erase what a prescription's entries say if no retention class keeps it now; whether that was done.
+    async def erase_over(self, found: retention.Found) -> bool:
+        """Erase what a stream's entries say if no retention class keeps it now; whether that was done.
 
         Raises HubStopped, StoreUnavailable.
         """
-        return bool(await self._put(_Erase(stream_key)))
+        return bool(await self._put(_Erase(found)))
 
     def rules(self, area_code: str) -> Rules:
         """The parameters in force for the area today."""
@@ -438,11 +441,18 @@ class Engine:
             _fail([*jobs, *self._jobs], HubStopped())
 
     def _next_jobs(self) -> list[_Job]:
-        """The jobs of the next batch. One whose streams were taken time and again goes alone, since it waits."""
-        jobs: list[_Job] = []
-        while self._jobs and len(jobs) < self.config.batch_commands_max:
-            if self._jobs[0].busy >= _BUSY_FREE:
-                return jobs or [self._jobs.popleft()]
+        """The jobs of the next batch. One whose streams were taken time and again waits, with those alone that wait for
+        the same.
+        """
+        first = self._jobs[0]
+        most = self.config.batch_commands_max
+        if first.busy >= _BUSY_FREE:
+            jobs = [job for job in self._jobs if job is first or not first.taken.isdisjoint(job.taken)][:most]
+            picked = {id(job) for job in jobs}
+            self._jobs = deque(job for job in self._jobs if id(job) not in picked)
+            return jobs
+        jobs = []
+        while self._jobs and len(jobs) < most and self._jobs[0].busy < _BUSY_FREE:
             jobs.append(self._jobs.popleft())
         return jobs
 
@@ -516,7 +526,7 @@ class Engine:
             await self._load(batch, wanted)
         for write in self._accesses.writes(batch.accesses, batch.workspace, closing=closing):
             self._write(batch, None, write)
-        if len(jobs) == 1 and jobs[0].busy >= _BUSY_FREE:
+        if jobs and jobs[0].busy >= _BUSY_FREE:
             batch.writes = [write._replace(waits=True) for write in batch.writes]
         conflicts: frozenset[int] = frozenset()
         busy: frozenset[int] = frozenset()
@@ -542,8 +552,12 @@ class Engine:
         self._settle(batch, conflicts, busy)
 
     def _settle(self, batch: _Batch, conflicts: frozenset[int], busy: frozenset[int]) -> None:
-        beaten = {id(batch.jobs[position]) for position in conflicts}
-        lost = beaten | {id(batch.jobs[position]) for position in busy}
+        lost = {id(batch.jobs[position]) for position in conflicts | busy}
+        for position in busy:
+            job = batch.jobs[position]
+            if job is not None:
+                job.busy += 1
+                job.taken = frozenset(entry.header.stream_key for entry in batch.writes[position].entries)
         if lost:
             # Another hub wrote first, or is writing. What was answered without a write of its own may rest on a lost
             # one, so it is decided again too; access streams are begun afresh.
@@ -552,7 +566,7 @@ class Engine:
             lost |= {id(job) for job, _ in batch.answers if isinstance(job.work, Command) and id(job) not in wrote}
         for job, answer in batch.answers:
             if id(job) in lost:
-                self._again(job, was_busy=id(job) not in beaten and bool(busy))
+                self._again(job)
                 continue
             refused = job.work.refused if isinstance(job.work, ReadNote) else getattr(answer, "refused", None)
             if refused is not None:
@@ -563,12 +577,11 @@ class Engine:
             for event in self._watchers.get(institution_code, ()):
                 event.set()
 
-    def _again(self, job: _Job, *, was_busy: bool) -> None:
-        if was_busy and job.busy < _BUSY_FREE:
-            job.busy += 1
-        else:
-            job.tries += 1
-        if job.tries > self.config.batch_retries_max:
+    def _again(self, job: _Job) -> None:
+        """Have a job decided again: another hub came first, so somebody got on. In time this one does too."""
+        now_us = machine_us()
+        job.again_us = job.again_us or now_us
+        if now_us - job.again_us > self.config.contended_ms * 1000:
             _fail([job], HubStopped())
             return
         self._jobs.appendleft(job)
@@ -615,7 +628,7 @@ class Engine:
             elif isinstance(work, _Sweep):
                 wanted.streams.update(key for key in work.stream_keys if key not in batch.workspace.streams)
             elif isinstance(work, _Erase):
-                retention.erase_when_over(self._draft(batch, None, draw, wanted), work.stream_key)
+                retention.erase_when_over(self._draft(batch, None, draw, wanted), work.found)
         except Missing:
             pass
 
@@ -739,14 +752,13 @@ class Engine:
 
     def _erase(self, batch: _Batch, job: _Job, erase: _Erase, draw: Draw, wanted: Lookups) -> None:
         tx = self._draft(batch, None, draw, wanted)
-        outcome = retention.erase_when_over(tx, erase.stream_key)
-        if outcome is not None:
-            rx = tx.state(erase.stream_key, state_pb2.PrescriptionState)
-            tx.area_code = rx.rx_no[:6] if rx is not None else ""  # whose rules decided it
+        over = retention.erase_when_over(tx, erase.found)
+        if over is not None:
+            tx.area_code = over.area_code
             sealed = self._seal(batch, tx, draw)
             tx.apply()
-            self._write(batch, job, self._leaves(tx, sealed, outcome))
-        batch.answers.append((job, outcome is not None))
+            self._write(batch, job, self._leaves(tx, sealed, over.accepted))
+        batch.answers.append((job, over is not None))
 
     def _boot(self, batch: _Batch, job: _Job, draw: Draw, wanted: Lookups) -> None:
         opened = bool(self.ledger_key)

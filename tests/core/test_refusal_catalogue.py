@@ -22,6 +22,7 @@ OWN = {
         "The registry record is not in a state that allows this change.",
     ),
     "RECORD_EXISTS": ("ALREADY_EXISTS", "The registry record exists with other content."),
+    "REPLY_TOO_LARGE": ("FAILED_PRECONDITION", "The reply would be larger than the hub sends."),
 }
 
 

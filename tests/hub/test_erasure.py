@@ -16,6 +16,7 @@ from erxhub.client import AgencyClient, Refusal
 from erxhub.config import Config
 from erxhub.core.events import BY_NUMBER
 from erxhub.core.keys import prescription_key
+from erxhub.core.retention import Found
 from erxhub.erasing import Erasing
 from erxhub.ledger.entry import Header
 from erxhub.ledger.memory import MemoryStore
@@ -422,7 +423,7 @@ async def test_two_hubs_that_erase_the_same_by_the_clock_do_it_once(postgres_ser
         chain = await Chain(several[0]).uploaded()
         several[0].advance(380 * DAY_MS)
         key = prescription_key(chain.rx_no)
-        done = await asyncio.gather(*(one.hub.engine.erase_over(key) for one in several.hubs))
+        done = await asyncio.gather(*(one.hub.engine.erase_over(Found("prescription", key)) for one in several.hubs))
         assert sorted(done) == [False, True]
         assert len(await said_of(several.stores[0], chain)) == 1
         steps = [await Erasing(one.hub.engine, BY_ITSELF).step() for one in several.hubs]

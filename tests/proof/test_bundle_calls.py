@@ -10,16 +10,18 @@ import pytest
 import pytest_asyncio
 
 from erxhub.client import Refusal
+from erxhub.client.connection import RECEIVE_BYTES_MAX
 from erxhub.config import Config
 from erxhub.core.keys import prescription_key
 from erxhub.ledger.entry import leaf_hash
 from erxhub.ledger.sqlite import open_sqlite
 from erxhub.ledger.store import Store
-from erxhub.proof.bundle import Form, Subject
+from erxhub.proof.bundle import BUNDLE_BYTES_MAX, Form, Subject
 from erxhub.proof.bundle_checkpoint import Trust
 from erxhub.proof.bundle_verify import verify_bundle
 from erxhub.proof.checkpoints import open_checkpoint
 from erxhub.proof.merkle import verify_consistency, verify_inclusion
+from erxhub.queries import proofs
 from tests.chain import Chain
 from tests.live import EMPLOYEE, PERSON, Live, live_hub
 from tests.postgres import PostgresServer
@@ -70,6 +72,40 @@ async def test_a_bundle_may_be_larger_than_any_request() -> None:
         chain = await Chain(live, PERSON).handed_over()
         reply = await (await live.auditor()).export_bundle(rx_no=chain.rx_no)
         assert len(reply.bundle) > config.message_bytes_max
+
+
+async def test_a_bundle_names_the_largest_file_by_its_digest_and_does_not_grow_with_it() -> None:
+    async with live_hub() as live:
+        chain = await Chain(live, PERSON).prechecked()
+        arguments = chain.upload_arguments()
+        arguments["file"] = arguments["file"].ljust(1024 * 1024, b"\n")
+        await (await live.hospital()).upload(**arguments)
+        text = (await (await live.auditor()).export_bundle(rx_no=chain.rx_no)).bundle
+        assert len(text) < 64 * 1024
+        assert verify_bundle(text.encode(), trust(live)).faults == []
+
+
+async def test_the_hub_sends_what_a_client_takes_and_a_verifier_reads(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Config().reply_bytes_max == RECEIVE_BYTES_MAX == BUNDLE_BYTES_MAX
+    chain = await Chain(live, PERSON).uploaded()
+    auditor = await live.auditor()
+    exported = proofs.chain_bundle
+
+    async def longer(*of: Any) -> Any:
+        found = await exported(*of)
+        assert found is not None
+        return found[0].ljust(length, "\n"), found[1]
+
+    monkeypatch.setattr(proofs, "chain_bundle", longer)
+    length = BUNDLE_BYTES_MAX - 8  # what protobuf writes before it
+    assert len((await auditor.export_bundle(rx_no=chain.rx_no)).bundle) == length
+    length = BUNDLE_BYTES_MAX
+    with pytest.raises(Refusal) as refused:
+        await auditor.export_bundle(rx_no=chain.rx_no)
+    assert refused.value.code == "REPLY_TOO_LARGE"
+    assert refused.value.metadata["reply_bytes_max"] == str(BUNDLE_BYTES_MAX)
 
 
 async def test_checkpoints_and_proofs_verify_with_the_logs_key(live: Live) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 from erxhub.client import ClientIdentity
 from erxhub.config import Config
+from erxhub.core.model import Accepted
 from erxhub.proof.policy import read_policy
-from erxhub.v1 import dispensing_pb2, encounter_pb2
+from erxhub.rpc import dispatch
+from erxhub.v1 import audit_pb2, dispensing_pb2, encounter_pb2
 from erxhub.witnessing import Witnessing
 from tests.live import HOSPITAL, PERSON
 from tests.refusals.bench import Bench, as_pharmacy, raw_call
@@ -132,6 +134,22 @@ async def page_token_of_nobody(bench: Bench) -> Attempt:
 async def cursor_of_nobody(bench: Bench) -> Attempt:
     pharmacy = await bench.live.pharmacy()
     return Attempt(pharmacy, anext(pharmacy.watch(cursor="AAAA")))
+
+
+@provokes("REPLY_TOO_LARGE", status="FAILED_PRECONDITION")
+async def trace_above_what_is_sent(bench: Bench) -> Attempt:
+    auditor, read = await bench.live.auditor(), dispatch.QUERIES
+    length = Config().reply_bytes_max
+
+    async def long(*of: Any) -> Accepted:
+        return Accepted(audit_pb2.TraceChainResponse(rx_no="1" * length))
+
+    async def go_back() -> None:
+        dispatch.QUERIES = read
+
+    dispatch.QUERIES = {**read, "AuditService/TraceChain": long}
+    bench.afterwards(go_back)
+    return Attempt(auditor, auditor.trace(rx_no="1" * 27))
 
 
 @provokes("AUDIT_REASON", status="PERMISSION_DENIED", field="case_reason")

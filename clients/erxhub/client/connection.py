@@ -47,8 +47,8 @@ Request = TypeVar("Request", bound=Message)
 Reply = TypeVar("Reply", bound=Message)
 
 UNARY_TIMEOUT_S: Final = 10.0
-RECEIVE_BYTES_MAX: Final = 16 * 1024 * 1024
-"""A long trace is larger than gRPC's 4 MiB."""
+RECEIVE_BYTES_MAX: Final = 64 * 1024 * 1024
+"""A long trace is larger than gRPC's 4 MiB; this is what a hub sends at most."""
 RETRY_BUFFER_BYTES: Final = 4 * 1024 * 1024
 """gRPC repeats only what fits here; its own 256 KiB are less than one upload with a file of 1 MiB."""
 METADATA_BYTES_MAX: Final = 16 * 1024

@@ -83,12 +83,12 @@ def edition_in_force(ledger: state_pb2.LedgerState | None, dataset: str, now_ms:
     if ledger is None:
         return None
     number = DATASETS[dataset]
-    begun = [
-        (edition.valid_from_ms, place, edition.edition)
-        for place, edition in enumerate(ledger.editions)
-        if edition.dataset == number and edition.valid_from_ms <= now_ms
-    ]
-    return max(begun)[2] if begun else None
+    newest = None
+    for edition in ledger.editions:
+        if edition.dataset == number and edition.valid_from_ms <= now_ms:
+            if newest is None or newest.valid_from_ms <= edition.valid_from_ms:
+                newest = edition
+    return None if newest is None else newest.edition
 
 
 def current_edition(tx: Draft, dataset: str) -> str | None:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import Enum, StrEnum
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 # quantity × 10^4 times price × 10^6 is yuan × 10^10, and a yuan is 100 fen.
 _LINE_SCALE: Final = 10**8
@@ -45,7 +46,7 @@ class AccountScope(Enum):
     IN_SCOPE_PERSONAL = "IN_SCOPE_PERSONAL"
 
 
-class Fund(Enum):
+class Fund(StrEnum):
     """The funds that may follow the pooled one, in the order in which they pay (step 5).
 
     The step does not place the enterprise supplement; here it follows the civil-servant one.
@@ -65,9 +66,14 @@ FUND_ORDER: Final = tuple(Fund)
 # --- Numbers as text ---
 
 
+@cache
+def _plain(whole_digits: int, decimals: int) -> re.Pattern[str]:
+    return re.compile(rf"(0|[1-9][0-9]{{0,{whole_digits - 1}}})(?:\.([0-9]{{1,{decimals}}}))?")
+
+
 def _scaled(text: str, whole_digits: int, decimals: int) -> int:
     """Decimal text as an integer of its smallest unit. Plain ASCII digits only: no sign, exponent, space."""
-    found = re.fullmatch(rf"(0|[1-9][0-9]{{0,{whole_digits - 1}}})(?:\.([0-9]{{1,{decimals}}}))?", text)
+    found = _plain(whole_digits, decimals).fullmatch(text)
     if found is None:
         raise ValueError(f"not a plain decimal of at most {whole_digits} digits and {decimals} decimals")
     scale: int = 10**decimals
@@ -174,10 +180,15 @@ class Band:
     """A stretch of cumulative in-scope spending and the share that the pooled fund pays in it.
 
     ``upto_fen`` is its upper bound (inclusive), or None for the open last band.
+    Raises ``ValueError`` for a ratio outside 0…1.
     """
 
     upto_fen: int | None
     ratio: Fraction
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ratio <= 1:
+            raise ValueError("a band's ratio lies between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,8 +233,6 @@ class Benefit:
     def __post_init__(self) -> None:
         if min(self.deductible_fen, self.cum_inscope_fen, self.cum_fund_fen, self.fund_cap_fen or 0) < 0:
             raise ValueError("deductible, totals and cap are not negative")
-        if any(not 0 <= band.ratio <= 1 for band in self.bands):
-            raise ValueError("a band's ratio lies between 0 and 1")
         bounds = [band.upto_fen for band in self.bands]
         closed = [bound for bound in bounds if bound is not None]
         if None in bounds[:-1] or any(low >= high for low, high in pairwise([0, *closed])):
@@ -388,6 +397,31 @@ def _further_funds(benefit: Benefit, left_fen: int) -> dict[Fund, int]:
     return paid
 
 
+class FundShares(NamedTuple):
+    """What the funds pay of an in-scope amount, in fen (steps 2 to 5)."""
+
+    deductible_fen: int
+    segments: tuple[BandSegment, ...]
+    pooled_before_cap_fen: int
+    pooled_fund_fen: int
+    further: dict[Fund, int]
+    fund_total_fen: int
+
+
+def fund_shares(benefit: Benefit, in_scope_fen: int) -> FundShares:
+    """Steps 2 to 5: they depend on the benefit and the in-scope amount alone."""
+    deductible = min(in_scope_fen, max(benefit.deductible_fen - benefit.cum_inscope_fen, 0))
+    segments = band_segments(benefit, in_scope_fen)
+    pooled_exact = sum((segment.ratio * segment.amount_fen for segment in segments), start=Fraction(0))
+    # Rounded once, after the sum over the bands (T-09).
+    pooled_before_cap = round_half_up(pooled_exact.numerator, pooled_exact.denominator)
+    pooled = pooled_before_cap
+    if benefit.fund_cap_fen is not None:
+        pooled = min(pooled, max(benefit.fund_cap_fen - benefit.cum_fund_fen, 0))
+    further = _further_funds(benefit, in_scope_fen - pooled)
+    return FundShares(deductible, segments, pooled_before_cap, pooled, further, pooled + sum(further.values()))
+
+
 def compute(
     lines: Sequence[ChargeLine],
     benefit: Benefit,
@@ -412,16 +446,7 @@ def compute(
     total = sum(line.amount_fen for line in split)
     in_scope = sum(line.in_scope_fen for line in split)
 
-    deductible = min(in_scope, max(benefit.deductible_fen - benefit.cum_inscope_fen, 0))
-    segments = band_segments(benefit, in_scope)
-    pooled_exact = sum((segment.ratio * segment.amount_fen for segment in segments), start=Fraction(0))
-    # Rounded once, after the sum over the bands (T-09).
-    pooled_before_cap = round_half_up(pooled_exact.numerator, pooled_exact.denominator)
-    pooled = pooled_before_cap
-    if benefit.fund_cap_fen is not None:
-        pooled = min(pooled, max(benefit.fund_cap_fen - benefit.cum_fund_fen, 0))
-    further = _further_funds(benefit, in_scope - pooled)
-    fund_total = pooled + sum(further.values())
+    deductible, segments, pooled_before_cap, pooled, further, fund_total = fund_shares(benefit, in_scope)
 
     personal = total - fund_total - hospital_part_fen
     if personal < 0:

@@ -127,8 +127,9 @@ def _implausible(
     """What a person should look at again: the distance, and lines that need cooling on a way without it."""
     lines = {0} if request.distance_m > rules.integer("delivery_distance_max_km") * _METRES_PER_KM else set()
     if not request.cold_chain:
+        drugs = orders.drugs_of(tx, [lot.drug_code for lot in order.dispense.lots])
         for lot in order.dispense.lots:
-            drug = orders.drug_of(tx, lot.drug_code)
+            drug = drugs.get(lot.drug_code)
             if drug is not None and drug.cold_chain:
                 lines.add(lot.line_no)
     kind = CATALOGUE["DLV_IMPLAUSIBLE"]

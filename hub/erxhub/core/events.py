@@ -73,7 +73,7 @@ EVENT_TYPES: Final[tuple[EventType, ...]] = (
     _type(0x011C, "person.registered", _NONE, INFORMATION, "person", _E.PersonRegistered),
     _type(0x011D, "person.status_changed", _NONE, INFORMATION, "person", _E.PersonStatusChanged),
     # erasure
-    _type(0x0121, "content.erased", _NONE, INFORMATION, "encounter|prescription", _E.ContentErased),
+    _type(0x0121, "content.erased", _NONE, INFORMATION, "voucher|account|encounter|prescription", _E.ContentErased),
     # e-voucher
     _type(0x0201, "person.voucher_activated", _DIAGNOSIS, INFORMATION, "person", _E.VoucherActivated),
     _type(0x0202, "person.voucher_deactivated", _DIAGNOSIS, INFORMATION, "person", _E.VoucherDeactivated),

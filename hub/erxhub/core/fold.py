@@ -61,6 +61,11 @@ def numbers_of(machine: Machine, holds: Callable[[str], bool]) -> frozenset[int]
     return frozenset(number for number, name in _NAMES[machine].items() if holds(name))
 
 
+def is_open(machine: Machine, number: int) -> bool:
+    """Whether any row of the tables leads on from this status value."""
+    return next(lifecycle.triggers_from(machine, state_name(machine, number)), None) is not None
+
+
 def move(machine: Machine, number: int, event: str) -> int:
     """The status value after `event`; raises IllegalTransition when no row allows it."""
     number = _NUMBERS[machine][lifecycle.advance(machine, _NAMES[machine][number], event)]
@@ -439,7 +444,10 @@ def _authorization_moved(event: str) -> Callable[[Any, Any, At], None]:
 
 def order_of(state: state_pb2.PrescriptionState, order_no: str) -> state_pb2.Order:
     """The order of a prescription that is known to have it."""
-    return next(order for order in state.orders if order.order_no == order_no)
+    for order in state.orders:
+        if order.order_no == order_no:
+            return order
+    raise LookupError(order_no)
 
 
 def _move_order(order: state_pb2.Order, event: str) -> None:
@@ -695,6 +703,26 @@ def _delivery_ended(event: str) -> Callable[[Any, Any, At], None]:
 # ---- erasure ----
 
 
+def _voucher_erased(state: state_pb2.VoucherState, payload: events_pb2.ContentErased, at: At) -> None:
+    """What stays is that the code was used up, where, and until when its reference was good."""
+    assert not is_open(Machine.VOUCHER, state.status), "a code that can still be used is not erased"
+    state.CopyFrom(
+        state_pb2.VoucherState(
+            status=state.status,
+            institution_code=state.institution_code,
+            expires_at_ms=state.expires_at_ms,
+            ref_expires_at_ms=state.ref_expires_at_ms,
+            erased_version=at.version,
+        )
+    )
+
+
+def _account_erased(state: state_pb2.AccountState, payload: events_pb2.ContentErased, at: At) -> None:
+    """Nothing stays, and nothing may have been left in it."""
+    assert not state.balance_fen, "an account with money in it is not erased"
+    state.CopyFrom(state_pb2.AccountState(erased_version=at.version))
+
+
 def _encounter_erased(state: state_pb2.EncounterState, payload: events_pb2.ContentErased, at: At) -> None:
     """What stays is whose it was to handle and how it ended, and nothing of the person."""
     state.CopyFrom(
@@ -770,6 +798,8 @@ _FOLDS: Final[Mapping[tuple[str, str], Callable[[Any, Any, At], None]]] = {
     ("encounter", "diagnosis.amended"): _diagnosis("diagnosis.amended"),
     ("encounter", "encounter.closed"): _encounter_ended("encounter.closed"),
     ("encounter", "encounter.cancelled"): _encounter_ended("encounter.cancelled"),
+    ("voucher", "content.erased"): _voucher_erased,
+    ("account", "content.erased"): _account_erased,
     ("encounter", "content.erased"): _encounter_erased,
     ("prescription", "content.erased"): _prescription_erased,
     ("prescription", "prescription.prechecked"): _prechecked,

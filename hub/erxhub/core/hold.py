@@ -308,12 +308,11 @@ def _too_early(tx: Draft, seen: Seen) -> Refused | None:
 
 def _not_listed(tx: Draft, seen: Seen, pharmacy: state_pb2.InstitutionState) -> Refused | None:
     """A dual-channel drug goes out only where the agreement says so (P-17)."""
-    for line in seen.rx.content.lines:
-        drug = orders.drug_of(tx, line.drug_code)
-        if drug is not None and drug.dual_channel:
-            refused = guards.agreement(tx, pharmacy, registry_pb2.AGREEMENT_KIND_DUAL_CHANNEL)
-            return guards.about(refused, *seen.targets) if refused else None
-    return None
+    drugs = orders.drugs_of(tx, [line.drug_code for line in seen.rx.content.lines])
+    if not any(drug.dual_channel for drug in drugs.values()):
+        return None
+    refused = guards.agreement(tx, pharmacy, registry_pb2.AGREEMENT_KIND_DUAL_CHANNEL)
+    return guards.about(refused, *seen.targets) if refused else None
 
 
 def _held(tx: Draft, seen: Seen, pharmacy: state_pb2.InstitutionState, secret_mac: bytes, rules: Rules) -> Accepted:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Final
 
 _PREFIX: Final = b"erxhub/v1/stream\0"
+_PRESCRIPTIONS_KEPT: Final = 4_096
 
 
 def stream_key(kind: str, stream_id: bytes) -> bytes:
@@ -35,6 +37,7 @@ class PlacedKey(bytes):
         return placed
 
 
+@lru_cache(_PRESCRIPTIONS_KEPT)
 def prescription_key(rx_no: str) -> bytes:
     """The stream of a prescription; anybody who knows the number can compute it."""
     return PlacedKey.made(stream_key("prescription", rx_no.encode()), rx_no[:6])

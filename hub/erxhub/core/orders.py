@@ -316,10 +316,13 @@ def read_price_e6(text: str) -> int | None:
 # ---- drugs, numbers, statements ----
 
 
-def drug_of(tx: Draft, code: str) -> catalog_pb2.Drug | None:
-    """The drug in the edition in force, or None."""
+def drugs_of(tx: Draft, codes: Iterable[str]) -> dict[str, catalog_pb2.Drug]:
+    """Those of the drugs that the edition in force has, by code."""
     edition = catalog.current_edition(tx, catalog.DRUGS)
-    return catalog.drug(tx, edition, code) if edition else None
+    if edition is None:
+        return {}
+    found = {code: catalog.drug(tx, edition, code) for code in codes}
+    return {code: drug for code, drug in found.items() if drug is not None}
 
 
 def new_number(tx: Draft, area_code: str) -> str:

@@ -1,16 +1,18 @@
 """How long a record has to be kept (保存期限, P-10, P-11, P-13), and the erasure of what it says when that is over.
 
-Owns the retention classes of a prescription, the rule that the longest wins, and which names go with the content. How
-the content goes is the store's. It must never touch an entry: that it exists, and its place, stay provable.
+Owns the retention classes of a prescription, the rule that the longest wins, when a voucher and an account may go, and
+which names go with the content. How the content goes is the store's. It must never touch an entry: that it exists, and
+its place, stay provable.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import date, timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from erxhub.core import guards
+from erxhub.core.fold import STATE_TYPES, is_open
 from erxhub.core.index import hospital_rx_name
 from erxhub.core.keys import prescription_key
 from erxhub.core.lifecycle import START, Machine, Role, permits
@@ -131,19 +133,123 @@ def erase_content(tx: Draft, command: Command) -> Outcome:
     return _erased(tx, rx_key, kept_by, request.legal_basis, Role.AGENCY)
 
 
-def erase_when_over(tx: Draft, rx_key: bytes) -> Accepted | None:
+# ---- by the clock ----
+
+
+class Found(NamedTuple):
+    """A stream that may be past its retention, with what only a walk through the log can tell of it.
+
+    `rested_on_by`: of a voucher, (kind, key) of each stream with a step that quoted it. `ended_at_ms`: of an account,
+    its last step and its person's.
+    """
+
+    stream_kind: str
+    stream_key: bytes
+    rested_on_by: tuple[tuple[str, bytes], ...] = ()
+    ended_at_ms: int = 0
+
+
+class Over(NamedTuple):
+    """An erasure by the clock, and the area whose rules decided it. The reply goes to nobody."""
+
+    accepted: Accepted
+    area_code: str
+
+
+def erase_when_over(tx: Draft, found: Found) -> Over | None:
     """The same by the clock, under the legal basis of the pack; None where there is nothing to erase yet, or any more.
 
-    The reply goes to nobody.
+    A prescription goes when `kept` says so, a voucher a year after it and with the last record that rests on it, an
+    account when the longest class is over since the last step of a dead person's, with no money in it and no
+    prescription left.
     """
-    rx = tx.state(rx_key, state_pb2.PrescriptionState)
+    return _OVER[found.stream_kind](tx, found)
+
+
+def _prescription_over(tx: Draft, found: Found) -> Over | None:
+    rx = tx.state(found.stream_key, state_pb2.PrescriptionState)
     if rx is None or not _may_erase(rx, Role.TIMER):
         return None
-    rules = tx.rules(rx.rx_no[:6])
+    area_code = rx.rx_no[:6]
+    rules = tx.rules(area_code)
     kept_by = kept(rules, rx, tx.state(rx.encounter_key, state_pb2.EncounterState))
     if tx.now_ms <= kept_by.until_ms:
         return None
-    return _erased(tx, rx_key, kept_by, rules.text("retention_erasure_basis"), Role.TIMER)
+    return Over(_erased(tx, found.stream_key, kept_by, rules.text("retention_erasure_basis"), Role.TIMER), area_code)
+
+
+def voucher_kept(rules: Rules, voucher: state_pb2.VoucherState) -> Kept:
+    """How long a code is kept for its own sake: as an ordinary record, from the last instant at which it was good."""
+    ended_at_ms = max(voucher.issued_at_ms, voucher.expires_at_ms, voucher.ref_expires_at_ms)
+    return _kept_by(rules, registry_pb2.RETENTION_CLASS_ORDINARY, ended_at_ms)
+
+
+def account_kept(rules: Rules, ended_at_ms: int) -> Kept:
+    """How long an account is kept: any class may have needed it, so the longest that there is wins."""
+    return max(_kept_by(rules, each, ended_at_ms) for each in _PARAMETERS)  # type: ignore[arg-type]
+
+
+def _kept_by(rules: Rules, retention_class: registry_pb2.RetentionClass.ValueType, ended_at_ms: int) -> Kept:
+    years = rules.integer(_PARAMETERS[retention_class])
+    return Kept(_years_later(china_date(ended_at_ms), years), retention_class)
+
+
+def voucher_may_go(voucher: state_pb2.VoucherState, resting: Iterable[Any]) -> bool:
+    """Whether the code was used up or is over, and of everything that rests on it the content was erased."""
+    is_over = not is_open(Machine.VOUCHER, voucher.status) and _may_erase(voucher, Role.TIMER)
+    return is_over and all(state is not None and state.erased_version for state in resting)
+
+
+def account_may_go(account: state_pb2.AccountState, person: state_pb2.PersonState) -> bool:
+    """Whether nothing can move in it any more, and no money is in it."""
+    is_over = not is_open(Machine.PERSON, person.status) and _may_erase(account, Role.TIMER)
+    return is_over and not account.balance_fen
+
+
+def _voucher_over(tx: Draft, found: Found) -> Over | None:
+    voucher = tx.state(found.stream_key, state_pb2.VoucherState)
+    tx.want(streams=[key for _, key in found.rested_on_by])
+    resting = (tx.state(key, STATE_TYPES[kind]) for kind, key in found.rested_on_by)
+    if voucher is None or not voucher_may_go(voucher, resting):
+        return None
+    area_code = guards.person(tx, voucher.person_key).insured_area_code
+    return _alone(tx, found, area_code, voucher_kept(tx.rules(area_code), voucher))
+
+
+def _account_over(tx: Draft, found: Found) -> Over | None:
+    account = tx.state(found.stream_key, state_pb2.AccountState)
+    if account is None or not _may_erase(account, Role.TIMER):
+        return None
+    person = guards.person(tx, account.person_key)
+    if not account_may_go(account, person) or tx.listing("person_rx", account.person_key, 1):
+        return None
+    area_code = person.insured_area_code
+    return _alone(tx, found, area_code, account_kept(tx.rules(area_code), found.ended_at_ms))
+
+
+def _alone(tx: Draft, found: Found, area_code: str, kept_by: Kept) -> Over | None:
+    """The erasure of one stream with which nothing else goes."""
+    if tx.now_ms <= kept_by.until_ms:
+        return None
+    said = _said(kept_by, tx.rules(area_code).text("retention_erasure_basis"))
+    tx.emit(found.stream_kind, found.stream_key, "content.erased", said)
+    return Over(Accepted(registry_pb2.EraseContentResponse(), erasures=((found.stream_key, ()),)), area_code)
+
+
+_OVER: Final[Mapping[str, Callable[[Draft, Found], Over | None]]] = {
+    "prescription": _prescription_over,
+    "voucher": _voucher_over,
+    "account": _account_over,
+}
+
+
+# ---- both ways ----
+
+
+def _said(kept_by: Kept, legal_basis: str) -> events_pb2.ContentErased:
+    return events_pb2.ContentErased(
+        legal_basis=legal_basis, retention_class=kept_by.retention_class, kept_until_ms=kept_by.until_ms
+    )
 
 
 def _erased(tx: Draft, rx_key: bytes, kept_by: Kept, legal_basis: str, role: Role) -> Accepted:
@@ -153,9 +259,7 @@ def _erased(tx: Draft, rx_key: bytes, kept_by: Kept, legal_basis: str, role: Rol
     encounter_key = rx.encounter_key
     encounter = tx.state(encounter_key, state_pb2.EncounterState)
     own_names = (hospital_rx_name(rx.content.hospital_code, rx.content.hospital_rx_no),)
-    erased = events_pb2.ContentErased(
-        legal_basis=legal_basis, retention_class=kept_by.retention_class, kept_until_ms=kept_by.until_ms
-    )
+    erased = _said(kept_by, legal_basis)
     with_visit = encounter is not None and _may_erase(encounter, role) and _is_last(tx, rx_key, encounter_key)
     erasures: list[tuple[bytes, tuple[tuple[str, bytes], ...]]] = [(rx_key, own_names)]
     if with_visit:
@@ -168,7 +272,8 @@ def _erased(tx: Draft, rx_key: bytes, kept_by: Kept, legal_basis: str, role: Rol
     return Accepted(reply, erasures=tuple(erasures))
 
 
-def _may_erase(state: state_pb2.PrescriptionState | state_pb2.EncounterState, role: Role) -> bool:
+def _may_erase(state: Any, role: Role) -> bool:
+    """Whether the content of a stream is there, as its state tells, and `role` may erase it."""
     return permits(Machine.CONTENT, "ERASED" if state.erased_version else START, "erase content", role)
 
 

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final
 
 from erxhub.core.claim_arithmetic import line_amount_fen, parse_price_e6, parse_quantity_e4
@@ -45,6 +46,7 @@ WESTERN_DIAGNOSIS: Final = "1"
 
 _AS_DIRECTED: Final = ("遵医嘱", "as directed")
 _REMARK: Final = re.compile(r"[（(].*?[)）]")
+_DOSES_KEPT: Final = 4_096
 
 
 class Severity(Enum):
@@ -88,6 +90,12 @@ class Facts:
     renewed: state_pb2.PrescriptionState | None
     rules: Rules
     now_ms: int
+    lines: tuple[tuple[common_pb2.RxLine, str], ...] = field(init=False)
+    """Each line with its path."""
+
+    def __post_init__(self) -> None:
+        paths = ((line, f"prescription.lines[{place}]") for place, line in enumerate(self.prescription.lines))
+        object.__setattr__(self, "lines", tuple(paths))
 
     @property
     def internet(self) -> bool:
@@ -109,14 +117,9 @@ class Facts:
         """The person's birthday, as registered and not as the prescription says."""
         return date.fromisoformat(self.person.born_on)
 
-    def lines(self) -> Iterator[tuple[common_pb2.RxLine, str]]:
-        """Each line with its path."""
-        for place, line in enumerate(self.prescription.lines):
-            yield line, f"prescription.lines[{place}]"
-
     def known_lines(self) -> Iterator[tuple[common_pb2.RxLine, str, catalog_pb2.Drug]]:
         """Each line whose drug is in the catalogue, with its path and the drug."""
-        for line, path in self.lines():
+        for line, path in self.lines:
             drug = self.drugs.get(line.drug_code)
             if drug is not None:
                 yield line, path, drug
@@ -210,7 +213,7 @@ def lines_are_in_order(facts: Facts) -> Iterator[Finding]:
     if not facts.prescription.lines:
         yield Finding("RX_LINES", "prescription.lines")
     seen: set[str] = set()
-    for expected, (line, path) in enumerate(facts.lines(), start=1):
+    for expected, (line, path) in enumerate(facts.lines, start=1):
         if line.line_no != expected:
             yield Finding("RX_LINES", f"{path}.line_no", line.line_no)
         if line.drug_code in seen:
@@ -220,7 +223,7 @@ def lines_are_in_order(facts: Facts) -> Iterator[Finding]:
 
 def drug_codes_are_well_formed(facts: Facts) -> Iterator[Finding]:
     """K-01 to K-03: a code has the form of its kind, and the kind is the one that the line says."""
-    for line, path in facts.lines():
+    for line, path in facts.lines:
         kind = codes.drug_kind(line.drug_code)
         if kind is None or kind != codes.item_drug_kind(line.item_type):
             yield Finding("DRUG_CODE", f"{path}.drug_code", line.line_no)
@@ -228,7 +231,7 @@ def drug_codes_are_well_formed(facts: Facts) -> Iterator[Finding]:
 
 def drugs_are_known(facts: Facts) -> Iterator[Finding]:
     """S1-01: a well-formed code is in the edition in force; without an edition no drug is known."""
-    for line, path in facts.lines():
+    for line, path in facts.lines:
         if line.drug_code not in facts.drugs and codes.drug_kind(line.drug_code) is not None:
             yield Finding("DRUG_UNKNOWN", f"{path}.drug_code", line.line_no)
 
@@ -267,7 +270,7 @@ def nothing_is_banned_online(facts: Facts) -> Iterator[Finding]:
 
 def no_hospital_preparation(facts: Facts) -> Iterator[Finding]:
     """X-19: a hospital's own preparation is never offered to a retail pharmacy, whoever marks it as one."""
-    for line, path in facts.lines():
+    for line, path in facts.lines:
         drug = facts.drugs.get(line.drug_code)
         if line.hospital_preparation or (drug is not None and drug.hospital_preparation):
             yield Finding("DRUG_HOSP_PREP", f"{path}.drug_code", line.line_no)
@@ -398,7 +401,7 @@ def supply_is_short(facts: Facts) -> Iterator[Finding]:
         codes.has_fact("med_type", med_type, "emergency") for med_type in facts.med_types
     )
     limit = facts.rules.integer("supply_days_emergency" if emergency else "supply_days")
-    for line, path in facts.lines():
+    for line, path in facts.lines:
         if line.supply_days > limit:
             yield Finding("RX_SUPPLY_DAYS", f"{path}.supply_days", line.line_no)
 
@@ -446,11 +449,13 @@ def renewal_has_an_original(facts: Facts) -> Iterator[Finding]:
 # ---- usage, quantities, doses ----
 
 
+@lru_cache(_DOSES_KEPT)
 def _number(text: str) -> Fraction:
     """A plain decimal; zero when it is empty or has two parts ("160/4.5")."""
     return Fraction(text) if text and "/" not in text else Fraction(0)
 
 
+@lru_cache(_DOSES_KEPT)
 def _is_positive(dose: str) -> bool:
     return bool(dose) and all(Fraction(part) > 0 for part in dose.split("/"))
 
@@ -464,7 +469,7 @@ def usage_is_complete(facts: Facts) -> Iterator[Finding]:
 
     Herbal pieces state them once, for the whole prescription.
     """
-    for line, path in facts.lines():
+    for line, path in facts.lines:
         if _says_as_directed(line.usage_note):
             yield Finding("RX_USAGE", f"{path}.usage_note", line.line_no)
         if _is_herbal(line):
@@ -529,7 +534,7 @@ def _packs_too_many(
 
 def amounts_agree(facts: Facts) -> Iterator[Finding]:
     """X-13, T-04: quantities above zero; price × quantity is the amount; the quantity fits dose, frequency and days."""
-    for line, path in facts.lines():
+    for line, path in facts.lines:
         try:
             quantity_e4 = parse_quantity_e4(line.quantity)
         except ValueError:
@@ -590,7 +595,7 @@ def no_unanswered_allergy(facts: Facts) -> Iterator[Finding]:
     allergens = [_allergen(text) for text in facts.prescription.patient.allergies]
     # One character names nothing ("无" says that there is none).
     allergens = [allergen for allergen in allergens if len(allergen) > 1]
-    for line, path in facts.lines():
+    for line, path in facts.lines:
         drug = facts.drugs.get(line.drug_code)
         names = {line.generic_name.lower(), drug.generic_name.lower() if drug else ""} - {""}
         if any(allergen in name or name in allergen for allergen in allergens for name in names):

@@ -20,7 +20,6 @@ LINE_AMOUNT_MAX_FEN: Final = 100_000_000_000
 """The largest amount of a line, as on a prescription: a larger one is a slip, and sums stay far from 64 bits."""
 
 _NO_APPROVAL: Final = "0"
-_FEN_E6: Final = 10_000
 
 
 # ---- lines ----
@@ -61,9 +60,10 @@ def _with_classes(
 ) -> list[claim_arithmetic.ChargeLine] | Refused:
     """The lines with what the catalogue in force and the hospital's approval say of them. Refusals: DRUG_UNKNOWN."""
     approvals = {line.line_no: line.approval_flag or _NO_APPROVAL for line in seen.rx.content.lines}
+    drugs = orders.drugs_of(tx, [line.drug_code for line in lines])
     charged = []
     for place, line in enumerate(lines):
-        drug = orders.drug_of(tx, line.drug_code)
+        drug = drugs.get(line.drug_code)
         if drug is None:
             return seen.refuse("DRUG_UNKNOWN", f"lines[{place}].drug_code")
         line.charge_class = drug.charge_class
@@ -301,13 +301,11 @@ def _line_key(line: signed_pb2.SaleLine) -> tuple[int, str, int | None, int | No
 def _shares_stand(rules: Rules, totals: tuple[int, int], amounts: signed_pb2.ClaimAmounts) -> bool:
     """Whether the funds would pay the same now, with these totals of the year (`account.year_totals`).
 
-    Another claim, or a new year, may have moved them since the quote, and so the deductible, a band or the cap. The
-    funds depend on the in-scope amount alone, so one line of that amount stands for all.
+    Another claim, or a new year, may have moved them since the quote, and so the deductible, a band or the cap.
     """
     in_scope_fen, fund_fen = totals
     benefit = rules.benefit(cum_inscope_fen=in_scope_fen, cum_fund_fen=fund_fen)
-    whole = claim_arithmetic.ChargeLine("01", orders.WHOLE_E4, amounts.in_scope_fen * _FEN_E6)
-    now = claim_arithmetic.compute([whole], benefit, 0)
+    now = claim_arithmetic.fund_shares(benefit, amounts.in_scope_fen)
     return (now.deductible_fen, now.pooled_fund_fen, now.fund_total_fen) == (
         amounts.deductible_fen,
         amounts.pooled_fund_fen,

@@ -5,7 +5,7 @@ Owns the same contract as the others, with dictionaries. It must never be more l
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, insort
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
@@ -32,6 +32,9 @@ from erxhub.ledger.store import (
 )
 from erxhub.proof.tiles import TilePlace
 
+_Listed = tuple[int, bytes]
+"""A row of a list: the position of its entry, which tells the rest, and its value. Thousands are kept: no objects."""
+
 
 class MemoryStore:
     """No method waits for anything, so every call is atomic on its event loop."""
@@ -41,7 +44,7 @@ class MemoryStore:
         self._streams: dict[bytes, list[StoredEntry]] = {}  # in order of creation
         self._states: dict[bytes, NewState] = {}
         self._names: dict[tuple[str, bytes], bytes] = {}
-        self._listings: dict[tuple[str, bytes], list[ListingRow]] = {}
+        self._listings: dict[tuple[str, bytes], list[_Listed]] = {}
         self._replies: dict[tuple[str, str], Reply] = {}
         self._blobs: dict[tuple[bytes, bytes], bytes] = {}
         self._catalog: dict[tuple[str, str], dict[str, bytes]] = {}
@@ -71,8 +74,9 @@ class MemoryStore:
         names = {name: self._names[name] for name in wanted.names if name in self._names}
         heads = {}
         for key in wanted.streams.union(names.values()):
-            if key in self._streams:
-                heads[key] = self._head(key)
+            stream = self._streams.get(key)
+            if stream is not None:
+                heads[key] = self._head(stream[-1])
         catalog = {}
         for dataset, edition, code in wanted.catalog:
             body = self._catalog.get((dataset, edition), {}).get(code)
@@ -117,10 +121,10 @@ class MemoryStore:
         check_limit(limit)
         rows = self._listings.get((space, key), [])
         if not newest_first:
-            start = bisect_right(rows, after_position, key=_position)
-            return rows[start : start + limit]
-        end = bisect_left(rows, after_position, key=_position) if after_position else len(rows)
-        return rows[max(end - limit, 0) : end][::-1]
+            start = bisect_left(rows, (after_position + 1,))
+            return [self._row(*row) for row in rows[start : start + limit]]
+        end = bisect_left(rows, (after_position,)) if after_position else len(rows)
+        return [self._row(*row) for row in reversed(rows[max(end - limit, 0) : end])]
 
     async def names(self, after: tuple[str, bytes] | None, limit: int) -> list[NameRow]:
         self._check_open()
@@ -132,10 +136,10 @@ class MemoryStore:
     async def listings(self, after_position: int, until_position: int) -> list[PlacedRow]:
         self._check_open()
         found = [
-            PlacedRow(row.position, space, key, row.value)
+            PlacedRow(position, space, key, value)
             for (space, key), rows in self._listings.items()
-            for row in rows[
-                bisect_right(rows, after_position, key=_position) : bisect_right(rows, until_position, key=_position)
+            for position, value in rows[
+                bisect_left(rows, (after_position + 1,)) : bisect_left(rows, (until_position + 1,))
             ]
         ]
         return sorted(found, key=_place)
@@ -221,12 +225,15 @@ class MemoryStore:
         if self._closed:
             raise StoreUnavailable("the store is closed")
 
-    def _head(self, key: bytes) -> Head:
-        newest = self._streams[key][-1]
-        state = self._states.get(key)
+    def _head(self, newest: StoredEntry) -> Head:
+        state = self._states.get(newest.stream_key)
         if state is None:
-            return Head(newest.stream_kind, key, newest.version, newest.leaf_hash, b"", None)
-        return Head(newest.stream_kind, key, state.version, state.leaf_hash, state.body, state.due_at_ms)
+            return Head(newest.stream_kind, newest.stream_key, newest.version, newest.leaf_hash, b"", None)
+        return Head(newest.stream_kind, *state)
+
+    def _row(self, position: int, value: bytes) -> ListingRow:
+        entry = self._log[position - 1]
+        return ListingRow(position, entry.stream_key, entry.version, value)
 
     def _conflicts(self, write: Write, dropped: set[bytes]) -> bool:
         heads: dict[bytes, tuple[int, bytes]] = {}  # streams as this write leaves them
@@ -241,7 +248,7 @@ class MemoryStore:
             heads[key] = (header.version, entry.leaf_hash)
 
         def entry_exists(key: bytes, version: int) -> bool:
-            return 1 <= version <= (heads.get(key) or self._newest(key))[0]
+            return 1 <= version <= (heads[key][0] if key in heads else len(self._streams.get(key, ())))
 
         new_names: set[tuple[str, bytes]] = set()
         for space, key, stream_key in write.names:
@@ -253,11 +260,12 @@ class MemoryStore:
         for listing in write.listings:
             if not entry_exists(listing.stream_key, listing.version):
                 return True
-            if listing.version <= self._newest(listing.stream_key)[0]:  # an older entry, so perhaps listed before
-                position = self._streams[listing.stream_key][listing.version - 1].position
+            stream = self._streams.get(listing.stream_key, ())
+            if listing.version <= len(stream):  # an older entry, so perhaps listed before
+                position = stream[listing.version - 1].position
                 rows = self._listings.get((listing.space, listing.key), [])
-                at = bisect_left(rows, position, key=_position)
-                if at < len(rows) and rows[at].position == position:
+                at = bisect_left(rows, (position,))
+                if at < len(rows) and rows[at][0] == position:
                     return True
         for blob in write.blobs:
             if not entry_exists(blob.stream_key, 1):
@@ -304,12 +312,11 @@ class MemoryStore:
             self._names[name.space, name.key] = name.stream_key
         for listing in write.listings:
             position = self._streams[listing.stream_key][listing.version - 1].position
-            listed = ListingRow(position, listing.stream_key, listing.version, listing.value)
             rows = self._listings.setdefault((listing.space, listing.key), [])
-            if rows and position < rows[-1].position:
-                insort(rows, listed, key=_position)
+            if rows and position < rows[-1][0]:
+                insort(rows, (position, listing.value))
             else:
-                rows.append(listed)
+                rows.append((position, listing.value))
         for blob in write.blobs:
             self._blobs.setdefault((blob.stream_key, blob.digest), blob.data)
         for dataset, edition, code, body in write.catalog_rows:
@@ -328,7 +335,10 @@ class MemoryStore:
         for digest in [digest for stream, digest in self._blobs if stream == key]:
             del self._blobs[key, digest]
         for place, rows in self._listings.items():
-            self._listings[place] = [row for row in rows if row.stream_key != key or row.version >= erasure.version]
+            listed = ((row, self._log[row[0] - 1]) for row in rows)
+            self._listings[place] = [
+                row for row, entry in listed if entry.stream_key != key or entry.version >= erasure.version
+            ]
         for name in erasure.names:
             if self._names.get(name) == key:
                 del self._names[name]
@@ -336,10 +346,6 @@ class MemoryStore:
             reply = self._replies.get(request)
             if reply is not None and reply.stream_key == key:
                 self._replies[request] = reply._replace(content_mac=b"", body=b"")
-
-
-def _position(row: ListingRow) -> int:
-    return row.position
 
 
 def _place(row: PlacedRow) -> tuple[int, str, bytes]:

@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from types import MappingProxyType
 from typing import Any, Final, Literal
@@ -27,6 +27,7 @@ _DRUG_FORMS: Final[tuple[tuple[str, DrugKind], ...]] = (
     ("patent_drug", "patent"),
     ("herbal_piece", "herbal"),
 )
+_DRUG_CODES_KEPT: Final = 4_096
 
 
 class CodesError(ValueError):
@@ -166,6 +167,7 @@ def _newest_patterns(name: str) -> tuple[re.Pattern[str], ...]:
     return tuple(max(shipped_codes().forms[name], key=lambda form: form.valid_from).patterns)
 
 
+@lru_cache(_DRUG_CODES_KEPT)
 def drug_kind(code: str) -> DrugKind | None:
     """What kind of drug a code stands for by its form (K-01…K-03); None for a malformed code."""
     for form, kind in _DRUG_FORMS:

@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import date
 from functools import cache
 from importlib import resources
 from itertools import pairwise
@@ -32,8 +32,8 @@ DAY_MS: Final = 86_400_000
 """A day in milliseconds; in China every day has as many."""
 
 _UNIT_MS: Final = {"s": 1_000, "min": 60_000, "h": 3_600_000, "d": DAY_MS}
-_CHINA: Final = timezone(timedelta(hours=8))
-_EPOCH: Final = datetime(1970, 1, 1, 8, tzinfo=_CHINA)
+_AHEAD_MS: Final = 8 * _UNIT_MS["h"]
+_EPOCH_ORDINAL: Final = date(1970, 1, 1).toordinal()
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class PackError(ValueError):
 
 def china_date(now_ms: int) -> date:
     """The calendar day in China (UTC+8, no summer time) of an instant in UTC milliseconds."""
-    return (_EPOCH + timedelta(milliseconds=now_ms)).date()
+    return date.fromordinal(_EPOCH_ORDINAL + (now_ms + _AHEAD_MS) // DAY_MS)
 
 
 # --- Values ---

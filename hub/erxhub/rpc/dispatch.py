@@ -304,6 +304,10 @@ class Dispatcher:
             outcome = await QUERIES[method.name](self._reads, call.caller, request)
             if isinstance(outcome, Refused):
                 await self._end(call, outcome, context)
+            reply: bytes = outcome.reply.SerializeToString()
+            if len(reply) > self._config.reply_bytes_max:
+                limit = {"reply_bytes_max": str(self._config.reply_bytes_max), "bytes": str(len(reply))}
+                await self._end(call, Refused("REPLY_TOO_LARGE", detail=limit, targets=outcome.targets), context)
             case_reason = getattr(request, "case_reason", "")
             # An auditor's look is recorded even when it showed nothing: it was made for a case.
             if outcome.targets or case_reason:
@@ -313,7 +317,6 @@ class Dispatcher:
         except HubBusy:
             await self._overloaded(context)
         _told(call, "", "OK")
-        reply: bytes = outcome.reply.SerializeToString()
         return reply
 
     async def _stream(self, method: Method, raw: bytes, context: _CONTEXT) -> AsyncIterator[bytes]:

@@ -388,6 +388,7 @@ class AccountState(_message.Message):
     FUND_YEAR_FEN_FIELD_NUMBER: _builtins.int
     PERSON_KEY_FIELD_NUMBER: _builtins.int
     BENEFIT_YEAR_FIELD_NUMBER: _builtins.int
+    ERASED_VERSION_FIELD_NUMBER: _builtins.int
     balance_fen: _builtins.int
     in_scope_year_fen: _builtins.int
     """In-scope spending of the benefit year, and what the pooled fund paid of it."""
@@ -395,6 +396,8 @@ class AccountState(_message.Message):
     person_key: _builtins.bytes
     benefit_year: _builtins.int
     """The calendar year in China that these totals belong to; 0 before the first debit."""
+    erased_version: _builtins.int
+    """Version of the entry that says that the content was erased; 0 while it is there."""
     def __init__(
         self,
         *,
@@ -403,10 +406,11 @@ class AccountState(_message.Message):
         fund_year_fen: _builtins.int = ...,
         person_key: _builtins.bytes = ...,
         benefit_year: _builtins.int = ...,
+        erased_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_fen", b"balance_fen", "benefit_year", b"benefit_year", "fund_year_fen", b"fund_year_fen", "in_scope_year_fen", b"in_scope_year_fen", "person_key", b"person_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance_fen", b"balance_fen", "benefit_year", b"benefit_year", "erased_version", b"erased_version", "fund_year_fen", b"fund_year_fen", "in_scope_year_fen", b"in_scope_year_fen", "person_key", b"person_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -428,6 +432,7 @@ class VoucherState(_message.Message):
     REFUSED_DECODES_FIELD_NUMBER: _builtins.int
     INSTITUTION_CODE_FIELD_NUMBER: _builtins.int
     REF_EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    ERASED_VERSION_FIELD_NUMBER: _builtins.int
     status: Global___VoucherStatus.ValueType
     person_key: _builtins.bytes
     delegate_key: _builtins.bytes
@@ -440,6 +445,8 @@ class VoucherState(_message.Message):
     institution_code: _builtins.str
     """After the decode: who may quote the reference, and until when."""
     ref_expires_at_ms: _builtins.int
+    erased_version: _builtins.int
+    """Version of the entry that says that the content was erased; 0 while it is there."""
     def __init__(
         self,
         *,
@@ -453,10 +460,11 @@ class VoucherState(_message.Message):
         refused_decodes: _builtins.int = ...,
         institution_code: _builtins.str = ...,
         ref_expires_at_ms: _builtins.int = ...,
+        erased_version: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_type", b"business_type", "channel_id", b"channel_id", "delegate_key", b"delegate_key", "expires_at_ms", b"expires_at_ms", "institution_code", b"institution_code", "issued_at_ms", b"issued_at_ms", "person_key", b"person_key", "ref_expires_at_ms", b"ref_expires_at_ms", "refused_decodes", b"refused_decodes", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["business_type", b"business_type", "channel_id", b"channel_id", "delegate_key", b"delegate_key", "erased_version", b"erased_version", "expires_at_ms", b"expires_at_ms", "institution_code", b"institution_code", "issued_at_ms", b"issued_at_ms", "person_key", b"person_key", "ref_expires_at_ms", b"ref_expires_at_ms", "refused_decodes", b"refused_decodes", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
