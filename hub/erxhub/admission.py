@@ -157,10 +157,10 @@ class SignatureProof:
         """
         payloads, signatures = _collected(request, signed_fields)
         if not payloads:
-            return self._certified(request, request.DESCRIPTOR.fields_by_name) or Evidence({}, _digests(request, {}))
+            return self._certified(request, request.DESCRIPTOR.fields_by_name) or _proven(request, {}, {}, {})
         keys = await self._registered({key_id for _, key_id, _, _ in signatures})
         verdicts = await self._verifier.verify_all(_checks(signatures, keys))
-        return Evidence(_facts(payloads, signatures, keys, verdicts), _digests(request, payloads), statements)
+        return _proven(request, payloads, _facts(payloads, signatures, keys, verdicts), statements)
 
     def evidence_now(
         self, request: Any, signed_fields: Sequence[str], statements: Mapping[str, Any]
@@ -176,7 +176,7 @@ class SignatureProof:
         verdicts = self._verifier.verify_now(_checks(signatures, keys)) if payloads else None
         if verdicts is None:
             return None
-        return Evidence(_facts(payloads, signatures, keys, verdicts), _digests(request, payloads), statements)
+        return _proven(request, payloads, _facts(payloads, signatures, keys, verdicts), statements)
 
     def _certified(self, request: Any, fields: Container[str]) -> Evidence | None:
         """What the certificate in a request without signed contents says; None for a request that has none."""
@@ -256,12 +256,19 @@ def _collected(request: Any, signed_fields: Sequence[str]) -> tuple[dict[str, by
     return payloads, signatures
 
 
-def _digests(request: Any, payloads: Mapping[str, bytes]) -> dict[str, bytes]:
-    """Of the signed contents, and of the file of a request."""
+def _proven(
+    request: Any,
+    payloads: Mapping[str, bytes],
+    facts: Mapping[str, Sequence[SignatureFact]],
+    statements: Mapping[str, Any],
+) -> Evidence:
+    """The facts, with the digests of the signed contents, and of the file where the request has one."""
     digests = {name: hashlib.sha256(payload).digest() for name, payload in payloads.items()}
-    if "file" in request.DESCRIPTOR.fields_by_name:
-        digests["file"] = hashlib.sha256(request.file.data).digest()
-    return digests
+    if "file" not in request.DESCRIPTOR.fields_by_name:
+        return Evidence(facts, digests, statements)
+    file = request.file.data
+    digests["file"] = hashlib.sha256(file).digest()
+    return Evidence(facts, digests, statements, file=file)
 
 
 def _checks(signatures: _Signatures, keys: Mapping[str, _Key]) -> list[tuple[str, bytes, bytes, bytes]]:

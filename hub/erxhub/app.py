@@ -71,6 +71,7 @@ class HubCore:
     store: Store
     publisher: Publisher
     verified_entries: int
+    erasing: Erasing
     _sweep: asyncio.Task[None] | None
     _publishing: asyncio.Task[None] | None
     _gathering: asyncio.Task[None] | None
@@ -271,7 +272,7 @@ async def start_core(
     sweep = asyncio.create_task(_sweep(engine, erasing, config, pause), name="sweep") if sweeps else None
     publishing = asyncio.create_task(publisher.run(), name="publishing") if publishes else None
     return HubCore(
-        engine, dispatcher, reads, store, publisher, verification.entries, sweep, publishing, gathering, water
+        engine, dispatcher, reads, store, publisher, verification.entries, erasing, sweep, publishing, gathering, water
     )
 
 

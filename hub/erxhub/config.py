@@ -33,7 +33,7 @@ class Config:
 
     reply_bytes_max: int = 64 * 1024 * KIB
     """A larger one is REPLY_TOO_LARGE. Nothing bounds a bundle: it carries the ledger's own stream, some 500 bytes a
-    revocation, and 1.5 KB a drug trace code. So this is what a verifier and a client take (`bundle.BUNDLE_BYTES_MAX`)."""
+    revocation, and 1.5 KB a drug trace code. So this is what a verifier and a client take (`BUNDLE_BYTES_MAX`)."""
 
     queue_commands_max: int = 4096
     """Commands waiting for the lane. At some 2,000 a second the last one waits two seconds, a caller's patience."""

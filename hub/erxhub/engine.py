@@ -24,7 +24,7 @@ from erxhub.core.draft import Lookups, Working, WorkingDraft, Workspace
 from erxhub.core.fold import STATE_TYPES
 from erxhub.core.keys import stream_key
 from erxhub.core.mac import HmacSha256
-from erxhub.core.model import Accepted, Command, Missing, Outcome, Refused, Target
+from erxhub.core.model import Accepted, Ahead, Command, Missing, Outcome, Refused, Target
 from erxhub.keys import HubKeys
 from erxhub.ledger.entry import Entry, Header
 from erxhub.ledger.store import Loaded, Others, Reads, Reply, Store, StoreUnavailable, Wanted, Write
@@ -43,11 +43,13 @@ REVERSED: Final = "reversed"
 
 _ROUNDS_MAX: Final = 12
 
+_MANY: Final = 16
+"""Callers from which on they may wait for each other before they are admitted."""
+
 _CATALOG_ROWS_KEPT_MAX: Final = 10_000
 
 _BUSY_FREE: Final = 2
-"""Times that a command whose streams are taken is put off without its counting as a try. From then on it waits for
-them, alone."""
+"""Times that a command whose streams are taken is put off. From then on it waits for them."""
 
 
 class Replied(NamedTuple):
@@ -91,6 +93,8 @@ class _Job:
     """The streams that it was to extend when it was busy last."""
     again_us: int = 0
     """When another hub came first, or was busy, for the first time."""
+    ahead: Ahead | None = None
+    """What its decision will look up, told when it came: what it says is at hand then, and not any more in a batch."""
     marks: Marks | None = None
     """Where a traced call's times are put down."""
 
@@ -297,6 +301,10 @@ class Engine:
         if len(self._jobs) >= self.config.queue_commands_max or self._bytes + size > self.config.queue_bytes_max:
             raise HubBusy
 
+    def awaits_more(self, coming: int) -> bool:
+        """Whether many callers are here, and the batch in the making lacks some of them with `coming` more as well."""
+        return self._crowd >= _MANY and not len(self._jobs) + coming >= self._expected > 1
+
     async def submit(self, command: Command, content: bytes, size: int | None = None) -> Answer:
         """Decide a command and return its answer once it is durable.
 
@@ -372,6 +380,8 @@ class Engine:
         if isinstance(work, _FROM_CALLERS):
             self.check_room(size)
         job = _Job(work, content_mac, size, asyncio.get_running_loop().create_future())
+        if isinstance(work, Command):
+            job.ahead = decide.ahead(work)
         job.marks = MARKS.get()
         if job.marks is not None:
             job.marks.queued_us = machine_us()
@@ -657,7 +667,10 @@ class Engine:
             if request not in space.replies:
                 wanted.replies.add(request)
             # The decision is asked all the same, so that its first look-ups are loaded in the same round.
-            decide.look_ahead(self._draft(batch, command, draw, wanted), command)
+            if job.ahead is None:
+                decide.decide(self._draft(batch, command, draw, wanted), command)
+            else:
+                space.has(job.ahead, self._mac_keys, self.ledger_key, wanted)
             raise Missing
         if space.names[revoked] is not None:
             return Refused("CERT_REVOKED")

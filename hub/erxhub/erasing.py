@@ -44,7 +44,7 @@ _UNUSED: Final = frozenset(BY_NAME[name].number for name in ("voucher.expired", 
 
 @dataclass(slots=True)
 class _Voucher:
-    """A voucher that the way has passed. `by`: the streams with an entry that rests on its last one, and their kinds."""
+    """A voucher that the way has passed. `by`: each stream with an entry that rests on its last one, and its kind."""
 
     stream_key: bytes
     quotable_until_ms: int
@@ -172,7 +172,7 @@ class Erasing:
                     if voucher is not None:
                         voucher.by[header.stream_key] = header.stream_kind
             elif header.type in _UNUSED:
-                self._vouchers[entry.leaf_hash] = _Voucher(header.stream_key, header.recorded_at_ms)
+                self._vouchers[entry.leaf_hash] = _Voucher(header.stream_key, 0)
             elif header.type == _DECODED and entry.payload is not None:
                 verified = events_pb2.VoucherVerified.FromString(entry.payload)
                 self._vouchers[entry.leaf_hash] = _Voucher(header.stream_key, verified.ref_expires_at_ms)

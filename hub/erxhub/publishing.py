@@ -138,8 +138,8 @@ class Publisher:
                     pass
             except PublishingHalted:
                 pass  # it was said when it began, and metrics and health go on saying it
-            except StoreUnavailable:
-                _log.warning("no checkpoint now: the store cannot be used")
+            except StoreUnavailable as error:
+                _log.warning("no checkpoint now: %s", error)
             except OSError as error:
                 _log.error("the high-water file cannot be written: %s", error.strerror)
             except (TileDamaged, PageDamaged, AnotherNote) as error:

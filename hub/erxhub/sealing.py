@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from erxhub.config import Config
-from erxhub.core import events, index, timers
+from erxhub.core import index, timers
 from erxhub.core.draft import Pending, WorkingDraft
 from erxhub.core.model import Accepted, Target
 from erxhub.crypto.receipt import receipt_message
@@ -35,7 +35,7 @@ def entries_of(tx: WorkingDraft, draw: Draw, *, now_ms: int, policy_digest: byte
             key,
             version,
             EntryKind.EVENT,
-            events.BY_NAME[event.event].number,
+            event.number,
             now_ms,
             event.actor,
             tx.request_id,
@@ -85,10 +85,10 @@ def write_of(
         states=tuple(states),
         names=tuple([NewName(space, key, stream) for (space, key), stream in tx.names]),
         listings=tuple(listings),
-        blobs=tuple(Blob(*blob) for blob in outcome.blobs) if outcome else (),
+        blobs=tuple([Blob(*blob) for blob in outcome.blobs]) if outcome else (),
         catalog_rows=outcome.catalog_rows if outcome else (),
         replies=replies,
-        erasures=tuple(Erasure(key, tx.changed[key].version, names) for key, names in outcome.erasures)
+        erasures=tuple([Erasure(key, tx.changed[key].version, names) for key, names in outcome.erasures])
         if outcome
         else (),
         reads=reads,
@@ -122,8 +122,10 @@ def reply_place(sealed: Sequence[Entry]) -> tuple[bytes, int] | tuple[None, None
     That thing is the last kind in commit order. A command that left no entry has no such place.
     """
     own = sealed[-1].header.stream_kind if sealed else ""
-    first = next((entry.header for entry in sealed if entry.header.stream_kind == own), None)
-    return (first.stream_key, first.version) if first is not None else (None, None)
+    for entry in sealed:
+        if entry.header.stream_kind == own:
+            return entry.header.stream_key, entry.header.version
+    return None, None
 
 
 class StoredReply(NamedTuple):

@@ -17,7 +17,10 @@ from click.testing import CliRunner, Result
 
 from erxhub.cli import audit_monitor
 from erxhub.cli.main import main
+from erxhub.core.events import BY_NUMBER
+from erxhub.core.keys import prescription_key
 from erxhub.crypto.suites import SigningKey
+from erxhub.ledger.entry import Header
 from erxhub.ledger.log import Cosignature
 from erxhub.proof.bundle_checkpoint import Trust
 from erxhub.proof.checkpoints import write_checkpoint
@@ -104,6 +107,11 @@ async def exported(desk: Desk, path: Path) -> None:
     result = await desk.run("audit", "export", desk.sold.rx_no, "-o", str(path))
     assert result.exit_code == 0, result.stderr
     assert result.stdout == ""
+
+
+async def published(desk: Desk) -> None:
+    """A signed checkpoint over all that is in the ledger by now: the last export, too, left an entry."""
+    await desk.live.hub.core.publisher.covering(await desk.live.hub.store.last_position())
 
 
 async def test_an_exported_bundle_is_verified_in_an_empty_folder_without_a_network(
@@ -204,6 +212,51 @@ async def test_no_absence_is_proven_of_what_was_sold(
     assert swapped.exit_code == 1
 
 
+async def test_an_entry_is_proven_with_a_file_that_says_so_again_offline(
+    desk: Desk, unplugged: Callable[..., Result], tmp_path: Path
+) -> None:
+    kept = tmp_path / "entry.tlog-proof"
+    words = ("audit", "inclusion", desk.sold.rx_no)
+    result = await desk.run(*words, "2", "--log-key", desk.key, "-o", "json")
+    assert result.exit_code == 0, result.stderr
+    told = json.loads(result.stdout)
+    (stored,) = await desk.live.hub.store.entries(prescription_key(desk.sold.rx_no), 1, 1)
+    assert told["leaf_hash"] == stored.leaf_hash.hex()
+    assert told["type"] == BY_NUMBER[Header.decode(stored.header).type].name
+    assert (await desk.run(*words, "2", "--log-key", desk.key, "-o", str(kept))).exit_code == 0
+    assert unplugged(*words, "2", "--log-key", desk.key, "--from", str(kept)).exit_code == 0
+    other = LogSigner("erxhub.test/ledger", SigningKey.generate("EdDSA")).key.vkey
+    for changed, reason in (
+        ((*words, "3", "--log-key", desk.key), "LEAF"),
+        (("audit", "inclusion", desk.unsold.rx_no, "2", "--log-key", desk.key), "LEAF"),
+        ((*words, "2", "--log-key", other), "UNVERIFIED"),
+    ):
+        refused = unplugged(*changed, "--from", str(kept))
+        assert refused.exit_code == 1
+        assert refused.stderr.startswith(f"REFUSED {reason}: ")
+    file = kept.read_text()
+    extra = file.split("\n")[1]
+    flipped = extra[:-8] + ("A" if extra[-8] != "A" else "B") + extra[-7:]
+    for text, reasons in (
+        (file.replace(extra, flipped), {"ROOT_MISMATCH"}),
+        (file.replace(f"{extra}\n", ""), {"LEAF"}),
+        (file.replace("index ", "index 1"), {"ROOT_MISMATCH", "INDEX_RANGE"}),
+        (file.replace("tlog-proof@v1", "tlog-proof@v2"), {"PROOF_FORM"}),
+    ):
+        kept.write_text(text)
+        refused = unplugged(*words, "2", "--log-key", desk.key, "--from", str(kept))
+        assert refused.exit_code == 1
+        assert refused.stderr.removeprefix("REFUSED ").partition(":")[0] in reasons
+
+
+async def test_an_entry_that_is_not_there_is_not_proven(desk: Desk, tmp_path: Path) -> None:
+    words = ("audit", "inclusion", desk.sold.rx_no, "999", "--log-key", desk.key, "-o", str(tmp_path / "none"))
+    result = await desk.run(*words)
+    assert result.exit_code != 0
+    assert "INPUT_MALFORMED" in result.stderr
+    assert files_in(tmp_path) == []
+
+
 async def test_an_export_of_nothing_leaves_no_file(desk: Desk, tmp_path: Path) -> None:
     result = await desk.run("audit", "export", NOWHERE, "-o", str(tmp_path / "none"))
     assert result.exit_code == 3
@@ -251,7 +304,8 @@ async def test_a_monitor_follows_a_log_that_grows(desk: Desk, tmp_path: Path) ->
     words = ("audit", "monitor", "--state", str(state), "--once", "--log-key", desk.key)
     sizes = []
     for _ in range(2):
-        await exported(desk, tmp_path / "rx.bundle")  # the export itself is an entry, so the log grows
+        await exported(desk, tmp_path / "rx.bundle")
+        await published(desk)
         result = await desk.run(*words)
         assert result.exit_code == 0, result.stderr
         sizes.append(json.loads(state.read_text())["size"])
@@ -297,6 +351,7 @@ async def test_a_monitor_waits_for_witnesses_and_judges_the_newest_checkpoint_th
     line = witness.line(write_checkpoint(desk.live.hub.core.publisher.signer.key.name, made.size, made.root), 1)
     await desk.live.hub.store.cosign(made.no, [Cosignature("witness.one", line)])
     await exported(desk, tmp_path / "again.bundle")
+    await published(desk)
     result = await desk.run(*words)
     assert result.exit_code == 0, result.stderr
     assert "not witnessed yet" in result.stderr

@@ -16,12 +16,15 @@ from click.testing import CliRunner, Result
 
 from erxhub.cli.audit_mirror import HubSource
 from erxhub.cli.main import main
+from erxhub.crypto.ca import TrustDomain
+from erxhub.crypto.suites import SigningKey
+from erxhub.ledger.log import Cosignature
 from erxhub.ledger.sqlite import open_sqlite
 from erxhub.mirror.cosigning import MirrorWitness
 from erxhub.mirror.replay import Judged, Mirror
 from erxhub.ports import ManualClock
 from erxhub.proof.checkpoints import write_checkpoint
-from erxhub.proof.notes import open_note
+from erxhub.proof.notes import Cosigner, open_note
 from erxhub.witness.keyfiles import RECORDS_FOLDER, load_witness, make_witness
 from erxhub.witness.records import FileRecords
 from tests.chain import Chain
@@ -104,6 +107,60 @@ async def test_a_mirror_of_another_key_stops_with_evidence(desk: Desk, tmp_path:
     evidence = json.loads((tmp_path / "copy.db.evidence-checkpoint.json").read_text())
     assert evidence["reason"] == "CHECKPOINT"
     assert evidence["shown"].startswith(desk.live.hub.core.publisher.signer.key.name)
+
+
+async def test_with_a_policy_a_checkpoint_of_late_has_its_witnesses(desk: Desk, tmp_path: Path) -> None:
+    witness = Cosigner("witness.one", SigningKey.generate("EdDSA"))
+    policy = tmp_path / "policy"
+    policy.write_text(f"log {desk.key}\nwitness one {witness.key.vkey}\nquorum one\n")
+    words = ("audit", "mirror", "--db", str(tmp_path / "copy.db"), "--policy", str(policy), "-o", "jsonl")
+    await newest(desk)
+    result = await desk.run(*words)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("QUORUM: ")
+    assert json.loads(result.stdout)["witnessed_size"] is None
+
+    async def cosigned(root: bytes) -> int:
+        made = await newest(desk)
+        line = witness.line(write_checkpoint(desk.live.hub.core.publisher.signer.key.name, made.size, root), 1)
+        await desk.live.hub.store.cosign(made.no, [Cosignature("witness.one", line)])
+        return int(made.size)
+
+    made = await newest(desk)
+    size = await cosigned(made.root)
+    for _ in range(2):  # also when a newer one waits for its witnesses
+        result = await desk.run(*words)
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["witnessed_size"] == size
+        await newest(desk)
+    await cosigned(bytes(32))
+    result = await desk.run(*words)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("CHECKPOINT: WITNESS: ")
+    assert (tmp_path / "copy.db.evidence-checkpoint.json").exists()
+
+
+async def test_with_a_root_signers_certificates_come_from_it(desk: Desk, tmp_path: Path) -> None:
+    root, other = tmp_path / "root.pem", tmp_path / "other.pem"
+    root.write_bytes(desk.live.trust.ca_pem)
+    other.write_bytes(TrustDomain.in_memory("erxhub.test", START_MS).ca_pem)
+    await newest(desk)
+    for file, exit_code in ((root, 0), (other, 1), (other, 1)):
+        words = ("audit", "mirror", "--db", str(tmp_path / f"{file.stem}.db"), "--log-key", desk.key, "--ca", str(file))
+        result = await desk.run(*words)
+        assert result.exit_code == exit_code, result.stderr
+    evidence = json.loads((tmp_path / "other.db.evidence-signed.json").read_text())
+    assert {each["reason"] for each in evidence["findings"]} == {"CERTIFICATE"}
+    assert {each["stream_kind"] for each in evidence["findings"]} == {"institution", "practitioner"}
+
+
+async def test_a_mirror_trusts_somebody_and_reads_the_files_that_say_whom(desk: Desk, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
+    words = ("audit", "mirror", "--db", str(tmp_path / "copy.db"))
+    assert (await desk.run(*words)).exit_code == 2
+    assert (await desk.run(*words, "--log-key", desk.key, "--ca", str(empty))).exit_code == 2
+    assert (await desk.run(*words, "--log-key", desk.key, "--policy", str(empty))).exit_code == 2
 
 
 async def test_cosigning_once_makes_no_sense(desk: Desk, tmp_path: Path) -> None:

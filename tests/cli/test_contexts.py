@@ -72,7 +72,22 @@ def test_the_file_is_for_its_owner_only(tmp_path: Path) -> None:
     assert (tmp_path / "home").stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2, "contexts": {}, "current": ""}', '{"format": 1}'])
+_ROW = (
+    '{"target": "h:1", "role": "agency", "id": "a", "ca": "a", "cert": "b", "key": "c", "receipt_keys": {"ab": "no"}}'
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": 2, "contexts": {}, "current": ""}',
+        '{"format": 1}',
+        f'{{"format": 1, "current": "", "contexts": {{"x": {_ROW}}}}}',
+    ],
+)
 def test_an_unreadable_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "contexts.json").write_text(text)
     with pytest.raises(Failed, match=r"contexts\.json"):
@@ -109,6 +124,7 @@ def test_add_use_and_list(erxhub: Erxhub, tmp_path: Path) -> None:
     [
         (),
         ("--dir", "absent"),
+        ("--dir", "{pki}", "--target", "nowhere"),
         ("--dir", "{pki}", "--receipt-key", "ab=cd"),
         ("--dir", "{pki}", "--signing-key", "D1=absent.pem"),
     ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import grpc
 import pytest
 
 from erxhub.client import ClientIdentity, Connection, HospitalClient, HubUnreachable
@@ -60,6 +61,23 @@ async def test_a_key_that_is_not_the_certificates_is_named(
 async def test_a_hub_of_another_authority_is_named(hub: FakeHub, now_ms: int, environment: FakeEnvironment) -> None:
     elsewhere = TrustDomain.in_memory("elsewhere.example", now_ms).issue_tls("hospital", HOSPITAL, now_ms, 30)
     assert (await fault(hub.target, client_identity(elsewhere), environment)).code == "TLS_HUB_NOT_TRUSTED"
+
+
+async def test_a_hub_of_another_authority_is_named_also_where_grpc_tells_of_another_address_only(
+    hub: FakeHub, hospital_identity: Identity, now_ms: int
+) -> None:
+    details = "failed to connect to all addresses; last error: UNKNOWN: ipv6:%5B::1%5D:7443: Connection refused"
+    broken = grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), details)
+    elsewhere = TrustDomain.in_memory("elsewhere.example", now_ms).issue_tls("hospital", HOSPITAL, now_ms, 30)
+    codes = []
+    for identity, server_name in (
+        (client_identity(elsewhere), None),
+        (client_identity(hospital_identity), "hub.example"),
+        (client_identity(hospital_identity), None),
+    ):
+        async with Connection(hub.target, identity, server_name=server_name) as connection:
+            codes.append(getattr(await connection.failure(broken), "code"))  # noqa: B009
+    assert codes == ["TLS_HUB_NOT_TRUSTED", "TLS_HUB_NAME", "HUB_UNREACHABLE"]
 
 
 async def test_a_hub_of_another_name_is_named_and_the_right_name_helps(

@@ -184,4 +184,4 @@ def evidence(
         digests[name] = hashlib.sha256(content.payload).digest()
     if file:
         digests["file"] = hashlib.sha256(file).digest()
-    return Evidence(facts, digests)
+    return Evidence(facts, digests, file=file)

@@ -52,6 +52,34 @@ def test_part_of_a_prescription_leaves_the_rest_to_another_pharmacy() -> None:
     assert accepted(other.dispense(lot)).statuses.rx == common_pb2.RX_STATUS_EXHAUSTED
 
 
+def test_a_statement_that_served_an_earlier_order_serves_no_later_one() -> None:
+    """A pharmacy's statement names the prescription; of two sales of it each has its own."""
+    v = visit()
+    v.settled(v.sale())
+    accepted(v.dispense(v.lot()))
+    used_at_ms = v.world.now_ms
+    v.world.advance(1)
+    later = v.listed().held()
+    accepted(later.review())
+    lot = later.lot(2, IRBESARTAN)
+    sale = later.sale(2, IRBESARTAN, price="40")
+    for call in (
+        later.pay_self(sale, total_fen=4_000, signed_at_ms=used_at_ms),
+        later.settle(signed_at_ms=used_at_ms),
+    ):
+        found = refused(call, "RX_TIME", "statement.signed_at_ms")
+        assert found.detail["not_before_ms"] == str(later.order.downloaded_at_ms)
+    later.settlement_id = accepted(later.pay_self(sale, total_fen=4_000)).settlement_id
+    refused(later.dispense(lot, signed_at_ms=used_at_ms), "RX_TIME", "statement.signed_at_ms")
+    accepted(later.dispense(lot))
+    # The goods of both wait now, and one statement hands over one of them.
+    signed_at_ms = later.world.now_ms
+    later.world.advance(1)
+    accepted(later.hand_over(signed_at_ms=signed_at_ms))
+    refused(later.hand_over(signed_at_ms=signed_at_ms), "RX_TIME", "statement.signed_at_ms")
+    accepted(later.hand_over())
+
+
 def test_goods_need_review_settlement_and_its_number() -> None:
     v = visit().held()
     refused(v.dispense(), "REVIEW_REQUIRED")

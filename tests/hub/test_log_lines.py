@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+from collections.abc import AsyncIterator
+from typing import Any
 
+import grpc
 import pytest
 
 from erxhub.client import Refusal
 from erxhub.core.registry import signing_key_id
 from erxhub.crypto.suites import SUITES, SigningKey, key_id
-from tests.live import PERSON, live_hub
+from erxhub.rpc.methods import Method
+from tests.live import PERSON, PHARMACY, live_hub
+from tests.races.ground import turns, until_so
 
 NAME = "林示例甲"
 
@@ -39,3 +45,38 @@ async def test_commands_reads_and_refusals_leave_a_line_without_personal_data(ca
 def test_core_and_crypto_name_a_key_alike(suite: str) -> None:
     key = SigningKey.generate(suite)
     assert signing_key_id(suite, key.public_key) == key_id(suite, key.public_key) == key.key_id
+
+
+async def test_a_caller_that_leaves_while_his_watch_ends_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
+    ended: list[type[Exception]] = []
+
+    def seen(method: Method, inner: grpc.RpcMethodHandler[Any, Any]) -> grpc.RpcMethodHandler[Any, Any]:
+        async def call(request: Any, context: Any) -> AsyncIterator[bytes]:
+            try:
+                async for message in inner.unary_stream(request, context):
+                    yield message
+            except Exception as error:
+                ended.append(type(error))
+                raise
+
+        return grpc.unary_stream_rpc_method_handler(call) if method.rpc == "WatchOrders" else inner
+
+    async def follow(pharmacy: Any) -> None:
+        async for _ in pharmacy.watch(from_start=True):
+            pass
+
+    for between in range(200):
+        async with live_hub(layers=[seen]) as live:
+            pharmacies = [await live.connect("pharmacy", PHARMACY) for _ in range(8)]
+            watches = [asyncio.create_task(follow(pharmacy)) for pharmacy in pharmacies]
+            await until_so(lambda: live.hub.engine.open_watches == 8)
+            leaving = [asyncio.create_task(pharmacy.connection.channel.close()) for pharmacy in pharmacies]
+            await turns(between % 10)
+            live.hub.engine.end_watches()
+            await asyncio.gather(*leaving)
+            await asyncio.gather(*watches, return_exceptions=True)
+        if set(ended) - {grpc.aio.AbortError}:
+            break
+    else:
+        pytest.fail("nobody left in that moment")
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR], caplog.text

@@ -165,6 +165,73 @@ def _sign(signed: Any, statement: Any, key: Any) -> None:
     signed.signatures[0].signature = key.sign(pae(signed.payload_type, signed.payload))
 
 
+@dataclasses.dataclass
+class OneLine(Chain):
+    """A sale of one line of the prescription, at the counter."""
+
+    line: int = 1
+
+    def sale_lines(self) -> list[signed_pb2.SaleLine]:
+        return [each for each in super().sale_lines() if each.line_no == self.line]
+
+    def lots(self) -> list[signed_pb2.DispensedLot]:
+        return [each for each in super().lots() if each.line_no == self.line]
+
+
+async def two_sales(live: Live) -> Chain:
+    """A prescription of which each line was sold and handed over by itself."""
+    chain = OneLine(live, PERSON)
+    await chain.handed_over()
+    live.advance(MINUTE_MS)
+    chain.line, chain.settlement_id = 2, ""
+    return await chain.handed_over()
+
+
+async def test_a_statement_about_one_order_does_not_stand_for_another(live: Live) -> None:
+    chain = await two_sales(live)
+    first: list[Any] = []
+
+    def again(told: Told) -> None:
+        first.append(told.payload.statement)
+        told.payload.statement.CopyFrom(first[0])
+
+    assert (await verdict_on(live, chain.rx_no, lambda told: (told,))).faults == []
+    lie = changed("dispense.handed_over", lambda told: again(told) if _is_of(told, chain.rx_no) else None)
+    verdict = await verdict_on(live, chain.rx_no, lie)
+    assert [fault.reason for fault in verdict.faults] == [Reason.REUSED]
+    versions = [entry.version for entry in await live.hub.store.entries(prescription_key(chain.rx_no), 0, 100)]
+    assert verdict.faults[0].version <= versions[-1]
+
+
+def _is_of(told: Told, rx_no: str) -> bool:
+    return told.header.stream_key == prescription_key(rx_no)
+
+
+@pytest.mark.parametrize("later_ms", [0, 1])
+async def test_a_diagnosis_that_was_amended_does_not_come_back_under_its_first_statement(
+    live: Live, later_ms: int
+) -> None:
+    """Two steps of one instant may be alike: whoever signs both has nothing to tell them apart by."""
+    chain = await Chain(live, PERSON).diagnosed()
+    live.advance(MINUTE_MS)
+    chain.prescription = chain.written()
+    await chain.handed_over()
+
+    def lie(told: Told) -> Iterable[Told]:
+        yield told
+        if told.name == "diagnosis.recorded":
+            header = dataclasses.replace(told.header, recorded_at_ms=told.header.recorded_at_ms + later_ms)
+            again = Told("diagnosis.amended", header, events_pb2.DiagnosisRecorded())
+            again.payload.CopyFrom(told.payload)
+            # Under another signature of the same content: only its bytes count.
+            statement = signed_pb2.DiagnosisStatement.FromString(told.payload.statement.payload)
+            _sign(again.payload.statement, statement, live.key(DOCTOR, chain.hospital_code))
+            yield again
+
+    verdict = await verdict_on(live, chain.rx_no, lie)
+    assert {fault.reason for fault in verdict.faults} == ({Reason.REUSED} if later_ms else set())
+
+
 async def test_a_pharmacys_seal_is_no_pharmacist(live: Live) -> None:
     chain = await Chain(live, PERSON).handed_over()
     seal = live.key(PHARMACY, PHARMACY)

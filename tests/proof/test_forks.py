@@ -176,6 +176,7 @@ async def test_a_new_ledger_is_published_once_enough_witnesses_say_that_they_kno
     assert hub.witnessing.newest == await store.checkpoint()
 
 
+@pytest.mark.campaign
 async def test_two_histories_shown_to_three_witnesses_never_have_a_quorum_each(
     rounds: Callable[[int, int], int],
 ) -> None:

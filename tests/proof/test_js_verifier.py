@@ -14,6 +14,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from erxhub.core.events import BY_NUMBER
+from erxhub.core.keys import prescription_key
 from erxhub.crypto.envelope import pae
 from erxhub.crypto.suites import SigningKey
 from erxhub.ledger.entry import Header
@@ -32,6 +33,7 @@ from tests.proof.js_tables import held, tables
 from tests.proof.js_verifier import Brought, Said, javascript_says, python_says, run
 from tests.proof.tampering import bare_stream
 from tests.proof.test_bundle import WAYS
+from tests.proof.test_bundle_dishonest import two_sales
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -190,6 +192,27 @@ async def test_a_foreign_authority_and_content_that_was_never_erased_are_found_a
         expected = python_says(bare, known_of(closing))
         assert expected.reason == "CONTENT_MISSING"
         assert javascript_says([bare], known_of(closing), tmp_path) == [expected]
+
+
+async def test_a_statement_that_stands_for_two_steps_is_found_alike(live: Live, tmp_path: Path) -> None:
+    chain = await two_sales(live)
+    statements: list[bytes] = []
+
+    def again(told: Told) -> Iterable[Told]:
+        if told.name == "dispense.handed_over" and told.header.stream_key == prescription_key(chain.rx_no):
+            statements.append(told.payload.statement.SerializeToString())
+            told.payload.statement.ParseFromString(statements[0])
+        return (told,)
+
+    said = []
+    for lie in (lambda told: (told,), again):
+        store = await lied(live.hub.store, lie)
+        closing = Closing(live, store=store)
+        found = await chain_bundle(dataclasses.replace(closing.context, store=store), chain.rx_no)
+        assert found is not None
+        said.append(python_says(found[0].encode(), known_of(closing)))
+        assert javascript_says([found[0].encode()], known_of(closing), tmp_path) == said[-1:]
+    assert [one.reason for one in said] == ["", "REUSED"]
 
 
 def changed_by(random: Random, names: set[str], keys: Mapping[str, SigningKey]) -> Lie:

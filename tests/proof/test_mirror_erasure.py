@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from erxhub.erasing import Erasing
 from erxhub.ledger.entry import Header
 from erxhub.ledger.sqlite import open_sqlite
 from erxhub.ledger.store import Write
 from erxhub.mirror.faults import MirrorFault, Reason
 from erxhub.v1 import events_pb2
 from tests.chain import Chain
+from tests.hub.test_erasure import BY_ITSELF
 from tests.live import DAY_MS, PERSON, live_hub
 from tests.proof.test_mirror import (
     Echo,
@@ -240,3 +242,77 @@ async def test_what_an_honest_hub_erases_is_agreed_with_by_who_saw_it_and_by_who
         await place.close()
         late = await place.replayed(after, "late")
         assert (late.chains_erased, late.kept_back, late.root) == (1, 0, after.told[-1].root)
+
+
+# ---- vouchers and accounts ----
+
+BY_CLOCK: dict[str, Any] = {"said": Said(legal_basis="示例", kept_until_ms=1), "actor": "hub/hub-1"}
+
+
+def key_of(hub: Hub, name: str) -> bytes:
+    return key_at(hub.entries_, entry_of(hub, name, last=False))
+
+
+@pytest.mark.parametrize("hides", [False, True])
+@pytest.mark.parametrize("another_is", [False, True])
+async def test_a_voucher_is_not_erased_before_what_rests_on_it(
+    honest: Hub, place: Place, hides: bool, another_is: bool
+) -> None:
+    """Nor after something that rests on another one."""
+    entries = resealed(honest, {})
+    if another_is:
+        add_erasure(entries, key_of(honest, "diagnosis.recorded"), hides=hides, **BY_CLOCK)
+        add_erasure(entries, key_of(honest, "prescription.uploaded"), hides=hides, **BY_CLOCK)
+    voucher = key_at(entries, entry_of(honest, "voucher.verified", last=another_is))
+    add_erasure(entries, voucher, hides=hides, **BY_CLOCK)
+    fault = await fault_of(place, honest, entries)
+    assert fault.reason == Reason.CONTENT_MISSING
+    assert findings(fault) == {("voucher", "CONTENT_MISSING")}
+    assert {each["stream_key"] for each in fault.evidence["findings"]} == {voucher.hex()}
+
+
+async def test_a_voucher_goes_after_everything_that_rests_on_it_and_once(honest: Hub, place: Place) -> None:
+    entries = resealed(honest, {})
+    for name in ("diagnosis.recorded", "prescription.uploaded"):
+        add_erasure(entries, key_of(honest, name), hides=True, **BY_CLOCK)
+    first = honest.entries_[: entry_of(honest, "dispense.handed_over", last=False)]
+    vouchers = list(dict.fromkeys(Header.decode(each.header).stream_key for each in first if is_code(each)))
+    assert len(vouchers) > 1
+    for key in vouchers:
+        add_erasure(entries, key, hides=True, **BY_CLOCK)
+    echo = await Echo(honest.signer, entries).prepare(place)
+    assert (await place.replayed(echo)).chains_erased == 1
+    add_erasure(entries, vouchers[0], hides=False, **BY_CLOCK)
+    again = Place(place.folder / "again")
+    again.folder.mkdir()
+    assert findings(await fault_of(again, honest, entries)) == {("voucher", "STATE")}
+
+
+def is_code(entry: Entry) -> bool:
+    return Header.decode(entry.header).stream_kind == "voucher"
+
+
+async def test_an_account_with_money_in_it_is_not_erased(honest: Hub, place: Place) -> None:
+    entries = resealed(honest, {})
+    add_erasure(entries, key_of(honest, "account.debited"), hides=False, **BY_CLOCK)
+    fault = await fault_of(place, honest, entries)
+    assert fault.reason == Reason.LIFECYCLE
+
+
+async def test_what_a_hub_erases_by_its_clock_is_agreed_with(place: Place) -> None:
+    async with live_hub(config=BY_ITSELF) as live:
+        await Chain(live, PERSON).handed_over()
+        before = await streamed(live)
+        mirror, _ = await place.mirror(before)
+        await mirror.catch_up(before)
+        live.advance(380 * DAY_MS)
+        while await live.hub.engine.sweep():
+            pass
+        assert await Erasing(live.hub.engine, BY_ITSELF).day() > 0
+        after = await shown(live)
+        assert sum(is_code(each) and not each.payload for each in after.entries_) > 1
+        assert (await mirror.catch_up(after)).chains_erased > 0
+        assert mirror.judged_position == after.told[-1].covered_position
+        await place.close()
+        late = await place.replayed(after, "late")
+        assert (late.kept_back, late.root) == (0, after.told[-1].root)

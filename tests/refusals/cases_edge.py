@@ -110,6 +110,7 @@ async def store_that_cannot_write(bench: Bench) -> Attempt:
 
 @provokes("CHAIN_BROKEN", status="DATA_LOSS")
 async def export_when_a_witness_has_shown_another_history(bench: Bench) -> Attempt:
+    rx = await bench.rx().uploaded()
     auditor, hub = await bench.live.auditor(), bench.live.hub
     publisher = hub.core.publisher
     publisher.witnessing = Witnessing(
@@ -121,7 +122,7 @@ async def export_when_a_witness_has_shown_another_history(bench: Bench) -> Attem
         publisher.witnessing = None
 
     bench.afterwards(go_on)
-    return Attempt(auditor, auditor.export_bundle(rx_no="1" * 27))
+    return Attempt(auditor, auditor.export_bundle(rx_no=rx.rx_no))
 
 
 @provokes("PAGE_TOKEN_INVALID", status="INVALID_ARGUMENT", field="page.page_token")

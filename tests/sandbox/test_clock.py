@@ -1,11 +1,16 @@
 """Time moves only when told, forward only, and writes every deadline at its own instant."""
 
+from dataclasses import replace
+
 import grpc
 import pytest
 
 from erxhub.client import Refusal
+from erxhub.core.keys import prescription_key
 from erxhub.ports import ManualClock
-from tests.sandbox.ground import RUNNING, START_MS, Box, opened
+from erxhub.testing.sandbox import default_config
+from erxhub.v1 import sandbox_pb2
+from tests.sandbox.ground import RUNNING, STANDING, START_MS, Box, opened
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -90,3 +95,30 @@ async def test_clocks_of_two_namespaces_are_apart(box: Box) -> None:
     here, there = await box.new("here"), await box.new("there")
     await box.operator.advance_clock(by_ms=DAY_MS, namespace="here")
     assert (here.clock.now_ms(), there.clock.now_ms()) == (START_MS + DAY_MS, START_MS)
+
+
+@pytest.mark.parametrize("clock_mode", [STANDING, RUNNING])
+@pytest.mark.parametrize("switched_on", [True, False])
+async def test_past_its_retention_content_is_erased_where_that_is_switched_on(
+    switched_on: bool, clock_mode: sandbox_pb2.ClockMode.ValueType
+) -> None:
+    config = replace(default_config(), erases_after_retention=switched_on, sweep_interval_ms=HOUR_MS)
+    async with opened(machine=ManualClock(START_MS), config=config) as box:
+        place = await box.new("one", clock_mode=clock_mode)
+        chain = await place.chain().uploaded()
+        key = prescription_key(chain.rx_no)
+
+        async def gone() -> list[bool]:
+            return [entry.payload is None for entry in await box.namespace("one").store.entries(key, 0, 100)]
+
+        await box.operator.advance_clock(by_ms=366 * DAY_MS, namespace="one")
+        assert not any(await gone())
+        moved = await box.operator.advance_clock(by_ms=4 * DAY_MS, namespace="one")
+        told = [timer for timer in moved.fired if timer.event == "content.erased"]
+        if not switched_on:
+            assert (told, any(await gone())) == ([], False)
+            return
+        assert await gone() == [True] * (len(await gone()) - 1) + [False]
+        assert {timer.stream_kind for timer in told} == {"prescription", "encounter", "voucher"}
+        assert [timer.rx_no for timer in told if timer.stream_kind == "prescription"] == [chain.rx_no]
+        assert {timer.recorded_at_ms for timer in told} == {moved.now_ms}

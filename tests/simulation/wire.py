@@ -124,9 +124,11 @@ def claimed_evidence(call: Call, registered_keys: Set[str]) -> Evidence:
             for signature in content.signatures
         ]
         digests[name] = hashlib.sha256(content.payload).digest()
+    file = b""
     if call.method == "PrescribingService/UploadPrescription":
-        digests["file"] = hashlib.sha256(request.file.data).digest()
-    return Evidence(facts, digests, call.statements)
+        file = request.file.data
+        digests["file"] = hashlib.sha256(file).digest()
+    return Evidence(facts, digests, call.statements, file=file)
 
 
 def read_reply(method: str, body: bytes) -> Any:

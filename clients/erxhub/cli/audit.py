@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from erxhub.cli.audit_proofs import trust_options
+from erxhub.cli.audit_proofs import log_options, trust_options
 from erxhub.cli.commands import group
 from erxhub.cli.exits import NEGATIVE, OK, UNAVAILABLE, exit_code_for
-from erxhub.cli.output import Output, output_option
+from erxhub.cli.output import FORMATS, NewFile, Output, output_option
 from erxhub.cli.replies import limit_option, rows_of, show_rows
 from erxhub.cli.session import context_option, run, with_client
 
@@ -93,9 +93,7 @@ async def _verify_ledger(client: AuditorClient, ctx: Context, out: Output, *, re
 
 @audit.command("export", example="erxhub audit export RX_NO -o rx.bundle --reason 'case 2026-17'")
 @click.argument("rx_no")
-@click.option(
-    "-o", "--output", "path", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The file."
-)
+@click.option("-o", "--output", "path", required=True, type=NewFile(path_type=Path, dir_okay=False), help="The file.")
 @click.option("--reason", help=REASON_HELP)
 @context_option
 def export(rx_no: str, path: Path, reason: str | None, context_name: str | None) -> None:
@@ -114,6 +112,41 @@ def export(rx_no: str, path: Path, reason: str | None, context_name: str | None)
     run(context_name, "auditor", call, Output())
 
 
+_kind_option = click.option(
+    "--kind",
+    type=click.Choice(["prescription", "trace_code", "stream"]),
+    help="What the subject is; by default told by its form (27 digits, 64 hexadecimal digits, else a code).",
+)
+_proof_option = click.option(
+    "-o",
+    "--output",
+    "path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE|FORMAT",
+    help="Keep the proof in this file. Or table, json, jsonl: how to print the verdict.",
+)
+_from_option = click.option(
+    "--from",
+    "source",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Check this proof, kept before, without a hub.",
+)
+
+
+def _destination(path: Path | None, source: Path | None) -> tuple[Path | None, Output]:
+    """Where a proof is kept, if anywhere, and how the verdict is printed."""
+    if str(path) in FORMATS:
+        return None, Output(str(path))
+    if source is not None and path is not None:
+        raise click.UsageError("--from reads a proof, -o keeps one: name one of them")
+    return path, Output()
+
+
+def _exit(code: int) -> None:
+    if code:
+        raise click.exceptions.Exit(code)
+
+
 @audit.command(
     "absent",
     example="""\
@@ -121,18 +154,9 @@ erxhub audit absent TRACE_CODE -o code.absent --log-key KEY --reason 'case 2026-
 erxhub audit absent TRACE_CODE --from code.absent --log-key KEY""",
 )
 @click.argument("subject", metavar="RX_NO|TRACE_CODE|STREAM")
-@click.option(
-    "--kind",
-    type=click.Choice(["prescription", "trace_code", "stream"]),
-    help="What the subject is; by default told by its form (27 digits, 64 hexadecimal digits, else a code).",
-)
-@click.option("-o", "--output", "path", type=click.Path(path_type=Path, dir_okay=False), help="Keep the proof here.")
-@click.option(
-    "--from",
-    "source",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="Check this proof, kept before, without a hub.",
-)
+@_kind_option
+@_proof_option
+@_from_option
 @trust_options
 @click.option("--reason", help=REASON_HELP)
 @context_option
@@ -155,14 +179,11 @@ def absent(
     from erxhub.cli.audit_proofs import read_file, subject_of, verify_file, write_file
     from erxhub.proof.bundle import Form
 
+    path, printed = _destination(path, source)
     asked = subject_of(subject, kind)
     check = functools.partial(verify_file, log_keys=log_keys, policy=policy, ca=ca, asked=asked, form=Form.ABSENCE)
     if source is not None:
-        if path is not None:
-            raise click.UsageError("--from reads a proof, -o keeps one: name one of them")
-        code = check(read_file(source), Output())
-        if code:
-            raise click.exceptions.Exit(code)
+        _exit(check(read_file(source), printed))
         return
 
     async def call(client: AuditorClient, ctx: Context, out: Output) -> int:
@@ -176,7 +197,57 @@ def absent(
             write_file(path, reply.bundle)
         return check(reply.bundle.encode(), out)
 
-    run(context_name, "auditor", call, Output())
+    run(context_name, "auditor", call, printed)
+
+
+@audit.command(
+    "inclusion",
+    example="""\
+erxhub audit inclusion RX_NO 3 -o entry.tlog-proof --log-key KEY --reason 'case 2026-17'
+erxhub audit inclusion RX_NO 3 --from entry.tlog-proof --log-key KEY""",
+)
+@click.argument("subject", metavar="RX_NO|TRACE_CODE|STREAM")
+@click.argument("version", type=click.IntRange(1))
+@_kind_option
+@_proof_option
+@_from_option
+@log_options
+@click.option("--reason", help=REASON_HELP)
+@context_option
+def inclusion(
+    subject: str,
+    version: int,
+    kind: str | None,
+    path: Path | None,
+    source: Path | None,
+    log_keys: tuple[str, ...],
+    policy: Path | None,
+    reason: str | None,
+    context_name: str | None,
+) -> None:
+    """Prove that an entry is in the log (包含证明), by stream and version; exit code 1 if it cannot be proven.
+
+    The file is one of the published formats. It holds no content: what kind of entry it is, when and where.
+    """
+    from erxhub.cli.audit_inclusion import verify_file
+    from erxhub.cli.audit_proofs import read_file, subject_of, write_file
+    from erxhub.proof.tlogproof import write_tlog_proof
+
+    path, printed = _destination(path, source)
+    asked = subject_of(subject, kind)
+    check = functools.partial(verify_file, log_keys=log_keys, policy=policy, asked=asked, version=version)
+    if source is not None:
+        _exit(check(read_file(source), printed))
+        return
+
+    async def call(client: AuditorClient, ctx: Context, out: Output) -> int:
+        reply = await client.prove_inclusion(stream_key=asked.key, version=version, case_reason=reason)
+        file = write_tlog_proof(reply.index, reply.path, reply.note, reply.leaf)
+        if path is not None:
+            write_file(path, file)
+        return check(file.encode(), out)
+
+    run(context_name, "auditor", call, printed)
 
 
 @audit.command("checkpoint", example="erxhub audit checkpoint")
@@ -210,7 +281,7 @@ erxhub audit monitor --state log.seen --log-key KEY --follow""",
 )
 @click.option("--count", type=click.IntRange(1), default=None, help="End after so many looks; by default never.")
 @click.option("--once/--follow", "once", default=False, help="Look once, or again and again (the default).")
-@trust_options
+@log_options
 @with_client("auditor", "mirror")
 async def monitor(
     client: AuditorClient | MirrorClient,
@@ -222,7 +293,6 @@ async def monitor(
     once: bool,
     log_keys: tuple[str, ...],
     policy: Path | None,
-    ca: Path | None,
 ) -> int:
     """Watch that the log only ever grows (日志监视): exit code 1 and an evidence file for a shorter or forked one."""
     from erxhub.cli import audit_monitor
@@ -251,7 +321,7 @@ async def monitor(
             out.say(str(failure))
             await client.connection.environment.sleep_ms(interval * 1_000)
             continue
-        trusting = functools.partial(trust_of, log_keys, policy, ca)
+        trusting = functools.partial(trust_of, log_keys, policy, None)
         trust = trusting(note.partition("\n")[0])
         seen = audit_monitor.load(state, trusting)
         try:
@@ -287,6 +357,7 @@ async def monitor(
     "mirror",
     example="""\
 erxhub audit mirror --db mirror.db --log-key KEY --context mirror
+erxhub audit mirror --db mirror.db --log-key KEY --policy witnesses.policy --ca trust-root.pem
 erxhub audit mirror --db mirror.db --log-key KEY --follow --cosign witness-1 --address 127.0.0.1:7480""",
 )
 @click.option(
@@ -295,14 +366,6 @@ erxhub audit mirror --db mirror.db --log-key KEY --follow --cosign witness-1 --a
     required=True,
     type=click.Path(path_type=Path, dir_okay=False),
     help="The mirror's own copy, a SQLite file; made when there is none. It holds what the ledger holds.",
-)
-@click.option(
-    "--log-key",
-    "log_keys",
-    multiple=True,
-    required=True,
-    metavar="KEY",
-    help="The log's public key: a vkey, or its 64 hexadecimal digits. May be repeated.",
 )
 @click.option("--once/--follow", "once", default=True, help="End when it has caught up (the default), or never.")
 @click.option(
@@ -318,29 +381,34 @@ erxhub audit mirror --db mirror.db --log-key KEY --follow --cosign witness-1 --a
 @click.option(
     "--ready-file", type=click.Path(path_type=Path, dir_okay=False), help="Written when the witness answers, as JSON."
 )
+@trust_options
 @with_client("mirror")
 async def mirror(
     client: MirrorClient,
     ctx: Context,
     out: Output,
     database: Path,
-    log_keys: tuple[str, ...],
     once: bool,
     interval: int,
     witness_folder: Path | None,
     address: str,
     ready_file: Path | None,
+    log_keys: tuple[str, ...],
+    policy: Path | None,
+    ca: Path | None,
 ) -> int:
     """Replay the log into a copy of one's own and compare everything (镜像重放); exit code 1 when it does not agree.
 
-    Leaves, tree, map, signatures and the order of events are worked out from the entries alone. What the hub erases is
-    erased here. The copy holds personal data: it is to be kept as the ledger is.
+    Leaves, tree, map, signatures and the order of events are worked out from the entries alone. With --policy one of
+    the newest checkpoints must have been cosigned, with --ca signers' certificates must come from the root. What the
+    hub erases is erased here. The copy holds personal data: it is to be kept as the ledger is.
     """
     from erxhub.cli.audit_mirror import Settings, run
 
     if witness_folder is not None and once:
         raise click.UsageError("--cosign goes with --follow")
-    return await run(client, out, Settings(database, log_keys, interval, not once, witness_folder, address, ready_file))
+    settings = Settings(database, log_keys, policy, ca, interval, not once, witness_folder, address, ready_file)
+    return await run(client, out, settings)
 
 
 @audit.command(

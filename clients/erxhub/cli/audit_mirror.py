@@ -19,6 +19,7 @@ from erxhub.v1 import audit_pb2
 if TYPE_CHECKING:
     from erxhub.cli.output import Output
     from erxhub.client import MirrorClient
+    from erxhub.ledger.log import Checkpoint
     from erxhub.ledger.store import Store
     from erxhub.mirror.faults import MirrorFault
     from erxhub.mirror.replay import Mirror, Progress
@@ -34,6 +35,8 @@ class Settings:
 
     database: Path
     log_keys: tuple[str, ...]
+    policy: Path | None
+    ca: Path | None
     interval_s: int
     follows: bool
     witness_folder: Path | None
@@ -84,18 +87,21 @@ class HubSource:
 
 async def run(client: MirrorClient, out: Output, settings: Settings) -> int:
     """Replay, and with `follows` go on for good. The exit code."""
+    from erxhub.cli.audit_proofs import trust_of
     from erxhub.cli.stores import failures_of, open_store
     from erxhub.client import ClientFailure
     from erxhub.mirror.faults import MirrorFault
     from erxhub.mirror.replay import Judged, Mirror
+    from erxhub.mirror.witnessed import newest_witnessed
 
     origin = (await client.checkpoint()).note.partition("\n")[0]
-    keys = _keys(settings.log_keys, origin)
+    trust = trust_of(settings.log_keys, settings.policy, settings.ca, origin)
+    keys = [key for key in trust.logs() if key.name == origin] or trust.logs()
     async with AsyncExitStack() as stack:
         store = await open_store(str(settings.database))
         stack.push_async_callback(store.close)
         judged = settings.database.with_name(settings.database.name + ".judged")
-        mirror = Mirror(store, keys, Judged(judged))
+        mirror = Mirror(store, keys, Judged(judged), ca_pem=trust.ca_pem)
         if settings.witness_folder is not None:
             await _serve(stack, mirror, store, keys, settings)
         source = HubSource(client)
@@ -103,6 +109,7 @@ async def run(client: MirrorClient, out: Output, settings: Settings) -> int:
             try:
                 with failures_of(str(settings.database)):
                     progress = await mirror.catch_up(source)
+                    witnessed = await newest_witnessed(store, source, trust) if trust.policy else None
             except MirrorFault as fault:
                 out.say(f"{fault}; evidence: {_keep_evidence(settings.database, fault)}")
                 return NEGATIVE
@@ -111,19 +118,16 @@ async def run(client: MirrorClient, out: Output, settings: Settings) -> int:
                     raise
                 out.say(str(failure))
             else:
-                out.event(_told(origin, progress))
-            if not settings.follows:
-                return OK
+                out.event(_told(origin, progress, witnessed))
+                lacks_witnesses = trust.policy is not None and witnessed is None
+                if lacks_witnesses:
+                    out.say("QUORUM: none of the newest checkpoints has the witnesses that the policy demands")
+                if not settings.follows:
+                    return NEGATIVE if lacks_witnesses else OK
             await client.connection.environment.sleep_ms(settings.interval_s * 1_000)
 
 
-def _keys(log_keys: tuple[str, ...], origin: str) -> list[NoteKey]:
-    from erxhub.cli.audit_proofs import trust_of
-
-    return trust_of(log_keys, None, None, origin).logs()
-
-
-def _told(origin: str, progress: Progress) -> dict[str, object]:
+def _told(origin: str, progress: Progress, witnessed: Checkpoint | None) -> dict[str, object]:
     return {
         "origin": origin,
         "size": progress.size,
@@ -133,6 +137,7 @@ def _told(origin: str, progress: Progress) -> dict[str, object]:
         "signatures": progress.signatures,
         "chains_erased": progress.chains_erased,
         "kept_back": progress.kept_back,
+        "witnessed_size": witnessed.size if witnessed is not None else None,
     }
 
 

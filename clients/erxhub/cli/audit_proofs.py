@@ -31,12 +31,19 @@ _RX_NO: Final = re.compile(r"[0-9]{27}")
 _UNVERIFIED: Final = "name whose signature you trust: --log-key (`erxhub keys list` at the hub shows it) or --policy"
 
 
+_FILE: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
 def trust_options(function: _Function) -> _Function:
     """`--log-key`, `--policy` and `--ca`; the command gets `log_keys`, `policy` and `ca`."""
-    file = click.Path(path_type=Path, exists=True, dir_okay=False)
+    words = "The trust domain's root (PEM): signers' certificates must come from it."
+    return log_options(click.option("--ca", type=_FILE, help=words)(function))
+
+
+def log_options(function: _Function) -> _Function:
+    """`--log-key` and `--policy`, where nothing that participants signed is verified."""
     for option in (
-        click.option("--ca", type=file, help="The trust domain's root (PEM): signers' certificates must come from it."),
-        click.option("--policy", type=file, help="A policy file: which witnesses must have cosigned, and how many."),
+        click.option("--policy", type=_FILE, help="A policy file: which witnesses must have cosigned, and how many."),
         click.option(
             "--log-key",
             "log_keys",
@@ -59,13 +66,13 @@ def trust_of(log_keys: tuple[str, ...], policy: Path | None, ca: Path | None, or
     from erxhub.proof.merkle import ProofInvalid
     from erxhub.proof.policy import read_policy
 
+    read = "--log-key"
     try:
         keys = tuple(_log_key(text, origin) for text in log_keys)
+        read = f"--policy {policy}"
         trust = Trust(keys, read_policy(policy.read_bytes()) if policy else None, ca.read_bytes() if ca else None)
     except ProofInvalid as error:
-        raise Failed(f"{error.reason}: {error}", USAGE) from None
-    except OSError as error:
-        raise Failed(f"{error.filename}: {error.strerror}", USAGE) from None
+        raise Failed(f"{read}: {error.reason}: {error}", USAGE) from None
     if not trust.logs():
         raise Failed(_UNVERIFIED, USAGE)
     if trust.ca_pem is not None and not holds_certificates(trust.ca_pem):

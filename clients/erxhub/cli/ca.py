@@ -66,8 +66,6 @@ def _faults_are_usage() -> Iterator[None]:
         yield
     except TrustDomainError as error:
         raise Failed(str(error), USAGE) from None
-    except OSError as error:
-        raise Failed(f"{error.filename}: {error.strerror}", USAGE) from None
 
 
 @ca.command("init", example="erxhub ca init --trust-domain example.org --pki pki")
@@ -88,9 +86,9 @@ def init(trust_domain: str, pki: Path, out: Output) -> None:
 
 @ca.command(
     "issue",
-    example="erxhub ca issue hospital/H33010099901\n"
-    "erxhub ca issue hub/hub-1 --host hub.example.org --host 10.0.0.5\n"
-    "erxhub ca issue D330100990001 --signing --institution H33010099901 --suite SM2-SM3",
+    example="erxhub ca issue hospital/H33010099901 --pki pki\n"
+    "erxhub ca issue hub/hub-1 --host hub.example.org --host 10.0.0.5 --pki pki\n"
+    "erxhub ca issue D330100990001 --signing --institution H33010099901 --suite SM2-SM3 --pki pki",
 )
 @click.argument("subject")
 @click.option("--signing", is_flag=True, help="A signing key for a person, or for an institution's seal.")
@@ -154,7 +152,7 @@ def list_(pki: Path, out: Output) -> None:
 
 @ca.command(
     "revoke",
-    example="erxhub ca revoke 4f9c… --reason keyCompromise --context agency",
+    example="erxhub ca revoke 4f9c… --reason keyCompromise --context agency --pki pki",
 )
 @click.argument("identifier")
 @click.option("--reason", type=click.Choice(REASONS), default="unspecified", show_default=True)

@@ -5,11 +5,14 @@ Owns the click classes of every verb. Must never: import anything that is slow t
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import click
+
+from erxhub.cli.exits import unusable
 
 HELP_OPTIONS: Final = {"help_option_names": ["-h", "--help"]}
 
@@ -57,6 +60,24 @@ class LazyGroup(ExampleGroup):
     def __init__(self, *args: Any, verbs: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.verbs = verbs
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            # A full disk has no name; whatever else has none (a closed pipe, a lost connection) is not about files.
+            if error.filename is None and error.errno != errno.ENOSPC:
+                raise
+            raise unusable(error) from None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:
+            # click looks for a similar one among the commands that are loaded.
+            raise click.NoSuchCommand(error.command_name, possibilities=self.verbs, ctx=ctx) from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.verbs)

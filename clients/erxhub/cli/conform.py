@@ -7,7 +7,6 @@ Owns the words of these verbs. Their exit codes are their own: 0 ok, 1 failures 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from erxhub.cli.commands import LazyGroup, command
-from erxhub.cli.output import Output, output_option
+from erxhub.cli.output import NewFile, Output, output_option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from erxhub.conform.settings import Settings
     from erxhub.crypto.suites import SigningKey
 
+KEY_BYTES: Final = 32
 HARNESS_ERROR: Final = 2
 FAILURES: Final = 1
 ROLES: Final = ("hospital", "pharmacy", "hub")
@@ -132,7 +132,7 @@ def show(case_id: str, out: Output) -> None:
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Ids of cases that are known to fail, one a line, a reason after #. One that does not fail is XPASS.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), help="Write the bundle here.")
+@click.option("-o", "--output", type=NewFile(path_type=Path, file_okay=False), help="Write the bundle here.")
 @click.option(
     "--sign-with",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -160,8 +160,6 @@ def run(
     if sign_with is not None and output is None:
         raise click.UsageError("--sign-with signs a bundle: name its folder with -o")
     key = _maker_key(sign_with)
-    # gRPC says on stderr what every fault of a case does to its connections.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     suite = _suite()
     with tempfile.TemporaryDirectory(prefix="erxhub-conform-") as folder:
         settings = _settings(suite, Path(folder), role, driver, attach, target, known_failing, options)
@@ -183,7 +181,8 @@ def run(
 @command("verify", example="erxhub conform verify result\nerxhub conform verify result --key 8f3c…")
 @click.argument("bundle", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--key", metavar="HEX", help="The Ed25519 key that must have signed; by default the manifest's own.")
-def verify(bundle: Path, key: str | None) -> None:
+@output_option
+def verify(bundle: Path, key: str | None, out: Output) -> None:
     """Check every file of a bundle against its manifest, and the manifest's signature; needs no network (校验).
 
     Without --key this shows that nothing was altered since; with the key that its maker handed over, also who made it.
@@ -195,8 +194,15 @@ def verify(bundle: Path, key: str | None) -> None:
     try:
         pinned = bytes.fromhex(key) if key is not None else None
     except ValueError:
-        raise click.UsageError("--key is hexadecimal") from None
+        pinned = b""
+    if pinned is not None and len(pinned) != KEY_BYTES:
+        raise click.UsageError(f"--key is {2 * KEY_BYTES} hexadecimal digits")
     problems = verify_bundle(bundle, pinned)
+    if out.format != "table":
+        named = "" if problems else named_key(bundle)
+        told = {"sound": not problems, "signed_by": named, "key_demanded": pinned is not None}
+        out.object(told | {"problems": [str(problem) for problem in problems]})
+        raise click.exceptions.Exit(FAILURES if problems else 0)
     for problem in problems:
         click.echo(str(problem))
     if problems:

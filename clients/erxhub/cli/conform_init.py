@@ -10,13 +10,15 @@ from pathlib import Path
 import click
 
 from erxhub.cli.commands import command
+from erxhub.cli.output import Output, output_option
 
 
 @command("init", example="erxhub conform init --role pharmacy --lang go my-driver")
 @click.option("--role", type=click.Choice(["hospital", "pharmacy"]), required=True, help="Of your product.")
 @click.option("--lang", type=click.Choice(["python", "java", "node", "go"]), required=True)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
-def init(role: str, lang: str, folder: Path) -> None:
+@output_option
+def init(role: str, lang: str, folder: Path, out: Output) -> None:
     """Write a driver skeleton, test certificates, the .proto files and a README into FOLDER (by default here)."""
     from erxhub.cli.conform import HARNESS_ERROR
     from erxhub.cli.exits import Failed
@@ -30,5 +32,8 @@ def init(role: str, lang: str, folder: Path) -> None:
         raise Failed(f"nothing was written, already there: {names} 文件已存在，未写入任何内容", HARNESS_ERROR) from None
     except OSError as error:
         raise Failed(f"{folder}: {error.strerror}", HARNESS_ERROR) from None
+    if out.format != "table":
+        out.object({"folder": str(folder), "begin_with": LANGUAGES[lang].file, "files": sorted(map(str, written))})
+        return
     click.echo(f"{len(written)} files in {folder}")
     click.echo(f"Begin with {folder / 'README.md'} 请先阅读；then {folder / LANGUAGES[lang].file}")

@@ -137,8 +137,9 @@ class Contexts:
             if name not in self.by_name:
                 known = ", ".join(self.by_name) or "none"
                 raise Failed(f"there is no context {name!r} in {self.folder} (there are: {known})", USAGE)
-            if self.by_name[name].role not in roles:
-                raise Failed(f"context {name} is a {self.by_name[name].role}'s; this command is for {wanted}", USAGE)
+            owner = self.by_name[name].role
+            if owner not in roles:
+                raise Failed(f"context {name} is {_article(owner)}'s; this command is for {wanted}", USAGE)
             return self.by_name[name]
         for candidate in (self.current, *roles):
             found = self.by_name.get(candidate)
@@ -151,10 +152,14 @@ class Contexts:
             names = ", ".join(context.name for context in fitting)
             raise Failed(f"several contexts fit ({names}); choose one with --context", USAGE)
         raise Failed(
-            f"there is no context of a {wanted} in {self.folder}; add one with `erxhub context add`, "
+            f"there is no context of {_article(wanted)} in {self.folder}; add one with `erxhub context add`, "
             f"or point {HOME_VARIABLE} at the folder that `erxhub dev` printed",
             USAGE,
         )
+
+
+def _article(role: str) -> str:
+    return f"{'an' if role[0] in 'aeiou' else 'a'} {role}"
 
 
 def _context(folder: Path, name: str, row: Mapping[str, Any]) -> Context:
@@ -168,7 +173,7 @@ def _context(folder: Path, name: str, row: Mapping[str, Any]) -> Context:
         cert=folder / row["cert"],
         key=folder / row["key"],
         server_name=str(row.get("server_name", "")),
-        receipt_keys={str(key_id): str(key) for key_id, key in row.get("receipt_keys", {}).items()},
+        receipt_keys={str(key_id): bytes.fromhex(key).hex() for key_id, key in row.get("receipt_keys", {}).items()},
         signing_keys={str(code): folder / path for code, path in row.get("signing_keys", {}).items()},
         case_reason=str(row.get("case_reason", "")),
         sandbox=str(row.get("sandbox", "")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,16 +70,15 @@ def add(
     from erxhub.cli.exits import USAGE, Failed
     from erxhub.client import ClientIdentity
 
+    if not re.fullmatch(r".+:[0-9]{1,5}", target):
+        raise Failed(f"--target {target}: write HOST:PORT", USAGE)
     cert, key, ca = (
         given or (folder / f"{file}.pem" if folder else None)
         for file, given in (("cert", cert), ("key", key), ("ca", ca))
     )
     if cert is None or key is None or ca is None:
         raise Failed("name --dir, or all of --cert, --key and --ca", USAGE)
-    try:
-        peer = ClientIdentity.from_files(ca=ca, cert=cert, key=key).peer_name()
-    except OSError as error:
-        raise Failed(f"{error.filename}: {error.strerror}", USAGE) from None
+    peer = ClientIdentity.from_files(ca=ca, cert=cert, key=key).peer_name()
     if peer is None:
         raise Failed(f"{cert} names no caller (spiffe://<trust domain>/<role>/<id>)", USAGE)
     contexts = Contexts.load()

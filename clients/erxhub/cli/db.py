@@ -142,7 +142,8 @@ def restore(db: str, source: Path, out: Output) -> None:
             with _programs():
                 version = asyncio.run(restore_postgres(source, db))
         else:
-            version = version_sqlite(source)
+            with failures_of(str(source)):
+                version = version_sqlite(source)
             copy_sqlite(source, db)
     out.object({"database": shown(db), "restored_from": str(source), "schema": version})
 

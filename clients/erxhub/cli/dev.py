@@ -109,7 +109,8 @@ async def _dev(
     if until_eof:
         stop_at_end_of_input(stopping)
     async with AsyncExitStack() as undo:
-        with _failing(db, ports):
+        undo.enter_context(_alone(home))
+        with _failing(db):
             config = configured(default_config(), settings)
             sandbox = await undo.enter_async_context(
                 running_sandbox(
@@ -140,9 +141,10 @@ async def _dev(
 
 
 @contextmanager
-def _failing(db: Path | None, ports: tuple[int, int]) -> Iterator[None]:
+def _failing(db: Path | None) -> Iterator[None]:
     """Says why a sandbox does not come up, and ends the command with the exit code of that."""
     from erxhub.cli.exits import CONFLICT, NEGATIVE, UNAVAILABLE, USAGE, Failed
+    from erxhub.cli.hosting import unlistenable
     from erxhub.crypto.ca import TrustDomainError
     from erxhub.keys import HubKeysError
     from erxhub.ledger.store import StoreFormatError, StoreInUse, StoreUnavailable
@@ -160,8 +162,26 @@ def _failing(db: Path | None, ports: tuple[int, int]) -> Iterator[None]:
         codes = {StoreInUse: CONFLICT, StoreFormatError: USAGE}
         raise Failed(f"{db}: {error}", codes.get(type(error), UNAVAILABLE)) from None
     except RuntimeError as error:
-        # grpc has no other error for an address that it cannot listen on.
-        raise Failed(f"ports {ports[0]} and {ports[1]} of 127.0.0.1: {error}", USAGE) from None
+        raise unlistenable(error) from None
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """One sandbox a folder: a second one would write its contexts over those of the first."""
+    import fcntl
+    import os
+
+    from erxhub.cli.exits import CONFLICT, Failed
+
+    lock = os.open(home / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failed(f"{home}: another `erxhub dev` runs in this folder; name one with --home", CONFLICT) from None
+        yield
+    finally:
+        os.close(lock)
 
 
 def _home(db: Path | None, home: Path | None) -> Path:

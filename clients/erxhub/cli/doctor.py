@@ -168,6 +168,7 @@ def _validity(name: str, cert_pem: bytes, now_ms: int) -> Check:
 
 async def _reached(contexts: Contexts, context: Context) -> Check:
     """Whether what the context points at answers: a hub, or the control port of a sandbox."""
+    from erxhub.cli.exits import Failed
     from erxhub.cli.session import SANDBOX_ROLE, connect, environment_of
     from erxhub.client import CallFailed, Refusal, SandboxClient
 
@@ -179,7 +180,9 @@ async def _reached(contexts: Contexts, context: Context) -> Check:
             namespaces = await SandboxClient(connection).list_namespaces()
     except (CallFailed, Refusal) as failure:
         return Check(name, FAIL, f"{failure.grpc_status}: {failure}")
-    return Check(name, OK, f"{context.target}: {len(namespaces)} namespaces")
+    except Failed as error:
+        return Check(name, FAIL, error.message)
+    return Check(name, OK, f"{context.target}: answers, namespaces: {len(namespaces)}")
 
 
 async def _hub(context: Context, environment: Environment | None) -> Check:
@@ -190,27 +193,35 @@ async def _hub(context: Context, environment: Environment | None) -> Check:
     from erxhub.cli.session import connect
     from erxhub.client.failures import refusal_of
     from erxhub.rpc.dispatch import SENT_AT_HEADER
-    from erxhub.v1 import catalog_pb2, registry_pb2, registry_pb2_grpc
+    from erxhub.v1 import audit_pb2, audit_pb2_grpc, catalog_pb2, registry_pb2, registry_pb2_grpc
 
     name = f"{context.name}: hub"
     async with connect(context, environment) as connection:
         health = health_pb2_grpc.HealthStub(connection.channel)
-        registry = registry_pb2_grpc.RegistryServiceStub(connection.channel)
         try:
             reply = await health.Check(health_pb2.HealthCheckRequest(), timeout=HEALTH_TIMEOUT_S)
             status = health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)
             if status != "SERVING":
                 return Check(name, FAIL, f"{context.target}: {status}")
-            # Everybody may read the lists. The hub compares the clocks, and refuses a revoked certificate.
-            await registry.ListCatalog(
-                registry_pb2.ListCatalogRequest(dataset=catalog_pb2.CATALOG_DATASET_FREQUENCIES),
-                timeout=HEALTH_TIMEOUT_S,
-                metadata=((SENT_AT_HEADER, str(connection.environment.now_ms())),),
-            )
+            # Everybody but a mirror may read the lists. The hub compares the clocks, and refuses a revoked certificate.
+            sent = ((SENT_AT_HEADER, str(connection.environment.now_ms())),)
+            if context.role == "mirror":
+                audit = audit_pb2_grpc.AuditServiceStub(connection.channel)
+                await audit.ListCheckpoints(
+                    audit_pb2.ListCheckpointsRequest(page_size=1), timeout=HEALTH_TIMEOUT_S, metadata=sent
+                )
+            else:
+                registry = registry_pb2_grpc.RegistryServiceStub(connection.channel)
+                await registry.ListCatalog(
+                    registry_pb2.ListCatalogRequest(dataset=catalog_pb2.CATALOG_DATASET_FREQUENCIES),
+                    timeout=HEALTH_TIMEOUT_S,
+                    metadata=sent,
+                )
         except grpc.aio.AioRpcError as error:
             refusal = refusal_of(error)
             if refusal is None:
-                return Check(name, FAIL, f"{context.target}: {error.code().name}: {error.details()}")
+                failure = await connection.failure(error)
+                return Check(name, FAIL, f"{context.target}: {error.code().name}: {failure}")
             more = "".join(f" {key}={value}" for key, value in refusal.metadata.items())
             return Check(name, FAIL, f"{context.target}: {refusal.code}: {refusal.text_en} {refusal.text_zh}{more}")
     return Check(name, OK, f"{context.target}: SERVING, knows this caller, clocks agree")

@@ -48,6 +48,12 @@ class Failed(click.ClickException):
         self.exit_code = exit_code  # type: ignore[misc]
 
 
+def unusable(error: OSError) -> Failed:
+    """A file, folder or device that cannot be used: its name, where the system tells it, and why."""
+    place = f"{error.filename}: " if error.filename is not None else ""
+    return Failed(f"{place}{error.strerror}", USAGE)
+
+
 def exit_code_of_status(grpc_status: str) -> int:
     """The exit code of a gRPC status by its name. OK is 0: a finding travels in a reply that succeeded."""
     return OK if grpc_status == "OK" else _BY_STATUS.get(grpc_status, NEGATIVE)

@@ -141,10 +141,15 @@ async def started(
     except StoreUnavailable as error:
         raise Failed(f"the database: {error}", UNAVAILABLE) from None
     except RuntimeError as error:
-        # grpc has no other error for an address that it cannot listen on.
-        raise Failed(f"{address}: {error}", USAGE) from None
+        raise unlistenable(error) from None
     settle_memory()
     return hub
+
+
+def unlistenable(error: RuntimeError) -> Failed:
+    """What gRPC says of an address on which it cannot listen: it has no other error for that."""
+    words, hint, _ = str(error).partition("; set GRPC_VERBOSITY")
+    return Failed(f"{words}: it is in use, or not this machine's" if hint else words, USAGE)
 
 
 async def until_stopped(hub: Hub, stopping: asyncio.Event) -> None:

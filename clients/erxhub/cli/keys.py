@@ -23,8 +23,9 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 def keys() -> None:
     """The hub's own keys: receipts, log, and the keyed hashes of the ledger.
 
-    All hubs of one ledger share the hmac keys; the receipt key is each hub's own. Without its hmac keys a ledger's
-    secrets and personal numbers cannot be found any more, so keep a copy.
+    All hubs of one ledger share the hmac keys; the receipt key is each hub's own. So a further hub's keys are a copy
+    of the folder with `erxhub keys rotate receipt`. Without its hmac keys a ledger's secrets and personal numbers
+    cannot be found any more, so keep a copy.
     """
 
 
@@ -53,8 +54,6 @@ def _faults_are_usage() -> Iterator[None]:
         yield
     except HubKeysError as error:
         raise Failed(str(error), USAGE) from None
-    except OSError as error:
-        raise Failed(f"{error.filename}: {error.strerror}", USAGE) from None
 
 
 @keys.command("init", example="erxhub keys init --keys keys")

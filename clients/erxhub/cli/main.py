@@ -5,6 +5,7 @@ Owns the names. Must never: import a verb before it is used; `erxhub --help` ans
 
 from __future__ import annotations
 
+import os
 from typing import Final
 
 import click
@@ -64,3 +65,5 @@ def main(ctx: click.Context, wait_for: str) -> None:
     5 conflict or precondition, 6 unavailable.
     """
     ctx.obj = wait_for
+    # gRPC's own lines would stand between the messages, and between the JSON lines of a hub's log.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -100,6 +100,15 @@ def output_option(function: _Function) -> _Function:
     )(function)
 
 
+class NewFile(click.Path):
+    """`-o FILE` of a verb whose result is a file; the word of a format is refused, whoever writes it means that."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in FORMATS:
+            self.fail(f"here it names what is written; for one that is called so write ./{value}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def _unknown(value: Any) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 

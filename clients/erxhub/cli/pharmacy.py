@@ -188,7 +188,7 @@ async def review(
 
 
 @pharmacy.command(
-    "quote", example="erxhub pharmacy quote RX_NO --voucher-ref REF --line 1=2@12.50 --line 2=1@30 --save quote.json"
+    "quote", example="erxhub pharmacy quote RX_NO --voucher-ref REF --line 1=1@12.50 --line 2=1@30 --save quote.json"
 )
 @click.argument("rx_no")
 @click.option("--voucher-ref", required=True, help="From `voucher verify --for purchase` (or online-purchase).")
@@ -232,7 +232,7 @@ async def quote(
     "settle",
     example="""\
 erxhub pharmacy settle RX_NO --quote quote.json --voucher-ref REF
-erxhub pharmacy settle RX_NO --self-paid --line 1=2@12.50""",
+erxhub pharmacy settle RX_NO --self-paid --line 1=1@12.50 --line 2=1@30""",
 )
 @click.argument("rx_no")
 @click.option(
@@ -338,7 +338,8 @@ async def reverse(
     "dispense",
     example="""\
 erxhub pharmacy dispense RX_NO --settlement SETTLEMENT_ID --reviewer YS330100990001 --dispenser PY330100990001 \\
-    --checker PY330100990003 --lot 1=2@L2601/2027-12-31/83000000000000000001,83000000000000000002""",
+    --checker PY330100990003 --lot 1=1@L2601/2027-12-31/83000000000000000001 \\
+    --lot 2=1@L2602/2027-12-31/83000000000000000002""",
 )
 @click.argument("rx_no")
 @click.option("--settlement", default="", metavar="ID", help="From `settle`.")

@@ -11,7 +11,7 @@ from erxhub.cli.arguments import InstantType
 from erxhub.cli.commands import group
 from erxhub.cli.exits import NEGATIVE, OK, USAGE, Failed
 from erxhub.cli.namespaces import namespace_option, with_sandbox
-from erxhub.cli.output import Output
+from erxhub.cli.output import NewFile, Output
 from erxhub.cli.session import context_option, run
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ async def traffic(
 
 @sandbox.command("inspect", example="erxhub sandbox inspect -o traffic.html")
 @click.option(
-    "-o", "--output", "file", required=True, type=click.Path(path_type=Path, dir_okay=False), help="The page to write."
+    "-o", "--output", "file", required=True, type=NewFile(path_type=Path, dir_okay=False), help="The page to write."
 )
 @click.option("--rx", "rx_no", default="", metavar="RX_NO", help="Only calls that name this prescription.")
 @click.option("--language", type=click.Choice(["zh", "en"]), default="zh", show_default=True, help="To open it in.")
@@ -244,10 +244,7 @@ async def world(client: SandboxClient, ctx: Context, out: Output, folder: Path |
     ]
     out.rows(rows, ("kind", "id", "name", "institution", "signs_with"))
     if folder is not None:
-        try:
-            write_signers(folder, found)
-        except OSError as error:
-            raise Failed(f"{error.filename}: {error.strerror}", USAGE) from None
+        write_signers(folder, found)
         out.say(f"{len(found.signers)} signing keys are in {folder}")
 
 
@@ -288,10 +285,7 @@ async def mint(
     place = (folder or folder_of(contexts, client.namespace) / "tls" / role / "-".join((id_, *defects))).absolute()
     numbers = [sandbox_pb2.IdentityDefect.Value(f"IDENTITY_DEFECT_{_upper(defect)}") for defect in defects]
     identity = await client.mint_identity(role, id_, defects=numbers)
-    try:
-        write_identity(place, identity)
-    except OSError as error:
-        raise Failed(f"{error.filename}: {error.strerror}", USAGE) from None
+    write_identity(place, identity)
     shown = {"role": role, "id": id_, "namespace": client.namespace, "folder": str(place), "defects": list(defects)}
     if context_as:
         found, keys = await client.get_namespace(), await client.get_world()

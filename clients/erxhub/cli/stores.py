@@ -65,14 +65,16 @@ def failures_of(database: str) -> Iterator[None]:
     from erxhub.ledger.store import StoreFormatError, StoreInUse, StoreUnavailable
 
     name = shown(database)
+    if not is_postgres(database) and Path(database).is_dir():
+        raise Failed(f"{name} is a folder", USAGE)
     try:
         yield
     except ModuleNotFoundError as error:
         if error.name != "asyncpg":
             raise
         raise Failed("PostgreSQL needs more than is installed: pip install 'erxhub[postgres]'", USAGE) from None
-    except FileNotFoundError:
-        raise Failed(f"{name}: no such file, or no such folder", USAGE) from None
+    except FileNotFoundError as error:
+        raise Failed(f"{error.filename or name}: no such file, or no such folder", USAGE) from None
     except FileExistsError as error:
         raise Failed(f"{error.filename}: exists already, and is never replaced", CONFLICT) from None
     except StoreInUse as error:

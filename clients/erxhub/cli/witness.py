@@ -49,8 +49,6 @@ def _faults_are_usage() -> Iterator[None]:
         yield
     except (WitnessFilesError, RecordsBroken) as error:
         raise Failed(str(error), USAGE) from None
-    except OSError as error:
-        raise Failed(f"{error.filename}: {error.strerror}", USAGE) from None
 
 
 @witness.command("keygen", example="erxhub witness keygen example.org/witness-1 --folder witness-1")

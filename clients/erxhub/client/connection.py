@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,6 +71,13 @@ SERVICE_MODULES: Final[tuple[ModuleType, ...]] = (
 )
 
 
+PROBE_TIMEOUT_S: Final = 2.0
+_ONE_ADDRESS: Final = "failed to connect to all addresses; last error"
+"""gRPC's own words when it tells of one address only: of `localhost` often the one at which nobody listens."""
+_NOT_TRUSTED: Final = "CERTIFICATE_VERIFY_FAILED"
+_WRONG_NAME: Final = "Hostname Verification"
+_HOSTNAME_MISMATCH: Final = 62
+"""X509_V_ERR_HOSTNAME_MISMATCH (OpenSSL)."""
 REACHED_TRAILER: Final = "erxhub-reached"
 """Where a reply that waited says what it reached."""
 
@@ -224,6 +232,7 @@ class Connection:
             ("grpc.initial_reconnect_backoff_ms", self.retry.backoff_ms),
             ("grpc.max_reconnect_backoff_ms", self.retry.backoff_max_ms),
         ]
+        self.server_name = server_name
         if server_name:
             options.append(("grpc.ssl_target_name_override", server_name))
         # A pair that does not fit is left out: gRPC has no error of its own for it, and `_tls_fault` names it.
@@ -258,7 +267,7 @@ class Connection:
             call = method(self.waiting(request), timeout=self._timeout(timeout_s))
             reply = await call
         except grpc.aio.AioRpcError as error:
-            raise self._failure(error, request) from error
+            raise await self.failure(error, request) from error
         self.check_reply(reply, request)
         if self.on_reached is not None:
             reached = [value for key, value in await call.trailing_metadata() or () if key == REACHED_TRAILER]
@@ -300,7 +309,7 @@ class Connection:
         try:
             reply = await call
         except grpc.aio.AioRpcError as error:
-            raise self._failure(error, None) from error
+            raise await self.failure(error, None) from error
         self.check_reply(reply, None)
         return reply
 
@@ -336,7 +345,7 @@ class Connection:
 
         Raises the failure when opening it again is no use: it was refused, or lost too often.
         """
-        failure = self._failure(error, request)
+        failure = await self.failure(error, request)
         # A certificate that fails the handshake once fails it every time.
         hopeless = isinstance(failure, HubUnreachable) and failure.code.startswith("TLS_")
         if error.code() is not grpc.StatusCode.UNAVAILABLE or hopeless or failed > self.retry.stream_resumes:
@@ -364,14 +373,35 @@ class Connection:
             invalid.reply, invalid.request = reply, request
             raise
 
-    def _failure(self, error: grpc.aio.AioRpcError, request: Message | None) -> ClientFailure:
+    async def failure(self, error: grpc.aio.AioRpcError, request: Message | None = None) -> ClientFailure:
+        """What a broken call is told as: the hub's refusal, or why there was none."""
         failure: ClientFailure | None = refusal_of(error)
         if failure is None and error.code() is grpc.StatusCode.UNAVAILABLE:
             details = error.details() or ""
+            if _ONE_ADDRESS in details and _NOT_TRUSTED not in details:
+                details = await self._handshake() or details
             failure = self._tls_fault(details) or hub_unreachable(self.target, details)
         failure = failure or call_failed(error)
         failure.request = request
         return failure
+
+    async def _handshake(self) -> str:
+        """Why the hub's certificate is not trusted, by a handshake of our own; empty when that is not the reason."""
+        host, _, port = self.target.rpartition(":")
+        name = self.server_name or host.strip("[]")
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.load_verify_locations(cadata=self.identity.ca_pem.decode())
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                _, writer = await asyncio.open_connection(
+                    host.strip("[]"), int(port), ssl=context, server_hostname=name
+                )
+            writer.close()
+        except ssl.SSLCertVerificationError as error:
+            return f"{_WRONG_NAME if error.verify_code == _HOSTNAME_MISMATCH else _NOT_TRUSTED}: {error.verify_message}"
+        except (OSError, ValueError):
+            pass
+        return ""
 
     def _pair_fits(self) -> bool:
         identity = self.identity
@@ -389,14 +419,14 @@ class Connection:
                 "The private key is missing, unreadable, or not that of the client certificate.",
                 "私钥缺失、无法读取，或与客户端证书不匹配。",
             )
-        if fault is None and "CERTIFICATE_VERIFY_FAILED" in details:
+        if fault is None and _NOT_TRUSTED in details:
             fault = certs.TlsFault(
                 "TLS_HUB_NOT_TRUSTED",
                 f"The certificate of the hub at {self.target} was not issued by the authority in ca.pem, "
                 "or is not valid now.",
                 f"中心 {self.target} 的证书不是由 ca.pem 中的机构签发，或当前不在有效期内。",
             )
-        if fault is None and "Hostname Verification" in details:
+        if fault is None and _WRONG_NAME in details:
             fault = certs.TlsFault(
                 "TLS_HUB_NAME",
                 f"The certificate of the hub at {self.target} is for another name; give it as the server name.",

@@ -1250,7 +1250,15 @@ class Contents {
       if (single.name === 'signing_key.registered' && !used.has(single.says.key.key_id))
         throw new Refused('UNRELATED', 'nothing here was signed with this key', single);
     const registrations = this.registrations();
-    for (const content of contents) this.checkSigned(content, registrations);
+    const firstAt = new Map();
+    for (const content of contents) {
+      this.checkSigned(content, registrations);
+      const { entry, signed } = content;
+      const statement = `${signed.payload_type} ${signed.payload.toString('hex')}`;
+      if ((firstAt.get(statement) ?? entry.recordedAt) !== entry.recordedAt)
+        throw new Refused('REUSED', 'what was signed once stands for a later step as well', entry);
+      firstAt.set(statement, entry.recordedAt);
+    }
     return contents;
   }
   registrations() {
@@ -1815,7 +1823,7 @@ const EVENTS = `
 011a signing_key.registered institution|practitioner SigningKeyRegistered
 011c person.registered person PersonRegistered
 011d person.status_changed person PersonStatusChanged
-0121 content.erased encounter|prescription ContentErased
+0121 content.erased voucher|account|encounter|prescription ContentErased
 0201 person.voucher_activated person VoucherActivated
 0202 person.voucher_deactivated person VoucherDeactivated
 0203 voucher.issued voucher VoucherIssued

@@ -47,8 +47,12 @@ class Reason(StrEnum):
     """A signature does not verify over the exact bytes, or the content is not of its type (I13)."""
     SIGNING_KEY = "SIGNING_KEY"
     """The key was not the named signer's at the named institution, not valid, or revoked (I14)."""
+    CERTIFICATE = "CERTIFICATE"
+    """A signer's certificate is not the trust domain's, or another signer's or key's."""
     DIGEST = "DIGEST"
     """What was signed is not what the entry says, or another digest than that of the signed bytes (I13)."""
+    REUSED = "REUSED"
+    """What was signed once stands for a step of another instant as well."""
     FILE = "FILE"
     """The prescription file is missing or is not the one that was signed."""
     NAME = "NAME"
@@ -60,6 +64,9 @@ class Reason(StrEnum):
 
 
 _ERASED: Final = "content.erased"
+_QUOTING_EVENTS: Final = frozenset(
+    name for name, event in events.BY_NAME.items() if "voucher_key" in event.payload.DESCRIPTOR.fields_by_name
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,14 +291,15 @@ def _voucher_stages(uses: Iterable[VoucherUse]) -> dict[bytes, audit_pb2.Stage.V
 # ---- which streams ----
 
 
-def _voucher_key(record: Record) -> bytes:
+def voucher_key(record: Record) -> bytes:
+    """The stream of the voucher that an entry quotes; b"" when it quotes none."""
     if record.name == "authorization.issued":
         return bytes(record.payload.authorization.voucher_key)
-    return bytes(getattr(record.payload, "voucher_key", b""))
+    return bytes(record.payload.voucher_key) if record.name in _QUOTING_EVENTS else b""
 
 
 def _quoting(stream: Stream) -> Iterator[Record]:
-    return (record for record in stream.records if _voucher_key(record))
+    return (record for record in stream.records if voucher_key(record))
 
 
 def _account_key(rx: Stream) -> bytes:
@@ -319,7 +327,7 @@ def _persons(rx: Stream, vouchers: Iterable[Stream]) -> set[bytes]:
 def missing(rx_key: bytes, sources: Sources) -> set[bytes]:
     """The streams to fetch next; empty when the chain can be assembled. Each answer may lead to further streams."""
     rx, encounter = sources.stream(rx_key), sources.stream(_encounter_key(sources.stream(rx_key)))
-    vouchers = {_voucher_key(record) for stream in (rx, encounter) for record in _quoting(stream)}
+    vouchers = {voucher_key(record) for stream in (rx, encounter) for record in _quoting(stream)}
     wanted = {rx_key, _encounter_key(rx), _account_key(rx), *vouchers}
     wanted.update(trace_code_key(code) for code in _trace_codes(rx))
     wanted |= _persons(rx, map(sources.stream, vouchers))
@@ -333,7 +341,7 @@ def assemble(rx_key: bytes, sources: Sources) -> Chain:
     steps = sorted(
         (record for stream in (encounter, rx) for record in _quoting(stream)), key=lambda record: record.position
     )
-    uses = tuple(VoucherUse(step, _voucher_key(step), sources.stream(_voucher_key(step))) for step in steps)
+    uses = tuple(VoucherUse(step, voucher_key(step), sources.stream(voucher_key(step))) for step in steps)
     account = sources.stream(_account_key(rx))
     moves = tuple(
         record for record in account.all("account.debited", "account.restored") if record.payload.rx_key == rx_key

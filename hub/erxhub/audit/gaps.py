@@ -20,7 +20,7 @@ from erxhub.core.claim_arithmetic import line_amount_fen, parse_quantity_e4
 from erxhub.policy.rules import Rules
 from erxhub.v1 import common_pb2, events_pb2, state_pb2
 
-SIGNATURE_REASONS: Final = frozenset({Reason.SIGNATURE, Reason.SIGNING_KEY, Reason.DIGEST, Reason.FILE})
+SIGNATURE_REASONS: Final = frozenset({Reason.SIGNATURE, Reason.SIGNING_KEY, Reason.DIGEST, Reason.REUSED, Reason.FILE})
 """Findings that mean an altered prescription or a wrong signer; every other finding is a broken chain."""
 
 _ON_CERTIFICATE: Final = frozenset({"02", "03"})  # identity card and social security card: the certificate was checked

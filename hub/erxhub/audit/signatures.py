@@ -8,7 +8,7 @@ verdicts. Bytes are verified exactly as they were recorded; nothing is serialise
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Final
 
@@ -67,6 +67,9 @@ class SignedContent:
 
 # ---- which contents ----
 
+_BY_HOSPITAL: Final = (events_pb2.HospitalReviewed, events_pb2.PrescriptionUploaded)
+"""The events of a prescription that hold what a hospital and its people signed."""
+
 
 def contents(chain: Chain, sales: Sequence[Sale]) -> list[SignedContent]:
     """Every signed content of the chain, in the order of the log within each stream."""
@@ -116,7 +119,7 @@ def _diagnosis(chain: Chain, record: Record) -> SignedContent:
 
 def _of_prescription(chain: Chain, record: Record) -> Iterator[SignedContent]:
     payload, prechecked = record.payload, chain.prechecked
-    if prechecked is None:
+    if prechecked is None or not isinstance(payload, _BY_HOSPITAL):
         return
     content, rx_no = prechecked.payload.content, chain.rx_no
     uploaded = chain.rx.first("prescription.uploaded")
@@ -135,7 +138,7 @@ def _of_prescription(chain: Chain, record: Record) -> Iterator[SignedContent]:
                 and statement.prescription_sha256 == prescription_sha256(chain)
             ),
         )
-    elif isinstance(payload, events_pb2.PrescriptionUploaded):
+    else:
         yield SignedContent(
             record,
             payload.prescription,
@@ -277,9 +280,21 @@ class Proof:
 
 
 def proofs(chain: Chain, sales: Sequence[Sale], sources: Sources) -> list[Proof]:
-    """What there is to verify. Only the first signature counts: it is the acting person's or the institution's."""
+    """What there is to verify. Only the first signature counts: it is the acting person's or the institution's.
+
+    A statement about a sale names the prescription and not always the order, so none stands for a later step as well.
+    It is known by its bytes: of one content there can be many signatures. Steps of one instant may be alike.
+    """
     revoked = _revocations(sources.stream(sources.ledger_key))
-    return [_proof(content, sources, revoked) for content in contents(chain, sales)]
+    found: list[Proof] = []
+    first_at_ms: dict[tuple[str, bytes], int] = {}
+    for content in contents(chain, sales):
+        proof = _proof(content, sources, revoked)
+        at_ms = content.record.at_ms
+        if first_at_ms.setdefault((content.signed.payload_type, content.signed.payload), at_ms) != at_ms:
+            proof = replace(proof, reasons=(*proof.reasons, Reason.REUSED))
+        found.append(proof)
+    return found
 
 
 def _proof(content: SignedContent, sources: Sources, revoked: Mapping[str, list[Record]]) -> Proof:

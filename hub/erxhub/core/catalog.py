@@ -85,9 +85,9 @@ def edition_in_force(ledger: state_pb2.LedgerState | None, dataset: str, now_ms:
     number = DATASETS[dataset]
     newest = None
     for edition in ledger.editions:
-        if edition.dataset == number and edition.valid_from_ms <= now_ms:
-            if newest is None or newest.valid_from_ms <= edition.valid_from_ms:
-                newest = edition
+        is_in_force = edition.dataset == number and edition.valid_from_ms <= now_ms
+        if is_in_force and (newest is None or newest.valid_from_ms <= edition.valid_from_ms):
+            newest = edition
     return None if newest is None else newest.edition
 
 

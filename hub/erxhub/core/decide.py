@@ -19,7 +19,7 @@ from erxhub.core import (
     settlement,
     voucher,
 )
-from erxhub.core.model import Command, Draft, Handler, LookAhead, Outcome
+from erxhub.core.model import Ahead, Command, Draft, Handler, LookAhead, Outcome
 
 HANDLERS: Final[Mapping[str, Handler]] = MappingProxyType(
     {
@@ -38,19 +38,22 @@ HANDLERS: Final[Mapping[str, Handler]] = MappingProxyType(
 )
 
 
-LOOK_AHEADS: Final[Mapping[str, LookAhead]] = MappingProxyType({**prescription.LOOK_AHEADS})
+LOOK_AHEADS: Final[Mapping[str, LookAhead]] = MappingProxyType(
+    {
+        **voucher.LOOK_AHEADS,
+        **encounter.LOOK_AHEADS,
+        **prescription.LOOK_AHEADS,
+        **hold.LOOK_AHEADS,
+        **settlement.LOOK_AHEADS,
+        **goods.LOOK_AHEADS,
+    }
+)
 
 
-def look_ahead(tx: Draft, command: Command) -> None:
-    """Ask for what the decision will look up first; raises Missing while any of it is not loaded.
-
-    Cheap for the commands that say it themselves. Any other is decided, and its outcome is thrown away.
-    """
-    asked = LOOK_AHEADS.get(command.method)
-    if asked is None:
-        decide(tx, command)
-    else:
-        asked(tx, command)
+def ahead(command: Command) -> Ahead | None:
+    """What the decision will look up first; None for a command that has to be decided for it to be found out."""
+    told = LOOK_AHEADS.get(command.method)
+    return None if told is None else told(command)
 
 
 def decide(tx: Draft, command: Command) -> Outcome:

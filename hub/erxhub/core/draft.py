@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from erxhub.core import events, index
 from erxhub.core.fold import STATE_TYPES, At, evolve
 from erxhub.core.mac import HmacSha256
-from erxhub.core.model import AcceptedBefore, MessageT, Missing, Randomness
+from erxhub.core.model import AcceptedBefore, Ahead, MessageT, Missing, Randomness
 from erxhub.policy.rules import Rules
 
 # The order in which the entries of one commit are built: the later may name the leaf hash of the earlier.
@@ -84,6 +84,7 @@ class Pending:
     stream_key: bytes
     version: int
     event: str
+    number: int
     payload: Any
     body: bytes
     actor: str
@@ -105,6 +106,27 @@ class Workspace:
     """The names under which secrets of this batch are looked for: each is asked for many times."""
     added: dict[tuple[str, bytes], list[bytes]] = field(default_factory=dict)
     """Streams that this batch put into a list, oldest first."""
+
+    def secret_names(self, macs: MacKeys, space: str, value: str) -> tuple[tuple[str, bytes], ...]:
+        """The names under which a secret is looked for."""
+        known = self.secrets.get((space, value))
+        if known is None:
+            known = self.secrets[space, value] = tuple(
+                (space, macs.mac(space, value, version)) for version in macs.keys
+            )
+        return known
+
+    def has(self, ahead: Ahead, macs: MacKeys, ledger_key: bytes, wanted: Lookups) -> bool:
+        """Whether all of this is loaded; what is not is then in `wanted`."""
+        names = [name for name in ahead.names if name not in self.names]
+        for space, value in ahead.secrets:
+            names += [name for name in self.secret_names(macs, space, value) if name not in self.names]
+        streams = [key for key in ahead.streams if key not in self.streams]
+        if ahead.ledger and ledger_key not in self.streams:
+            streams.append(ledger_key)
+        wanted.names.update(names)
+        wanted.streams.update(streams)
+        return not names and not streams
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,12 +235,11 @@ class WorkingDraft:
         return None
 
     def secret_names(self, space: str, value: str) -> tuple[tuple[str, bytes], ...]:
-        known = self._workspace.secrets.get((space, value))
-        if known is None:
-            macs = self._mac_keys
-            known = tuple((space, macs.mac(space, value, version)) for version in macs.keys)
-            self._workspace.secrets[space, value] = known
-        return known
+        return self._workspace.secret_names(self._mac_keys, space, value)
+
+    def want_ahead(self, ahead: Ahead) -> None:
+        if not self._workspace.has(ahead, self._mac_keys, self.ledger_key, self._wanted):
+            raise Missing
 
     def listing(self, space: str, key: bytes, limit: int) -> list[bytes]:
         try:
@@ -318,14 +339,15 @@ class WorkingDraft:
         kind = events.BY_NAME[event]
         assert type(payload) is kind.payload, event
         assert stream_kind in kind.stream_kinds, event
-        working.version += 1
-        evolve(stream_kind, working.state, event, payload, At(working.version, self.now_ms, self.request_id))
+        version = working.version = working.version + 1
+        evolve(stream_kind, working.state, event, payload, At(version, self.now_ms, self.request_id))
         self.pending.append(
             Pending(
                 stream_kind,
                 stream_key,
-                working.version,
+                version,
                 event,
+                kind.number,
                 payload,
                 payload.SerializeToString(deterministic=True),
                 f"{self._caller_actor}/{actor}" if actor else self._caller_actor,
@@ -337,6 +359,8 @@ class WorkingDraft:
 
     def in_commit_order(self) -> list[Pending]:
         """The events as they are sealed: by kind of stream, in the order of emission within a kind."""
+        if len(self.changed) == 1:
+            return self.pending
         return sorted(self.pending, key=lambda event: _RANK[event.stream_kind])
 
     def rests_on(

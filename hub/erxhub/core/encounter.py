@@ -16,7 +16,7 @@ from erxhub.core.fold import state_name
 from erxhub.core.guards import Visit, about, visit
 from erxhub.core.keys import stream_key
 from erxhub.core.lifecycle import Machine, Role, permits
-from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused, Target
+from erxhub.core.model import Accepted, Ahead, Command, Draft, Handler, LookAhead, Outcome, Refused, Target
 from erxhub.policy.codes import has_form, id_number_fault, normal_id_number, standing
 from erxhub.policy.pack import china_date
 from erxhub.v1 import common_pb2, encounter_pb2, events_pb2, registry_pb2, signed_pb2, state_pb2
@@ -65,7 +65,7 @@ def register(tx: Draft, command: Command) -> Outcome:
     refused = guards.own_institution(command, request.hospital_code, "hospital_code")
     if refused is not None:
         return refused
-    _want_registration(tx, command, request)
+    tx.want_ahead(_ahead_of_registration(command))
     institution = guards.institution(tx, request.hospital_code, "hospital_code")
     if isinstance(institution, Refused):
         return institution
@@ -115,14 +115,14 @@ def register(tx: Draft, command: Command) -> Outcome:
     return Accepted(encounter_pb2.RegisterEncounterResponse(encounter_id=encounter_id))
 
 
-def _want_registration(tx: Draft, command: Command, request: encounter_pb2.RegisterEncounterRequest) -> None:
-    tx.want(
-        names=[
-            ("institution", command.caller.id.encode()),
-            *tx.secret_names("person", request.person_no),
-            *(tx.secret_names("voucher_ref", request.voucher_ref) if request.voucher_ref else ()),
-            *(tx.secret_names("online_identity", request.online_identity_no) if request.online_identity_no else ()),
-        ]
+def _ahead_of_registration(command: Command) -> Ahead:
+    request: encounter_pb2.RegisterEncounterRequest = command.request
+    if guards.own_institution(command, request.hospital_code, "hospital_code") is not None:
+        return Ahead()
+    references = (("voucher_ref", request.voucher_ref), ("online_identity", request.online_identity_no))
+    return Ahead(
+        names=(("institution", command.caller.id.encode()),),
+        secrets=(("person", request.person_no), *[reference for reference in references if reference[1]]),
     )
 
 
@@ -280,16 +280,7 @@ def amend_diagnosis(tx: Draft, command: Command) -> Outcome:
 
 def _diagnosis(tx: Draft, command: Command, trigger: str, event: str, reason: str) -> Refused | None:
     request: encounter_pb2.RecordDiagnosisRequest | encounter_pb2.AmendDiagnosisRequest = command.request
-    facts = command.evidence.signatures.get("statement", ())
-    claimed = guards.claimed(command, "statement", signed_pb2.DiagnosisStatement)
-    tx.want(
-        names=[
-            ("encounter", request.encounter_id.encode()),
-            *(() if isinstance(claimed, Refused) else [("practitioner", claimed.doctor_code.encode())]),
-            *(("revoked_key", fact.key_id.encode()) for fact in facts[:1]),
-        ],
-        streams=[tx.ledger_key],
-    )
+    tx.want_ahead(_ahead_of_diagnosis(command))
     found = _step(tx, command, request.encounter_id, trigger, Role.DOCTOR)
     if isinstance(found, Refused):
         return found
@@ -319,6 +310,14 @@ def _diagnosis(tx: Draft, command: Command, trigger: str, event: str, reason: st
     )
     tx.emit("encounter", found.key, event, recorded, actor=doctor_code)
     return None
+
+
+def _ahead_of_diagnosis(command: Command) -> Ahead:
+    claimed = guards.claimed(command, "statement", signed_pb2.DiagnosisStatement)
+    doctor = () if isinstance(claimed, Refused) else (("practitioner", claimed.doctor_code.encode()),)
+    facts = command.evidence.signatures.get("statement", ())
+    keys = [("revoked_key", fact.key_id.encode()) for fact in facts[:1]]
+    return Ahead((("encounter", command.request.encounter_id.encode()), *doctor, *keys), ledger=True)
 
 
 def _diagnoses_refused(tx: Draft, statement: signed_pb2.DiagnosisStatement) -> Refused | None:
@@ -375,4 +374,10 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "EncounterService/AmendDiagnosis": amend_diagnosis,
     "EncounterService/CloseEncounter": close,
     "EncounterService/CancelEncounter": cancel,
+}
+
+LOOK_AHEADS: Final[Mapping[str, LookAhead]] = {
+    "EncounterService/RegisterEncounter": _ahead_of_registration,
+    "EncounterService/RecordDiagnosis": _ahead_of_diagnosis,
+    "EncounterService/AmendDiagnosis": _ahead_of_diagnosis,
 }

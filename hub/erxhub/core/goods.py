@@ -16,7 +16,7 @@ from erxhub.core.consequences import cancel_delivery, current, end_effective, st
 from erxhub.core.fold import state_name
 from erxhub.core.keys import trace_code_key
 from erxhub.core.lifecycle import Machine, Role, permits
-from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused, Target
+from erxhub.core.model import Accepted, Ahead, Command, Draft, Handler, LookAhead, Outcome, Refused, Target
 from erxhub.core.orders import PRESCRIPTION, WHOLE_E4, Seen, claim_status, order_status
 from erxhub.policy.pack import china_date
 from erxhub.policy.rules import Rules
@@ -47,9 +47,7 @@ def dispense(tx: Draft, command: Command) -> Outcome:
     claimed = orders.claimed(command, signed_pb2.DispenseStatement)
     if isinstance(claimed, Refused):
         return claimed
-    staff = [("practitioner", code.encode()) for code in (claimed.dispenser_code, claimed.checker_code)]
-    code_keys = [trace_code_key(code) for lot in claimed.lots for code in lot.trace_codes]
-    orders.want(tx, command, claimed.rx_no, [*staff, *orders.key_names(command)], code_keys)
+    tx.want_ahead(_ahead_of_dispense(command))
     step = orders.forward(tx, command, claimed.rx_no)
     if isinstance(step, Refused):
         return step
@@ -62,7 +60,8 @@ def dispense(tx: Draft, command: Command) -> Outcome:
         return order
     rules = tx.rules(command.caller.area_code)
     refused = (
-        _not_paid(seen, order, statement)
+        orders.replayed(seen, order, statement.signed_at_ms, order.downloaded_at_ms)
+        or _not_paid(seen, order, statement)
         or _staff_fault(tx, seen, order, statement, rules)
         or _quantity_fault(seen, order, statement)
         or _lot_fault(tx, seen, order, statement, rules)
@@ -71,6 +70,15 @@ def dispense(tx: Draft, command: Command) -> Outcome:
     if refused is not None:
         return refused
     return _out(tx, command, seen, pharmacy, order.order_no, statement)
+
+
+def _ahead_of_dispense(command: Command) -> Ahead:
+    claimed = orders.claimed(command, signed_pb2.DispenseStatement)
+    if isinstance(claimed, Refused):
+        return Ahead()
+    staff = [("practitioner", code.encode()) for code in (claimed.dispenser_code, claimed.checker_code)]
+    code_keys = [trace_code_key(code) for lot in claimed.lots for code in lot.trace_codes]
+    return orders.ahead(command, claimed.rx_no, [*staff, *orders.key_names(command)], streams=code_keys)
 
 
 def _not_paid(seen: Seen, order: state_pb2.Order, statement: signed_pb2.DispenseStatement) -> Refused | None:
@@ -283,10 +291,7 @@ def hand_over(tx: Draft, command: Command) -> Outcome:
     claimed = orders.claimed(command, signed_pb2.HandOverStatement)
     if isinstance(claimed, Refused):
         return claimed
-    names = [*tx.secret_names("voucher_ref", request.voucher_ref), *orders.key_names(command)]
-    if claimed.staff_code:
-        names.append(("practitioner", claimed.staff_code.encode()))
-    orders.want(tx, command, claimed.rx_no, names)
+    tx.want_ahead(_ahead_of_hand_over(command))
     step = orders.forward(tx, command, claimed.rx_no)
     if isinstance(step, Refused):
         return step
@@ -303,6 +308,11 @@ def hand_over(tx: Draft, command: Command) -> Outcome:
     order = _waiting(seen)
     if isinstance(order, Refused):
         return order
+    # Goods of two orders may wait at once, so the later hand-over is one that was signed after the earlier.
+    handed_over_at_ms = max(each.handed_over_at_ms for each in seen.own_orders())
+    refused = orders.replayed(seen, order, statement.signed_at_ms, max(order.downloaded_at_ms, handed_over_at_ms))
+    if refused is not None:
+        return refused
     business_type = tx.rules(command.caller.area_code).text("business_type_hand_over")
     shown = orders.same_person(tx, command, seen, request.voucher_ref, (business_type,))
     if isinstance(shown, Refused):
@@ -320,6 +330,16 @@ def hand_over(tx: Draft, command: Command) -> Outcome:
         causes=[tx.leaf(shown.voucher_key)],
     )
     return Accepted(dispensing_pb2.HandOverResponse(), targets=seen.targets)
+
+
+def _ahead_of_hand_over(command: Command) -> Ahead:
+    claimed = orders.claimed(command, signed_pb2.HandOverStatement)
+    if isinstance(claimed, Refused):
+        return Ahead()
+    names = orders.key_names(command)
+    if claimed.staff_code:
+        names.append(("practitioner", claimed.staff_code.encode()))
+    return orders.ahead(command, claimed.rx_no, names, voucher_ref=command.request.voucher_ref)
 
 
 def _waiting(seen: Seen) -> state_pb2.Order | Refused:
@@ -343,4 +363,9 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "DispensingService/Dispense": dispense,
     "DispensingService/VoidDispense": void,
     "DispensingService/HandOver": hand_over,
+}
+
+LOOK_AHEADS: Final[Mapping[str, LookAhead]] = {
+    "DispensingService/Dispense": _ahead_of_dispense,
+    "DispensingService/HandOver": _ahead_of_hand_over,
 }

@@ -14,7 +14,7 @@ from erxhub.core import guards, orders
 from erxhub.core.consequences import after_hold_ended, current, end_with_order, revoke_authorizations, statuses
 from erxhub.core.fold import order_of, state_name
 from erxhub.core.lifecycle import HOLDING, WITHDRAWABLE, Machine, Role, permits, triggers_exist
-from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused, Target
+from erxhub.core.model import Accepted, Ahead, Command, Draft, Handler, LookAhead, Outcome, Refused, Target
 from erxhub.core.orders import PRESCRIPTION, Seen
 from erxhub.policy.pack import DAY_MS
 from erxhub.policy.rules import Rules
@@ -51,7 +51,7 @@ def list_by_voucher(tx: Draft, command: Command) -> Outcome:
     Refusals: INST_UNKNOWN, AGR_INACTIVE, VCH_*, PSN_INACTIVE, PAGE_TOKEN_INVALID.
     """
     request: dispensing_pb2.ListByVoucherRequest = command.request
-    tx.want(names=[("institution", command.caller.id.encode()), *tx.secret_names("voucher_ref", request.voucher_ref)])
+    tx.want_ahead(_ahead_of_list(command))
     pharmacy = orders.at_counter(tx, command)
     if isinstance(pharmacy, Refused):
         return pharmacy
@@ -86,6 +86,11 @@ def list_by_voucher(tx: Draft, command: Command) -> Outcome:
     if len(page) < len(offered):
         reply.next_page_token = _page_token(tx, command, shown.person_key, reply.prescriptions[-1].rx_no)
     return Accepted(reply, targets=tuple(Target(key, shown.person_key) for key in page))
+
+
+def _ahead_of_list(command: Command) -> Ahead:
+    voucher_ref = command.request.voucher_ref
+    return Ahead((("institution", command.caller.id.encode()),), secrets=(("voucher_ref", voucher_ref),))
 
 
 def _page_token(tx: Draft, command: Command, person_key: bytes, rx_no: str) -> str:
@@ -401,7 +406,7 @@ def review(tx: Draft, command: Command) -> Outcome:
     if isinstance(claim, Refused):
         return claim
     reviewer = claim.pharmacist_code
-    orders.want(tx, command, claim.rx_no, [("practitioner", reviewer.encode()), *orders.key_names(command)])
+    tx.want_ahead(_ahead_of_review(command))
     step = orders.forward(tx, command, claim.rx_no)
     if isinstance(step, Refused):
         return step
@@ -438,6 +443,14 @@ def review(tx: Draft, command: Command) -> Outcome:
     return Accepted(reply, targets=seen.targets)
 
 
+def _ahead_of_review(command: Command) -> Ahead:
+    claim = orders.claimed(command, signed_pb2.ReviewStatement)
+    if isinstance(claim, Refused):
+        return Ahead()
+    reviewer = ("practitioner", claim.pharmacist_code.encode())
+    return orders.ahead(command, claim.rx_no, [reviewer, *orders.key_names(command)])
+
+
 def _review_fault(
     tx: Draft, seen: Seen, order: state_pb2.Order, statement: signed_pb2.ReviewStatement, trigger: str
 ) -> Refused | None:
@@ -460,4 +473,9 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "DispensingService/DownloadPrescription": download,
     "DispensingService/ReleaseOrder": release,
     "DispensingService/ReviewPrescription": review,
+}
+
+LOOK_AHEADS: Final[Mapping[str, LookAhead]] = {
+    "DispensingService/ListByVoucher": _ahead_of_list,
+    "DispensingService/ReviewPrescription": _ahead_of_review,
 }

@@ -74,6 +74,7 @@ class CertifiedPeer:
 class Evidence:
     """What was proven about bytes before the lane: signatures by field, SHA-256 by field, and signed contents, read.
 
+    `file` is the prescription file as it was hashed: a request gives a copy each time it is asked for.
     `certificate` is what a signing certificate in the request says, and `connection` what a connection certificate
     does; None with `certificate_fault` when it was not issued by the trust domain or cannot be read. `key_is_sound` is
     False for a public key that is no key of its suite.
@@ -86,6 +87,7 @@ class Evidence:
     connection: CertifiedPeer | None = None
     certificate_fault: str = ""
     key_is_sound: bool = True
+    file: bytes = b""
 
 
 class Command(NamedTuple):
@@ -230,6 +232,9 @@ class Draft(Protocol):
     def secret_names(self, space: str, value: str) -> tuple[tuple[str, bytes], ...]:
         """The names under which `find_secret` looks, for `want`."""
 
+    def want_ahead(self, ahead: Ahead) -> None:
+        """`want` for what a decision said ahead."""
+
     def mac_matches(self, space: str, value: str, mac: bytes) -> bool:
         """Whether `mac` is the keyed hash of `value`, compared in constant time."""
 
@@ -252,5 +257,18 @@ class Draft(Protocol):
 
 Handler = Callable[[Draft, Command], Outcome]
 
-LookAhead = Callable[[Draft, Command], None]
-"""Asks with `Draft.want` for what a handler will look up, as far as the request tells. It decides nothing."""
+
+class Ahead(NamedTuple):
+    """Names and streams that a decision will look up.
+
+    `secrets` are (space, value) of what `find_secret` looks for; `ledger` stands for the ledger's own stream.
+    """
+
+    names: tuple[tuple[str, bytes], ...] = ()
+    streams: tuple[bytes, ...] = ()
+    secrets: tuple[tuple[str, str], ...] = ()
+    ledger: bool = False
+
+
+LookAhead = Callable[[Command], Ahead]
+"""What a handler will look up, as far as the command tells. It decides nothing."""

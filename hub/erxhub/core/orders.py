@@ -15,7 +15,7 @@ from erxhub.core.claim_arithmetic import parse_price_e6, parse_quantity_e4
 from erxhub.core.fold import state_name
 from erxhub.core.keys import prescription_key
 from erxhub.core.lifecycle import ENDED_ORDER, HOLDING, Machine, Role, permits, triggers_exist, triggers_from
-from erxhub.core.model import Command, Draft, Refused, Target
+from erxhub.core.model import Ahead, Command, Draft, Refused, Target
 from erxhub.v1 import catalog_pb2, registry_pb2, signed_pb2, state_pb2
 
 PRESCRIPTION: Final = "prescription"
@@ -204,6 +204,23 @@ def want(
     )
 
 
+def ahead(
+    command: Command,
+    rx_no: str,
+    names: Sequence[tuple[str, bytes]] = (),
+    *,
+    streams: Sequence[bytes] = (),
+    voucher_ref: str = "",
+) -> Ahead:
+    """The same for a step that says it ahead."""
+    return Ahead(
+        (("institution", command.caller.id.encode()), *names),
+        (prescription_key(rx_no), *streams),
+        (("voucher_ref", voucher_ref),) if voucher_ref else (),
+        ledger=True,
+    )
+
+
 def forward(
     tx: Draft, command: Command, rx_no: str, *, with_drugs: bool = False, with_account: bool = False
 ) -> Step | Refused:
@@ -353,6 +370,17 @@ def proven_by_seal(
     code = command.caller.id
     proven = guards.signed(tx, command, "statement", message_type, code, code)
     return guards.about(proven, *targets) if isinstance(proven, Refused) else proven
+
+
+def replayed(seen: Seen, order: state_pb2.Order, signed_at_ms: int, not_before_ms: int) -> Refused | None:
+    """RX_TIME for a statement, which names no order, from before it can have been made for this one.
+
+    So one that served an earlier order of the prescription at this pharmacy serves no later one.
+    """
+    if signed_at_ms >= not_before_ms:
+        return None
+    detail = {"not_before_ms": str(not_before_ms)}
+    return seen.refuse("RX_TIME", "statement.signed_at_ms", order=order, detail=detail)
 
 
 def same_person(

@@ -16,7 +16,7 @@ from erxhub.core.fold import state_name
 from erxhub.core.index import hospital_rx_name
 from erxhub.core.keys import prescription_key
 from erxhub.core.lifecycle import START, Machine, Role
-from erxhub.core.model import Accepted, Command, Draft, Handler, LookAhead, MessageT, Outcome, Refused, Target
+from erxhub.core.model import Accepted, Ahead, Command, Draft, Handler, LookAhead, MessageT, Outcome, Refused, Target
 from erxhub.core.refusals import CATALOGUE
 from erxhub.core.rx_rules import Facts, Finding
 from erxhub.v1 import catalog_pb2, common_pb2, events_pb2, prescribing_pb2, registry_pb2, signed_pb2, state_pb2
@@ -82,17 +82,8 @@ def precheck(tx: Draft, command: Command) -> Outcome:
     foreign = guards.own_institution(command, asked.hospital_code, "prescription.hospital_code")
     if foreign is not None:
         return foreign
-    name = hospital_rx_name(asked.hospital_code, asked.hospital_rx_no)
-    tx.want(
-        names=[
-            name,
-            ("institution", command.caller.id.encode()),
-            ("practitioner", asked.doctor_code.encode()),
-            ("encounter", asked.encounter_id.encode()),
-        ],
-        streams=[tx.ledger_key, *([prescription_key(asked.renews_rx_no)] if asked.renews_rx_no else [])],
-    )
-    existing = tx.find(*name)
+    tx.want_ahead(_ahead_of_precheck(command))
+    existing = tx.find(*hospital_rx_name(asked.hospital_code, asked.hospital_rx_no))
     if existing is not None:
         return _prechecked_before(tx, existing, asked)
     institution = guards.institution(tx, command.caller.id, "prescription.hospital_code")
@@ -111,6 +102,22 @@ def precheck(tx: Draft, command: Command) -> Outcome:
     if blocked:
         return _rule_blocked(blocked, visit.target)
     return _accept_precheck(tx, command, facts, visit, rx_rules.warnings(findings))
+
+
+def _ahead_of_precheck(command: Command) -> Ahead:
+    asked: common_pb2.Prescription = command.request.prescription
+    if guards.own_institution(command, asked.hospital_code, "prescription.hospital_code") is not None:
+        return Ahead()
+    return Ahead(
+        names=(
+            hospital_rx_name(asked.hospital_code, asked.hospital_rx_no),
+            ("institution", command.caller.id.encode()),
+            ("practitioner", asked.doctor_code.encode()),
+            ("encounter", asked.encounter_id.encode()),
+        ),
+        streams=(prescription_key(asked.renews_rx_no),) if asked.renews_rx_no else (),
+        ledger=True,
+    )
 
 
 def _prechecked_before(tx: Draft, rx_key: bytes, asked: common_pb2.Prescription) -> Outcome:
@@ -299,20 +306,25 @@ def upload(tx: Draft, command: Command) -> Outcome:
     return _accept_upload(tx, command, rx_key, parsed)
 
 
-def _look_ahead_of_upload(tx: Draft, command: Command) -> None:
-    """All that an upload looks up but person and visit, which the state of the prescription names."""
+def _ahead_of_upload(command: Command) -> Ahead:
+    """All that an upload looks up. Visit and person by what the document says of them, which is what the prescription's
+    state says, or the upload is refused.
+    """
     parsed = _parse(command)
     if isinstance(parsed, Refused):
-        return
+        return Ahead()
     document, review, _ = parsed
-    tx.want(
-        names=[
+    content = document.prescription
+    return Ahead(
+        names=(
             ("institution", command.caller.id.encode()),
-            ("practitioner", document.prescription.doctor_code.encode()),
+            ("practitioner", content.doctor_code.encode()),
             ("practitioner", review.pharmacist_code.encode()),
-            *(("revoked_key", facts[0].key_id.encode()) for facts in command.evidence.signatures.values() if facts),
-        ],
-        streams=[prescription_key(document.rx_no)],
+            ("encounter", content.encounter_id.encode()),
+            *[("revoked_key", facts[0].key_id.encode()) for facts in command.evidence.signatures.values() if facts],
+        ),
+        streams=(prescription_key(document.rx_no),),
+        secrets=(("person", content.person_no),),
     )
 
 
@@ -422,8 +434,7 @@ def _sealed(tx: Draft, command: Command, parsed: _Upload) -> Refused | None:
         return Refused("SIG_INVALID", field="seal.payload")
     if seal.file_sha256 != digests["file"]:
         return Refused("SIG_INVALID", field="file")
-    file: common_pb2.PrescriptionFile = command.request.file
-    if not file.data.startswith(_MAGIC[file.media_type]):
+    if not command.evidence.file.startswith(_MAGIC[command.request.file.media_type]):
         return Refused("INPUT_MALFORMED", field="file.data")
     return None
 
@@ -432,8 +443,7 @@ def _accept_upload(tx: Draft, command: Command, rx_key: bytes, parsed: _Upload) 
     request: prescribing_pb2.UploadPrescriptionRequest = command.request
     document, review, _ = parsed
     doctor_code = document.prescription.doctor_code
-    file_sha256 = command.evidence.sha256["file"]
-    file_data = request.file.data  # each time it is asked for is a copy
+    file, file_sha256 = command.evidence.file, command.evidence.sha256["file"]
     reviewed = events_pb2.HospitalReviewed(statement=request.review, pharmacist_code=review.pharmacist_code)
     tx.emit(_RX, rx_key, "prescription.hospital_reviewed", reviewed, actor=review.pharmacist_code)
     signed = events_pb2.PrescriptionSigned(
@@ -447,7 +457,7 @@ def _accept_upload(tx: Draft, command: Command, rx_key: bytes, parsed: _Upload) 
         seal=request.seal,
         file_sha256=file_sha256,
         file_media_type=request.file.media_type,
-        file_size_bytes=len(file_data),
+        file_size_bytes=len(file),
     )
     tx.emit(_RX, rx_key, "prescription.uploaded", uploaded)
     valid_until_ms = document.prescription.valid_until_ms
@@ -456,7 +466,7 @@ def _accept_upload(tx: Draft, command: Command, rx_key: bytes, parsed: _Upload) 
     reply = prescribing_pb2.UploadPrescriptionResponse(
         rx_no=state.rx_no, statuses=consequences.statuses(state), valid_until_ms=valid_until_ms
     )
-    return Accepted(reply, blobs=((rx_key, file_sha256, file_data),))
+    return Accepted(reply, blobs=((rx_key, file_sha256, file),))
 
 
 # ---- revoke ----
@@ -598,5 +608,6 @@ HANDLERS: Final[Mapping[str, Handler]] = {
 }
 
 LOOK_AHEADS: Final[Mapping[str, LookAhead]] = {
-    "PrescribingService/UploadPrescription": _look_ahead_of_upload,
+    "PrescribingService/PrecheckPrescription": _ahead_of_precheck,
+    "PrescribingService/UploadPrescription": _ahead_of_upload,
 }

@@ -11,7 +11,7 @@ from typing import Final
 
 from erxhub.core import account, claim_arithmetic, guards, orders
 from erxhub.core.lifecycle import WITHDRAWABLE, Machine, Role, permits
-from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused
+from erxhub.core.model import Accepted, Ahead, Command, Draft, Handler, LookAhead, Outcome, Refused
 from erxhub.core.orders import PRESCRIPTION, Seen, claim_status, order_status
 from erxhub.policy.rules import Rules
 from erxhub.v1 import dispensing_pb2, events_pb2, registry_pb2, signed_pb2, state_pb2
@@ -125,7 +125,7 @@ def quote(tx: Draft, command: Command) -> Outcome:
     DRUG_UNKNOWN.
     """
     request: dispensing_pb2.QuoteSettlementRequest = command.request
-    orders.want(tx, command, request.rx_no, tx.secret_names("voucher_ref", request.voucher_ref))
+    tx.want_ahead(_ahead_of_quote(command))
     step = orders.forward(tx, command, request.rx_no, with_drugs=True, with_account=True)
     if isinstance(step, Refused):
         return step
@@ -187,6 +187,11 @@ def quote(tx: Draft, command: Command) -> Outcome:
     return Accepted(reply, targets=seen.targets)
 
 
+def _ahead_of_quote(command: Command) -> Ahead:
+    request: dispensing_pb2.QuoteSettlementRequest = command.request
+    return orders.ahead(command, request.rx_no, voucher_ref=request.voucher_ref)
+
+
 def _before_money(order: state_pb2.Order) -> str:
     """Why a holder may not quote or pay now: not reviewed yet, or paid already."""
     return "REVIEW_REQUIRED" if order_status(order) in WITHDRAWABLE else "RX_ALREADY_USED"
@@ -219,12 +224,10 @@ def settle(tx: Draft, command: Command) -> Outcome:
     PSN_INACTIVE, RX_ALREADY_USED, RX_NOT_EFFECTIVE, ORDER_HOLD_LOST, REVIEW_REQUIRED; with a quote also AGR_NO_POOLING,
     VCH_*, SETL_QUOTE_STALE, SETL_AMOUNT, ACCT_INSUFFICIENT; without one DISPENSE_MISMATCH, SETL_AMOUNT.
     """
-    request: dispensing_pb2.SettleRequest = command.request
     claimed = orders.claimed(command, signed_pb2.SettleStatement)
     if isinstance(claimed, Refused):
         return claimed
-    voucher_names = tx.secret_names("voucher_ref", request.voucher_ref) if request.voucher_ref else ()
-    orders.want(tx, command, claimed.rx_no, [*voucher_names, *orders.key_names(command)])
+    tx.want_ahead(_ahead_of_settle(command))
     insured = claimed.pay_mode == signed_pb2.PAY_MODE_INSURED
     step = orders.forward(tx, command, claimed.rx_no, with_account=insured)
     if isinstance(step, Refused):
@@ -235,9 +238,19 @@ def settle(tx: Draft, command: Command) -> Outcome:
     order = orders.fillable(step.seen) or orders.holding(step.seen)
     if isinstance(order, Refused):
         return order
+    refused = orders.replayed(step.seen, order, statement.signed_at_ms, order.downloaded_at_ms)
+    if refused is not None:
+        return refused
     if statement.pay_mode == signed_pb2.PAY_MODE_INSURED:
         return _settle_quote(tx, command, step, order, statement)
     return _settle_self_paid(tx, command, step, order, statement)
+
+
+def _ahead_of_settle(command: Command) -> Ahead:
+    claimed = orders.claimed(command, signed_pb2.SettleStatement)
+    if isinstance(claimed, Refused):
+        return Ahead()
+    return orders.ahead(command, claimed.rx_no, orders.key_names(command), voucher_ref=command.request.voucher_ref)
 
 
 def _settle_quote(
@@ -359,4 +372,9 @@ def _settle_self_paid(
 HANDLERS: Final[Mapping[str, Handler]] = {
     "DispensingService/QuoteSettlement": quote,
     "DispensingService/Settle": settle,
+}
+
+LOOK_AHEADS: Final[Mapping[str, LookAhead]] = {
+    "DispensingService/QuoteSettlement": _ahead_of_quote,
+    "DispensingService/Settle": _ahead_of_settle,
 }

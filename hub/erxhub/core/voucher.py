@@ -13,7 +13,7 @@ from erxhub.core import guards
 from erxhub.core.fold import activation_state, state_name
 from erxhub.core.keys import stream_key
 from erxhub.core.lifecycle import Machine, Role, permits
-from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused, Target
+from erxhub.core.model import Accepted, Ahead, Command, Draft, Handler, LookAhead, Outcome, Refused, Target
 from erxhub.policy.codes import standing
 from erxhub.v1 import events_pb2, registry_pb2, state_pb2, voucher_pb2
 
@@ -130,6 +130,12 @@ def issue(tx: Draft, command: Command) -> Outcome:
     return Accepted(voucher_pb2.IssueVoucherResponse(voucher_code=code, expires_at_ms=expires_at_ms))
 
 
+def _ahead_of_issue(command: Command) -> Ahead:
+    request: voucher_pb2.IssueVoucherRequest = command.request
+    numbers = (request.person_no, request.delegate_person_no)
+    return Ahead(secrets=tuple([("person", number) for number in numbers if number]))
+
+
 def verify(tx: Draft, command: Command) -> Outcome:
     """Decode and consume a code (解码核验, V-02, V-03, V-14, V-15). Leaves `voucher.verified`.
 
@@ -145,13 +151,7 @@ def verify(tx: Draft, command: Command) -> Outcome:
     """
     request: voucher_pb2.VerifyVoucherRequest = command.request
     caller = command.caller
-    tx.want(
-        names=[
-            ("institution", caller.id.encode()),
-            *tx.secret_names("voucher_code", request.voucher_code),
-            *(tx.secret_names("person", request.person_no) if request.person_no else ()),
-        ]
-    )
+    tx.want_ahead(_ahead_of_verify(command))
     institution = guards.institution(tx, caller.id)
     if isinstance(institution, Refused):
         return institution
@@ -206,6 +206,15 @@ def verify(tx: Draft, command: Command) -> Outcome:
     return Accepted(reply, targets=(Target(voucher.person_key, voucher.person_key),))
 
 
+def _ahead_of_verify(command: Command) -> Ahead:
+    request: voucher_pb2.VerifyVoucherRequest = command.request
+    code = ("voucher_code", request.voucher_code)
+    return Ahead(
+        names=(("institution", command.caller.id.encode()),),
+        secrets=(code, ("person", request.person_no)) if request.person_no else (code,),
+    )
+
+
 def _spent(tx: Draft, voucher: state_pb2.VoucherState, trigger: str, role: Role) -> str:
     """The refusal code of a code that can no longer be used, or ""."""
     name = state_name(Machine.VOUCHER, voucher.status)
@@ -249,7 +258,7 @@ def revoke(tx: Draft, command: Command) -> Outcome:
     role = _SPEAKS_FOR[caller.kind]
     key = tx.find_secret("voucher_code", request.voucher_code)
     voucher = tx.state(key, state_pb2.VoucherState) if key else None
-    if key is None or voucher is None:
+    if key is None or voucher is None or voucher.erased_version:  # whose it was is not known any more
         return Refused("VCH_INVALID", field="voucher_code")
     targets = (Target(key, voucher.person_key),)
     if role is Role.PATIENT:
@@ -271,4 +280,9 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "VoucherService/IssueVoucher": issue,
     "VoucherService/VerifyVoucher": verify,
     "VoucherService/RevokeVoucher": revoke,
+}
+
+LOOK_AHEADS: Final[Mapping[str, LookAhead]] = {
+    "VoucherService/IssueVoucher": _ahead_of_issue,
+    "VoucherService/VerifyVoucher": _ahead_of_verify,
 }

@@ -214,7 +214,8 @@ class TrustDomain:
         """For the three constructors below; raises TrustDomainError when `files` hold no trust domain."""
         ca_pem, key_pem, index = files.read("ca.pem"), files.read("ca.key.pem"), files.read("index.json")
         if ca_pem is None or key_pem is None or index is None:
-            raise TrustDomainError(f"no trust domain in {files.path('') or 'memory'}; make one with 'erxhub ca init'")
+            where = files.path("") or "memory"
+            raise TrustDomainError(f"no trust domain in {where}; name its folder (--pki), or make one: erxhub ca init")
         try:
             self._certificate = x509.load_pem_x509_certificate(ca_pem)
             key = serialization.load_pem_private_key(key_pem, password=None)
@@ -272,7 +273,7 @@ class TrustDomain:
         )
         with files.locked():
             if files.read("ca.pem") is not None:
-                raise TrustDomainError(f"there is a trust domain in {files.path('')} already; 'open' it")
+                raise TrustDomainError(f"there is a trust domain in {files.path('')} already, and it is never replaced")
             files.write("ca.key.pem", _private_pem(key), private=True)
             index = {"format": _INDEX_FORMAT, "trust_domain": trust_domain, "crl_number": 1, "issued": []}
             files.write("index.json", _json(index))

@@ -124,33 +124,43 @@ class Header:
         """
         if data[:1] != _FORMAT:
             raise HeaderMalformed("unknown header format")
-        fields: list[bytes] = []
-        offset = 1
-        for _ in range(_FIELD_COUNT):
-            start = offset + 4
+        try:
+            end = _AFTER_FORMAT + _U32.unpack_from(data, 1)[0]
+            stream_kind = data[_AFTER_FORMAT:end]
+            # fmt: off
+            key_size, key, size8, version, size1, kind, size2, type_, size8_too, recorded_at, actor_size = (
+                _MIDDLE.unpack_from(data, end)
+            )
+            # fmt: on
+        except struct.error:
+            raise HeaderMalformed("header ends early") from None
+        if (key_size, size8, size1, size2, size8_too) != (HASH_BYTES, 8, 1, 2, 8):
+            raise HeaderMalformed("a key or an integer has the wrong size")
+        fields = []
+        start = end + _MIDDLE.size
+        end = start + actor_size
+        for _ in range(_FIELDS_BEHIND):
+            fields.append(data[start:end])
+            start = end + 4
             if start > len(data):
                 raise HeaderMalformed("header ends early")
-            offset = start + int.from_bytes(data[start - 4 : start], "big")
-            if offset > len(data):
-                raise HeaderMalformed("header ends early")
-            fields.append(data[start:offset])
-        if offset != len(data):
-            raise HeaderMalformed("bytes after the last field")
-        kind_bytes, key, version, kind, type_, recorded_at, actor, request_id, policy_digest, causes = fields
-        if (len(version), len(kind), len(type_), len(recorded_at)) != (8, 1, 2, 8):
-            raise HeaderMalformed("an integer has the wrong size")
-        if kind[0] not in _KINDS:
+            end = start + int.from_bytes(data[start - 4 : start], "big")
+        if end != len(data):
+            raise HeaderMalformed("the last field ends elsewhere than the header")
+        actor, request_id, policy_digest = fields
+        causes = data[start:]
+        if kind not in _KINDS:
             raise HeaderMalformed("kind is none of event, refusal, access")
         if len(causes) % HASH_BYTES:
             raise HeaderMalformed("causes are not whole hashes")
         try:
             return Header(
-                stream_kind=kind_bytes.decode("ascii"),
+                stream_kind=stream_kind.decode("ascii"),
                 stream_key=key,
-                version=int.from_bytes(version, "big"),
-                kind=EntryKind(kind[0]),
-                type=int.from_bytes(type_, "big"),
-                recorded_at_ms=int.from_bytes(recorded_at, "big"),
+                version=version,
+                kind=_KINDS[kind],
+                type=type_,
+                recorded_at_ms=recorded_at,
                 actor=actor.decode(),
                 request_id=request_id.decode(),
                 policy_digest=policy_digest,
@@ -166,8 +176,9 @@ def _beginning(stream_kind: str) -> bytes:
     return _FORMAT + _U32.pack(len(kind_bytes)) + kind_bytes
 
 
-_KINDS = frozenset(EntryKind)
-_FIELD_COUNT = 10
+_KINDS = {int(kind): kind for kind in EntryKind}
+_AFTER_FORMAT = 5  # the format, and the length of stream_kind
+_FIELDS_BEHIND = 3  # actor, request_id and policy_digest; the causes are what is left
 
 
 def commitment(salt: bytes, header_bytes: bytes, payload: bytes) -> bytes:
@@ -190,6 +201,25 @@ def leaf_bytes(
     if len(stream_key) != HASH_BYTES or len(prev_leaf_hash) != HASH_BYTES or len(commitment) != HASH_BYTES:
         raise ValueError("stream_key, prev_leaf_hash and commitment are 32 bytes each")
     return _LEAF.pack(1, type, stream_key, version, prev_leaf_hash, commitment, recorded_at_ms)
+
+
+class Leaf(NamedTuple):
+    """What a leaf record says. `format` is 1 in an entry's."""
+
+    format: int
+    type: int
+    stream_key: bytes
+    version: int
+    prev_leaf_hash: bytes
+    commitment: bytes
+    recorded_at_ms: int
+
+
+def read_leaf(leaf: bytes) -> Leaf:
+    """The parts of a leaf record, whatever they are. Raises ValueError unless it has 115 bytes."""
+    if len(leaf) != _LEAF.size:
+        raise ValueError(f"a leaf record has {_LEAF.size} bytes")
+    return Leaf(*_LEAF.unpack(leaf))
 
 
 def leaf_hash(leaf: bytes) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Final
 
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH
 from erxhub.ledger.log import Checkpoint, Cosignature, Proofs, ProofsWanted
@@ -32,8 +33,8 @@ from erxhub.ledger.store import (
 )
 from erxhub.proof.tiles import TilePlace
 
-_Listed = tuple[int, bytes]
-"""A row of a list: the position of its entry, which tells the rest, and its value. Thousands are kept: no objects."""
+_PLACE_BYTES: Final = 8
+_POSITION_MAX: Final = (1 << 8 * _PLACE_BYTES) - 1
 
 
 class MemoryStore:
@@ -43,9 +44,9 @@ class MemoryStore:
         self._log: list[StoredEntry] = []
         self._streams: dict[bytes, list[StoredEntry]] = {}  # in order of creation
         self._states: dict[bytes, NewState] = {}
-        self._names: dict[tuple[str, bytes], bytes] = {}
-        self._listings: dict[tuple[str, bytes], list[_Listed]] = {}
-        self._replies: dict[tuple[str, str], Reply] = {}
+        self._names: dict[str, dict[bytes, bytes]] = {}  # by space
+        self._listings: dict[tuple[str, bytes], list[bytes]] = {}  # a row: `_place`, and the value behind it
+        self._replies: dict[str, dict[str, Reply]] = {}  # by caller
         self._blobs: dict[tuple[bytes, bytes], bytes] = {}
         self._catalog: dict[tuple[str, str], dict[str, bytes]] = {}
         self._tree = MemoryLog(self._log, self._streams)
@@ -57,9 +58,9 @@ class MemoryStore:
         twin._log = self._log.copy()
         twin._streams = {key: entries.copy() for key, entries in self._streams.items()}
         twin._states = self._states.copy()
-        twin._names = self._names.copy()
+        twin._names = {space: streams.copy() for space, streams in self._names.items()}
         twin._listings = {place: rows.copy() for place, rows in self._listings.items()}
-        twin._replies = self._replies.copy()
+        twin._replies = {caller: replies.copy() for caller, replies in self._replies.items()}
         twin._blobs = self._blobs.copy()
         twin._catalog = {edition: rows.copy() for edition, rows in self._catalog.items()}
         twin._tree = self._tree.copy(twin._log, twin._streams)
@@ -71,7 +72,7 @@ class MemoryStore:
 
     async def load(self, wanted: Wanted) -> Loaded:
         self._check_open()
-        names = {name: self._names[name] for name in wanted.names if name in self._names}
+        names = {name: found for name in wanted.names if (found := self._named(*name)) is not None}
         heads = {}
         for key in wanted.streams.union(names.values()):
             stream = self._streams.get(key)
@@ -82,7 +83,7 @@ class MemoryStore:
             body = self._catalog.get((dataset, edition), {}).get(code)
             if body is not None:
                 catalog[dataset, edition, code] = body
-        replies = {request: self._replies[request] for request in wanted.replies if request in self._replies}
+        replies = {request: found for request in wanted.replies if (found := self._replied(*request)) is not None}
         return Loaded(names, heads, replies, catalog)
 
     async def read(self, wanted: Wanted) -> Loaded:
@@ -121,28 +122,29 @@ class MemoryStore:
         check_limit(limit)
         rows = self._listings.get((space, key), [])
         if not newest_first:
-            start = bisect_left(rows, (after_position + 1,))
-            return [self._row(*row) for row in rows[start : start + limit]]
-        end = bisect_left(rows, (after_position,)) if after_position else len(rows)
-        return [self._row(*row) for row in reversed(rows[max(end - limit, 0) : end])]
+            start = bisect_left(rows, _place(after_position + 1))
+            return [self._row(row) for row in rows[start : start + limit]]
+        end = bisect_left(rows, _place(after_position)) if after_position else len(rows)
+        return [self._row(row) for row in reversed(rows[max(end - limit, 0) : end])]
 
     async def names(self, after: tuple[str, bytes] | None, limit: int) -> list[NameRow]:
         self._check_open()
         check_limit(limit)
-        later = [name for name in self._names if after is None or name > after]
-        rows = [(*name, self._names[name]) for name in sorted(later)[:limit]]
+        names = ((space, key) for space, streams in self._names.items() for key in streams)
+        later = sorted(name for name in names if after is None or name > after)
+        rows = [(space, key, self._names[space][key]) for space, key in later[:limit]]
         return [NameRow(space, key, self._streams[stream][0].stream_kind, stream) for space, key, stream in rows]
 
     async def listings(self, after_position: int, until_position: int) -> list[PlacedRow]:
         self._check_open()
         found = [
-            PlacedRow(position, space, key, value)
+            PlacedRow(_position(row), space, key, row[_PLACE_BYTES:])
             for (space, key), rows in self._listings.items()
-            for position, value in rows[
-                bisect_left(rows, (after_position + 1,)) : bisect_left(rows, (until_position + 1,))
+            for row in rows[
+                bisect_left(rows, _place(after_position + 1)) : bisect_left(rows, _place(until_position + 1))
             ]
         ]
-        return sorted(found, key=_place)
+        return sorted(found, key=_in_order)
 
     async def blob(self, stream_key: bytes, digest: bytes) -> bytes | None:
         self._check_open()
@@ -225,15 +227,23 @@ class MemoryStore:
         if self._closed:
             raise StoreUnavailable("the store is closed")
 
+    def _named(self, space: str, key: bytes) -> bytes | None:
+        streams = self._names.get(space)
+        return None if streams is None else streams.get(key)
+
+    def _replied(self, caller: str, request_id: str) -> Reply | None:
+        replies = self._replies.get(caller)
+        return None if replies is None else replies.get(request_id)
+
     def _head(self, newest: StoredEntry) -> Head:
         state = self._states.get(newest.stream_key)
         if state is None:
             return Head(newest.stream_kind, newest.stream_key, newest.version, newest.leaf_hash, b"", None)
         return Head(newest.stream_kind, *state)
 
-    def _row(self, position: int, value: bytes) -> ListingRow:
-        entry = self._log[position - 1]
-        return ListingRow(position, entry.stream_key, entry.version, value)
+    def _row(self, row: bytes) -> ListingRow:
+        entry = self._log[_position(row) - 1]
+        return ListingRow(entry.position, entry.stream_key, entry.version, row[_PLACE_BYTES:])
 
     def _conflicts(self, write: Write, dropped: set[bytes]) -> bool:
         heads: dict[bytes, tuple[int, bytes]] = {}  # streams as this write leaves them
@@ -252,7 +262,7 @@ class MemoryStore:
 
         new_names: set[tuple[str, bytes]] = set()
         for space, key, stream_key in write.names:
-            if (space, key) in self._names or (space, key) in new_names:
+            if self._named(space, key) is not None or (space, key) in new_names:
                 return True
             if not entry_exists(stream_key, 1):
                 return True
@@ -262,10 +272,10 @@ class MemoryStore:
                 return True
             stream = self._streams.get(listing.stream_key, ())
             if listing.version <= len(stream):  # an older entry, so perhaps listed before
-                position = stream[listing.version - 1].position
+                row = _place(stream[listing.version - 1].position)
                 rows = self._listings.get((listing.space, listing.key), [])
-                at = bisect_left(rows, (position,))
-                if at < len(rows) and rows[at][0] == position:
+                at = bisect_left(rows, row)
+                if at < len(rows) and rows[at].startswith(row):
                     return True
         for blob in write.blobs:
             if not entry_exists(blob.stream_key, 1):
@@ -279,7 +289,7 @@ class MemoryStore:
         taken: set[tuple[str, str]] = set()
         for reply in write.replies:
             request = (reply.caller, reply.request_id)
-            if request in self._replies or request in taken:
+            if self._replied(*request) is not None or request in taken:
                 return True
             of, place = reply.stream_key, reply.version
             if of is not None and place is not None and not entry_exists(of, place):
@@ -309,14 +319,14 @@ class MemoryStore:
         for state in write.states:
             self._states[state.stream_key] = state
         for name in write.names:
-            self._names[name.space, name.key] = name.stream_key
+            self._names.setdefault(name.space, {})[name.key] = name.stream_key
         for listing in write.listings:
-            position = self._streams[listing.stream_key][listing.version - 1].position
+            row = _place(self._streams[listing.stream_key][listing.version - 1].position) + listing.value
             rows = self._listings.setdefault((listing.space, listing.key), [])
-            if rows and position < rows[-1][0]:
-                insort(rows, (position, listing.value))
+            if rows and row < rows[-1]:
+                insort(rows, row)
             else:
-                rows.append((position, listing.value))
+                rows.append(row)
         for blob in write.blobs:
             self._blobs.setdefault((blob.stream_key, blob.digest), blob.data)
         for dataset, edition, code, body in write.catalog_rows:
@@ -324,7 +334,7 @@ class MemoryStore:
         for erasure in write.erasures:
             self._erase(erasure)
         for reply in write.replies:
-            self._replies[reply.caller, reply.request_id] = reply
+            self._replies.setdefault(reply.caller, {})[reply.request_id] = reply
 
     def _erase(self, erasure: Erasure) -> None:
         key = erasure.stream_key
@@ -335,18 +345,27 @@ class MemoryStore:
         for digest in [digest for stream, digest in self._blobs if stream == key]:
             del self._blobs[key, digest]
         for place, rows in self._listings.items():
-            listed = ((row, self._log[row[0] - 1]) for row in rows)
+            listed = ((row, self._log[_position(row) - 1]) for row in rows)
             self._listings[place] = [
                 row for row, entry in listed if entry.stream_key != key or entry.version >= erasure.version
             ]
-        for name in erasure.names:
-            if self._names.get(name) == key:
-                del self._names[name]
+        for space, name in erasure.names:
+            if self._named(space, name) == key:
+                del self._names[space][name]
         for request in requests_of(entry.header for entry in gone):
-            reply = self._replies.get(request)
+            reply = self._replied(*request)
             if reply is not None and reply.stream_key == key:
-                self._replies[request] = reply._replace(content_mac=b"", body=b"")
+                self._replies[reply.caller][reply.request_id] = reply._replace(content_mac=b"", body=b"")
 
 
-def _place(row: PlacedRow) -> tuple[int, str, bytes]:
+def _place(position: int) -> bytes:
+    """How the rows of a list begin, so that they sort by position."""
+    return min(max(position, 0), _POSITION_MAX).to_bytes(_PLACE_BYTES, "big")
+
+
+def _position(row: bytes) -> int:
+    return int.from_bytes(row[:_PLACE_BYTES], "big")
+
+
+def _in_order(row: PlacedRow) -> tuple[int, str, bytes]:
     return row.position, row.space, row.key

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import aiosqlite
@@ -135,7 +135,7 @@ async def open_sqlite(path: str | os.PathLike[str], *, create: bool = True, read
 def copy_sqlite(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """A consistent copy of a ledger, also of one that a running hub writes to. Blocks until it is done.
 
-    Raises FileNotFoundError, FileExistsError (a copy never replaces a file), StoreUnavailable.
+    Raises FileNotFoundError, FileExistsError (a copy never replaces a file), StoreFormatError, StoreUnavailable.
     """
     # Not mode=ro: when no hub runs, reading a WAL database has to create the files beside it.
     uri = _uri(_existing(source), "mode=rw")
@@ -147,6 +147,7 @@ def copy_sqlite(source: str | os.PathLike[str], target: str | os.PathLike[str]) 
             closing(sqlite3.connect(target_file)) as writing,
         ):
             reading.execute("PRAGMA query_only = ON")
+            sqlite_version(reading, _APPLICATION_ID)
             reading.backup(writing)
     except BaseException as error:
         target_file.unlink()
@@ -408,12 +409,8 @@ class SqliteStore:
             raise StoreUnavailable("the store is closed")
 
 
-class _StreamHead(NamedTuple):
-    """Where the writer knows a stream to stand; what the next entry has to extend."""
-
-    no: int
-    version: int
-    leaf_hash: bytes
+_StreamHead: TypeAlias = tuple[int, int, bytes]
+"""Where the writer knows a stream to stand, which the next entry has to extend: number, version, leaf hash."""
 
 
 @dataclass(slots=True)
@@ -556,46 +553,43 @@ class _Writer:
         `new_streams_are_new` takes a first entry's word for it that its stream does not exist, which saves a
         look-up; the unique key catches the lie.
         """
-        heads = rows.heads
-        for entry in write.entries:
-            header = entry.header
-            key, version, leaf_hash = header.stream_key, header.version, entry.leaf_hash
-            head = heads.get(key) or self._heads.get(key)
+        heads, known = rows.heads, self._heads
+        for header, header_bytes, salt, payload, commitment, prev_leaf_hash, leaf_hash in write.entries:
+            key, version = header.stream_key, header.version
+            head = heads.get(key) or known.get(key)
             if head is None and not (new_streams_are_new and version == 1):
                 head = self._find_head(key)
             if head is not None:
                 no, newest, newest_leaf_hash = head
-                if version != newest + 1 or entry.prev_leaf_hash != newest_leaf_hash:
+                if version != newest + 1 or prev_leaf_hash != newest_leaf_hash:
                     raise _Conflict
             else:
-                if version != 1 or entry.prev_leaf_hash != FIRST_PREV_LEAF_HASH:
+                if version != 1 or prev_leaf_hash != FIRST_PREV_LEAF_HASH:
                     raise _Conflict
                 no = rows.last_stream = rows.last_stream + 1
                 rows.streams.append((no, header.stream_kind, key))
             position = rows.last_position = rows.last_position + 1
-            heads[key] = _StreamHead(no, version, leaf_hash)
+            heads[key] = (no, version, leaf_hash)
             rows.positions[key, version] = position
-            rows.entries.append((position, no, version, entry.header_bytes, entry.commitment, leaf_hash))
-            rows.contents.append((no, version, entry.salt, entry.payload))
-        for state in write.states:
-            no = heads[state.stream_key].no
-            rows.states[no] = (no, state.version, state.leaf_hash, state.body, state.due_at_ms)
-        for name in write.names:
-            rows.names.append((name.space, name.key, self._stream_no(rows, name.stream_key)))
-        for listing in write.listings:
-            listed = rows.positions.get((listing.stream_key, listing.version))
+            rows.entries.append((position, no, version, header_bytes, commitment, leaf_hash))
+            rows.contents.append((no, version, salt, payload))
+        for key, version, leaf_hash, body, due_at_ms in write.states:
+            no = heads[key][0]
+            rows.states[no] = (no, version, leaf_hash, body, due_at_ms)
+        for space, name, key in write.names:
+            rows.names.append((space, name, self._stream_no(rows, key)))
+        for space, listed_under, key, version, value in write.listings:
+            listed = rows.positions.get((key, version))
             if listed is None:
-                listed = self._find_position(listing.stream_key, listing.version)
-            rows.listings.append((listing.space, listing.key, listed, listing.value))
-        for blob in write.blobs:
-            rows.blobs.append((self._stream_no(rows, blob.stream_key), blob.digest, blob.data))
+                listed = self._find_position(key, version)
+            rows.listings.append((space, listed_under, listed, value))
+        for key, digest, data in write.blobs:
+            rows.blobs.append((self._stream_no(rows, key), digest, data))
         rows.catalog_rows.extend(write.catalog_rows)
-        for reply in write.replies:
-            of = None if reply.stream_key is None else self._stream_no(rows, reply.stream_key)
-            rows.replies.append(
-                (reply.caller, reply.request_id, reply.method, reply.content_mac, reply.body, of, reply.version)
-            )
-        rows.erasures.extend((heads[erasure.stream_key].no, erasure) for erasure in write.erasures)
+        for caller, request_id, method, content_mac, body, of_key, of_version in write.replies:
+            of = None if of_key is None else self._stream_no(rows, of_key)
+            rows.replies.append((caller, request_id, method, content_mac, body, of, of_version))
+        rows.erasures.extend([(heads[erasure.stream_key][0], erasure) for erasure in write.erasures])
 
     def _insert(self, rows: _Rows) -> None:
         for statement, parameters in (
@@ -650,7 +644,7 @@ class _Writer:
         head = rows.heads.get(key) or self._heads.get(key) or self._find_head(key)
         if head is None:
             raise _Conflict
-        return head.no
+        return head[0]
 
     def _find_head(self, key: bytes) -> _StreamHead | None:
         row = self._connection.execute(
@@ -658,7 +652,7 @@ class _Writer:
             " WHERE s.key = ? ORDER BY e.version DESC LIMIT 1",
             (key,),
         ).fetchone()
-        return None if row is None else _StreamHead(*row)
+        return None if row is None else (row[0], row[1], row[2])
 
     def _find_position(self, key: bytes, version: int) -> int:
         row = self._connection.execute(

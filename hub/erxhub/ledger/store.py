@@ -371,20 +371,17 @@ def check_write(write: Write) -> None:
     entry here, two states of one stream, one entry listed twice under one (space, key), half a reference in the
     reply, an erasure whose own entry is not the stream's last one here and the only one.
     """
-    last: dict[bytes, Entry] = {}
+    last: dict[bytes, tuple[int, bytes]] = {}
     if write.erasures:
         _check_erasures(write)
-    for entry in write.entries:
-        header = entry.header
-        before = last.get(header.stream_key)
-        if before is not None and (
-            header.version != before.header.version + 1 or entry.prev_leaf_hash != before.leaf_hash
-        ):
+    for header, _, _, _, _, prev_leaf_hash, leaf_hash in write.entries:
+        key, version = header.stream_key, header.version
+        follows = (version - 1, prev_leaf_hash)
+        if last.get(key, follows) != follows:
             raise ValueError("entries of one stream do not follow one another")
-        last[header.stream_key] = entry
-    for state in write.states:
-        newest = last.pop(state.stream_key, None)
-        if newest is None or newest.header.version != state.version or newest.leaf_hash != state.leaf_hash:
+        last[key] = (version, leaf_hash)
+    for key, version, leaf_hash, _, _ in write.states:
+        if last.pop(key, None) != (version, leaf_hash):
             raise ValueError("a state is not that of the last entry which this write gives its stream")
     listings = write.listings
     if len(listings) > 1:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
-from erxhub.audit.chain import Name
+from erxhub.audit.chain import Name, voucher_key
 from erxhub.core import index
 from erxhub.core.fold import STATE_TYPES
 from erxhub.ledger.entry import CONTENT_ERASED_TYPE, Header
@@ -36,8 +36,12 @@ _NAMES: Final = frozenset({"institution", "practitioner", "ledger"})
 """The names by which signers are found; no other is needed, and those of persons are the hub's secret."""
 
 _VISIT_RX: Final = "encounter_rx"
-"""The one list that is kept: which prescriptions of a visit are not erased."""
+"""A list that is kept: which prescriptions of a visit are not erased."""
 
+_QUOTING: Final = "voucher_quoted"
+"""The other one, the mirror's own: the streams that quote a voucher and are not erased."""
+
+_CHAINED: Final = frozenset({"prescription", "encounter"})
 _LISTED_AT_ONCE: Final = 1_000
 
 
@@ -95,14 +99,20 @@ class Judged:
 
 
 class Mirror:
-    """One log's mirror. `log_keys` are trusted; a key's name is its log's origin. One replay at a time."""
+    """One log's mirror. `log_keys` are trusted; a key's name is its log's origin. One replay at a time.
 
-    def __init__(self, store: Store, log_keys: Sequence[NoteKey], judged: Judged) -> None:
+    With `ca_pem`, the trust domain's root, signers' certificates are held against it.
+    """
+
+    def __init__(
+        self, store: Store, log_keys: Sequence[NoteKey], judged: Judged, *, ca_pem: bytes | None = None
+    ) -> None:
         self.judged_position = 0
         """Checkpoints that cover no more than this agree with the replay, signatures and all."""
         self._store = store
         self._log_keys = list(log_keys)
         self._judged = judged
+        self._ca_pem = ca_pem
         self._streams = Streams(store)
         self._judge: Judge | None = None
         self._position = 0
@@ -152,11 +162,12 @@ class Mirror:
         self.judged_position = position = min(self._judged.read(), self._position)
         while page := await self._store.log(position, _ENTRIES_AT_ONCE):
             for entry in page:
-                if entry.stream_kind in ("prescription", "encounter"):
+                header = Header.decode(entry.header)
+                if _is_judged(header):
                     self._waiting[entry.stream_key] = True
                 if entry.salt == NO_SALT:
                     self._kept_back[entry.stream_key] = self._round
-                self._is_within_erasure = _erases_visit(Header.decode(entry.header))
+                self._is_within_erasure = _erases_visit(header)
             position = page[-1].position
 
     async def _same_still(self, source: Source, newest: Checkpoint) -> None:
@@ -233,9 +244,9 @@ class Mirror:
     async def _keep(self, messages: Sequence[audit_pb2.StreamEntriesResponse]) -> None:
         if not messages:
             return
-        await self._streams.recall(messages)
+        headers = await self._streams.recall(messages)
         batch = _Batch()
-        for number, message in enumerate(messages, self._position + 1):
+        for number, (message, header) in enumerate(zip(messages, headers, strict=True), self._position + 1):
             if message.position != number:
                 raise MirrorFault(Reason.POSITION, f"position {message.position} came and {number} is due")
             if erases(message) and not self._is_within_erasure and any(self._waiting.values()):
@@ -243,7 +254,7 @@ class Mirror:
                 await self._append(batch, number - 1)
                 batch = _Batch()
                 await self._judge_all()
-            taken = self._streams.take(message)
+            taken = self._streams.take(message, header)
             batch.add(taken)
             self._note(taken)
         await self._append(batch, messages[-1].position)
@@ -261,7 +272,7 @@ class Mirror:
             self._kept_back.setdefault(header.stream_key, self._round)
         elif taken.record.name == "content.erased":
             self._kept_back.pop(header.stream_key, None)
-        if header.stream_kind in ("prescription", "encounter"):
+        if _is_judged(header):
             has_content = taken.record is not None and taken.record.name != "content.erased"
             self._waiting[header.stream_key] = has_content or self._waiting.get(header.stream_key, False)
         self._is_within_erasure = _erases_visit(header)
@@ -289,7 +300,9 @@ class Mirror:
         if self._judge is None:
             found = (await self._store.read(Wanted(names=frozenset({index.LEDGER_NAME})))).names
             ledger_key = found.get(index.LEDGER_NAME, b"")
-            self._judge = Judge(self._streams.stream, self._named, self._prescribed, ledger_key)
+            self._judge = Judge(
+                self._streams.stream, self._named, self._prescribed, self._quoting, ledger_key, self._ca_pem
+            )
         # Of what is kept back the rest is judged; the stream comes again with the entry that says it was erased.
         findings = await self._judge.findings(self._waiting)
         if findings:
@@ -315,6 +328,9 @@ class Mirror:
     async def _prescribed(self, encounter_key: bytes) -> list[bytes]:
         # The rows of what was erased go with it, so there is one page unless a hub erased a visit and nothing else.
         return [row.stream_key for row in await self._store.listing(_VISIT_RX, encounter_key, 0, _LISTED_AT_ONCE)]
+
+    async def _quoting(self, key: bytes) -> list[bytes]:
+        return [row.stream_key for row in await self._store.listing(_QUOTING, key, 0, 1)]
 
 
 class _Batch:
@@ -379,11 +395,20 @@ def _names(taken: Taken) -> list[NewName]:
 
 def _listings(taken: Taken) -> list[Listing]:
     record = taken.record
-    if record is None or record.name != "prescription.prechecked":
+    if record is None or record.header.stream_kind not in _CHAINED:
         return []
     header = record.header
-    found = index.listings(record.name, header.stream_key, record.payload, taken.following.state)
-    return [Listing(space, key, header.stream_key, header.version) for space, key in found if space == _VISIT_RX]
+    quoted = voucher_key(record)
+    rows = [Listing(_QUOTING, quoted, header.stream_key, header.version)] if quoted else []
+    if record.name == "prescription.prechecked":
+        found = index.listings(record.name, header.stream_key, record.payload, taken.following.state)
+        rows += [Listing(space, key, header.stream_key, header.version) for space, key in found if space == _VISIT_RX]
+    return rows
+
+
+def _is_judged(header: Header) -> bool:
+    """What a chain is made of, and any erasure: of a voucher or an account it is all that is judged beside the fold."""
+    return header.stream_kind in _CHAINED or header.type == CONTENT_ERASED_TYPE
 
 
 def _erases_visit(header: Header) -> bool:

@@ -6,11 +6,12 @@ type, order and hashes alone. It must never let what is there go unjudged becaus
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Final
 
 from erxhub.audit import signatures
+from erxhub.audit.certificates import certificate_fault
 from erxhub.audit.chain import (
     Chain,
     Finding,
@@ -24,12 +25,13 @@ from erxhub.audit.chain import (
     missing,
 )
 from erxhub.audit.sales import sales_of
+from erxhub.audit.signatures import SignedContent
 from erxhub.crypto.suites import SUITES
 from erxhub.ledger import verify
 
 Read = Callable[[bytes], Awaitable[Stream]]
 Named = Callable[[frozenset[Name]], Awaitable[dict[Name, bytes]]]
-Prescribed = Callable[[bytes], Awaitable[list[bytes]]]
+Listed = Callable[[bytes], Awaitable[list[bytes]]]
 
 _ERASED: Final = "content.erased"
 
@@ -37,13 +39,25 @@ _ERASED: Final = "content.erased"
 class Judge:
     """Verifies chains. `read` gives a stream by its key, `named` the streams of signers by their names.
 
-    `prescribed` gives those of a visit's prescriptions of which the content is there.
+    `prescribed` gives those of a visit's prescriptions of which the content is there, `quoting` one of the streams that
+    quote a voucher, if the content of any is. With `ca_pem` the keys that signed have certificates of this root.
     """
 
-    def __init__(self, read: Read, named: Named, prescribed: Prescribed, ledger_key: bytes) -> None:
+    def __init__(
+        self,
+        read: Read,
+        named: Named,
+        prescribed: Listed,
+        quoting: Listed,
+        ledger_key: bytes,
+        ca_pem: bytes | None,
+    ) -> None:
+        self._ca_pem = ca_pem
+        self._certified: set[bytes] = set()
         self._read = read
         self._named = named
         self._prescribed = prescribed
+        self._quoting = quoting
         self._ledger_key = ledger_key
         self.verified = 0
         """Signatures that hold."""
@@ -64,7 +78,13 @@ class Judge:
         covered: set[bytes] = set()
         for key in keys:
             stream = await self._read(key)
-            if not stream.records or stream.records[0].header.stream_kind != "prescription":
+            kind = stream.records[0].header.stream_kind if stream.records else ""
+            if kind in ("voucher", "account"):
+                found += _twice(stream)
+                if await self._quoting(key):
+                    found += _too_early(stream)
+                continue
+            if kind != "prescription":
                 visits[key] = stream
                 continue
             sources = Sources(self._ledger_key, {key: stream})
@@ -90,7 +110,7 @@ class Judge:
         if rx.first(_ERASED):
             self._erased.add(rx.key)
             return _twice(rx)
-        return [_finding(record, verify.Reason.CONTENT_MISSING) for record in encounter.all(_ERASED)]
+        return _too_early(encounter)
 
     async def _judged(
         self, chain: Chain, sources: Sources, signers: dict[Name, bytes], shared: dict[bytes, Stream]
@@ -124,12 +144,31 @@ class Judge:
                     found.append(content.finding(Reason.SIGNATURE))
             # What it covers may be what is gone.
             found += [content.finding(reason) for reason in proof.reasons if not gone or reason != Reason.DIGEST]
+            if self._ca_pem is not None:
+                found += self._certificates(content, sources, self._ca_pem)
         return found
+
+    def _certificates(self, content: SignedContent, sources: Sources, ca_pem: bytes) -> Iterator[Finding]:
+        """The faults of the certificate behind the key that signed; each key is looked at until it holds."""
+        space, code = content.holder
+        key_ids = {signature.key_id for signature in content.signed.signatures[:1]}
+        for registered in sources.named(space, code.decode()).all("signing_key.registered"):
+            if registered.payload.key.key_id not in key_ids or registered.leaf_hash in self._certified:
+                continue
+            if certificate_fault(registered, ca_pem):
+                yield _finding(registered, Reason.CERTIFICATE)
+            else:
+                self._certified.add(registered.leaf_hash)
 
 
 def _twice(stream: Stream) -> list[Finding]:
     """Content is erased once; an erasure after the first could only hide what that one said."""
     return [_finding(record, Reason.STATE) for record in list(stream.all(_ERASED))[1:]]
+
+
+def _too_early(stream: Stream) -> list[Finding]:
+    """What needs the content is there still."""
+    return [_finding(record, verify.Reason.CONTENT_MISSING) for record in stream.all(_ERASED)]
 
 
 def _finding(record: Record, reason: str) -> Finding:

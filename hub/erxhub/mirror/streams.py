@@ -78,18 +78,16 @@ class Streams:
         self._store = store
         self._following: OrderedDict[bytes, Following] = OrderedDict()
 
-    async def recall(self, messages: Iterable[audit_pb2.StreamEntriesResponse]) -> None:
-        """Read again what was forgotten of the streams of these entries. Call it before `take`."""
-        wanted = set()
-        for message in messages:
-            try:
-                header = Header.decode(message.header)
-            except HeaderMalformed:
-                continue
-            if header.version > 1 and header.stream_key not in self._following:
-                wanted.add(header.stream_key)
+    async def recall(self, messages: Iterable[audit_pb2.StreamEntriesResponse]) -> list[Header | HeaderMalformed]:
+        """Read again what was forgotten of the streams of these entries; gives their headers, for `take`."""
+        headers = [_header(message) for message in messages]
+        wanted = {
+            header.stream_key
+            for header in headers
+            if isinstance(header, Header) and header.version > 1 and header.stream_key not in self._following
+        }
         if not wanted:
-            return
+            return headers
         heads = (await self._store.load(Wanted(streams=frozenset(wanted)))).heads
         for key, head in heads.items():
             last = await self._store.entries(key, head.version - 1, 1)
@@ -99,18 +97,17 @@ class Streams:
             self._following[key] = Following(
                 head.stream_kind, head.version, head.leaf_hash, recorded_at_ms, state, None
             )
+        return headers
 
     def forget(self) -> None:
         """Keep what was met last."""
         while len(self._following) > _STREAMS_MAX:
             self._following.popitem(last=False)
 
-    def take(self, message: audit_pb2.StreamEntriesResponse) -> Taken:
+    def take(self, message: audit_pb2.StreamEntriesResponse, header: Header | HeaderMalformed) -> Taken:
         """Check the next entry of a stream, and move on. Raises MirrorFault, after which nothing more is taken."""
-        try:
-            header = Header.decode(message.header)
-        except HeaderMalformed as error:
-            raise _fault(Reason.HEADER, str(error), message) from None
+        if isinstance(header, HeaderMalformed):
+            raise _fault(Reason.HEADER, str(header), message)
         following = self._following.get(header.stream_key)
         if following is None:
             kind = STATE_TYPES.get(header.stream_kind)
@@ -149,6 +146,13 @@ class Streams:
             if len(page) < _ENTRIES_AT_ONCE:
                 break
         return read_stream(key, None, stored, _EVERY_POSITION) if stored else NO_STREAM
+
+
+def _header(message: audit_pb2.StreamEntriesResponse) -> Header | HeaderMalformed:
+    try:
+        return Header.decode(message.header)
+    except HeaderMalformed as error:
+        return error
 
 
 def erases(message: audit_pb2.StreamEntriesResponse) -> bool:

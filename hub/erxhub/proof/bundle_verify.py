@@ -21,6 +21,7 @@ from erxhub.ledger.entry import (
     commitment,
     leaf_bytes,
     leaf_hash,
+    read_leaf,
 )
 from erxhub.ledger.store import StoredEntry
 from erxhub.proof.bundle import (
@@ -444,12 +445,12 @@ def _entry(shown: Shown, place: tuple[str, bytes, int], prev: bytes) -> _Entry:
         return _Refused(Fault(reason, kind, key, version, words))
 
     if isinstance(shown, BareLeaf):
-        found = _bare(shown)
-        if found.leaf_format != 1 or found.stream_key != key:
+        found = read_leaf(shown.leaf)
+        if found.format != 1 or found.stream_key != key:
             raise refused(Reason.HEADER, "the leaf names another stream")
         if found.version != version:
             raise refused(Reason.VERSION_GAP, f"version {found.version} stands where {version} belongs")
-        if found.prev != prev:
+        if found.prev_leaf_hash != prev:
             raise refused(Reason.PREV_LEAF, "it does not continue the entry before")
         return _Entry(kind, key, version, found.type, found.recorded_at_ms, leaf_hash(shown.leaf), None, shown)
     try:
@@ -472,7 +473,7 @@ def _single(single: SingleEntry) -> _Entry:
     """The entry of another stream, at the place that it names itself."""
     shown, prev = single.entry, single.prev_leaf_hash
     if isinstance(shown, BareLeaf):
-        found = _bare(shown)
+        found = read_leaf(shown.leaf)
         place = "", found.stream_key, found.version
     else:
         try:
@@ -483,22 +484,6 @@ def _single(single: SingleEntry) -> _Entry:
     if (place[2] == 1) != (prev == FIRST_PREV_LEAF_HASH):
         raise _Refused(Fault(Reason.PREV_LEAF, *place, "exactly a first entry has no predecessor"))
     return _entry(shown, place, prev)
-
-
-@dataclass(frozen=True, slots=True)
-class _Bare:
-    leaf_format: int
-    type: int
-    stream_key: bytes
-    version: int
-    prev: bytes
-    recorded_at_ms: int
-
-
-def _bare(shown: BareLeaf) -> _Bare:
-    leaf = shown.leaf
-    number = int.from_bytes
-    return _Bare(leaf[0], number(leaf[1:3]), leaf[3:35], number(leaf[35:43]), leaf[43:75], number(leaf[107:115]))
 
 
 def _time(at_s: int) -> str:

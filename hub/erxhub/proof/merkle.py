@@ -38,11 +38,6 @@ def root_of(leaf_hashes: Iterable[bytes]) -> bytes:
     return _folded(waiting) if waiting else EMPTY_ROOT
 
 
-def tree_root(size: int, read: ReadNode) -> bytes:
-    """The root of the tree of `size` leaves, from its complete subtrees."""
-    return _range_root(0, size, read) if size else EMPTY_ROOT
-
-
 def inclusion_path(index: int, size: int, read: ReadNode) -> list[bytes]:
     """The inclusion proof of leaf `index` in the tree of `size` leaves, the leaf's own sibling first."""
     if not 0 <= index < size <= SIZE_MAX:

@@ -67,6 +67,8 @@ class Reason(StrEnum):
     """The key was not registered for this signer, was not valid, or had been revoked."""
     DIGEST = "DIGEST"
     """What was signed is not what the entry says."""
+    REUSED = "REUSED"
+    """What was signed once stands for a step of another instant as well."""
     CERTIFICATE = "CERTIFICATE"
     """A signer's certificate is not the trust domain's, or another signer's."""
     QUANTITY = "QUANTITY"

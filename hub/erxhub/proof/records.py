@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import Final
 
 MAPROOT_TYPE: Final = 0xFFFF
 """No entry has this type."""
@@ -16,28 +16,11 @@ _MAPROOT: Final = struct.Struct(">BHQ32s")
 _VALUE: Final = struct.Struct(">Q32s")
 
 
-class MapRoot(NamedTuple):
-    """The map as it stands over the first `covered_size` leaves of the log."""
-
-    covered_size: int
-    root: bytes
-
-
 def maproot_leaf(covered_size: int, map_root: bytes) -> bytes:
     """The 43 bytes of the last leaf of a checkpoint of size `covered_size` + 1."""
     if len(map_root) != 32:
         raise ValueError("the map's root is not 32 bytes")
     return _MAPROOT.pack(1, MAPROOT_TYPE, covered_size, map_root)
-
-
-def read_maproot_leaf(leaf: bytes) -> MapRoot:
-    """Read such a leaf. Raises ValueError for any other bytes."""
-    if len(leaf) != _MAPROOT.size:
-        raise ValueError("not the leaf of a map root")
-    version, kind, covered_size, root = _MAPROOT.unpack(leaf)
-    if (version, kind) != (1, MAPROOT_TYPE):
-        raise ValueError("not the leaf of a map root")
-    return MapRoot(covered_size, root)
 
 
 def map_value(version: int, leaf_hash: bytes) -> bytes:

@@ -11,6 +11,7 @@ from typing import Final
 
 from erxhub.proof.checkpoints import CheckpointText
 from erxhub.proof.merkle import ProofInvalid, verify_inclusion
+from erxhub.proof.notes import NoteKey
 from erxhub.proof.policy import Policy
 from erxhub.proof.text import read_base64, read_decimal, read_hash, write_base64
 
@@ -57,12 +58,15 @@ def write_tlog_proof(index: int, proof: Sequence[bytes], note: str, extra: bytes
     return "\n".join([*head, *map(write_base64, proof)]) + f"\n\n{note}"
 
 
-def verify_tlog_proof(file: bytes, leaf_hash: bytes, policy: Policy) -> CheckpointText:
+def verify_tlog_proof(
+    file: bytes, leaf_hash: bytes, policy: Policy, log_keys: Sequence[NoteKey] = ()
+) -> CheckpointText:
     """Accept that the leaf is in a log of the policy, and say where; `leaf_hash` is computed from what is known.
 
-    Raises ProofInvalid with the reasons of read_tlog_proof, Policy.check and verify_inclusion.
+    `log_keys`: logs that are known otherwise. Raises ProofInvalid with the reasons of read_tlog_proof, Policy.check
+    and verify_inclusion.
     """
     parts = read_tlog_proof(file)
-    said = policy.check(parts.note).said
+    said = policy.check(parts.note, log_keys).said
     verify_inclusion(parts.index, said.size, leaf_hash, parts.proof, said.root)
     return said

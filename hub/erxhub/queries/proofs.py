@@ -6,6 +6,7 @@ Owns the gathering of what a bundle holds. It proves nothing itself: tree and ma
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -50,10 +51,14 @@ class KeepsGrowing(Exception):
     """The chain was written to each time that it was read; it can be exported once that ends."""
 
 
+async def _covering(ctx: ReadContext, position: int) -> Checkpoint:
+    assert ctx.covering is not None, "a hub that publishes no log refuses these reads"
+    return await ctx.covering(position)
+
+
 async def _covering_now(ctx: ReadContext) -> Checkpoint:
     """A signed checkpoint over everything that is in the ledger by now."""
-    assert ctx.covering is not None, "a hub that publishes no log refuses these reads"
-    return await ctx.covering(await ctx.store.last_position())
+    return await _covering(ctx, await ctx.store.last_position())
 
 
 # ---- gathering a chain ----
@@ -61,7 +66,7 @@ async def _covering_now(ctx: ReadContext) -> Checkpoint:
 
 @dataclass(slots=True)
 class _Read:
-    """The streams that were read, each up to the last position that a checkpoint covers."""
+    """The streams that were read, each up to the same log position."""
 
     ctx: ReadContext
     as_of: int
@@ -71,8 +76,10 @@ class _Read:
 
     async def streams(self, keys: Iterable[bytes]) -> None:
         """Read streams that were not read yet."""
-        for key in sorted(set(keys) - self.sources.streams.keys()):
-            entries = [entry for entry in await _entries(self.ctx, key) if entry.position <= self.as_of]
+        wanted = sorted(set(keys) - self.sources.streams.keys())
+        found = await asyncio.gather(*(_entries(self.ctx, key) for key in wanted))
+        for key, stored in zip(wanted, found, strict=True):
+            entries = [entry for entry in stored if entry.position <= self.as_of]
             self.sources.streams[key] = read_stream(key, None, entries, self.as_of)
             prev = FIRST_PREV_LEAF_HASH
             for entry in entries:
@@ -112,8 +119,7 @@ async def chain_bundle(ctx: ReadContext, rx_no: str) -> tuple[str, Chain] | None
     """The bundle of a prescription and its chain; None when there is no such prescription. Raises KeepsGrowing."""
     rx_key = prescription_key(rx_no)
     for _ in range(_ROUNDS_MAX):
-        covering = await _covering_now(ctx)
-        read = _Read(ctx, covering.covered_position, Sources(ctx.ledger_key))
+        read = _Read(ctx, await ctx.store.last_position(), Sources(ctx.ledger_key))
         await read.streams([rx_key, ctx.ledger_key])
         if not read.stored(rx_key):
             return None
@@ -133,6 +139,7 @@ async def _proven_chain(read: _Read, chain: Chain, subject: Subject) -> str | No
     streams = [(kind, key) for kind, key in whole if key]
     singles = [*await _rested_on(read, chain), *await _signers(read, chain)]
     genesis = read.stored(ctx.ledger_key)[0]
+    await _cover(read, [*singles, *(entry for _, key in streams for entry in read.stored(key)[-1:])])
     proofs = await ctx.store.prove(
         ProofsWanted(tuple(key for _, key in streams), tuple(_place(entry) for entry in (genesis, *singles)))
     )
@@ -153,6 +160,16 @@ async def _proven_chain(read: _Read, chain: Chain, subject: Subject) -> str | No
         checkpoint=cosigned(checkpoint),
     )
     return write_bundle(bundle)
+
+
+async def _cover(read: _Read, shown: Iterable[StoredEntry]) -> None:
+    """Have a signed checkpoint over all that is shown, and over the whole ledger where the newest one is old.
+
+    As a rule there is one: what happens elsewhere in the ledger all the time needs none of its own for this bundle.
+    """
+    covering = await _covering(read.ctx, max(entry.position for entry in shown))
+    if covering.made_at_ms < read.ctx.clock.now_ms() - read.ctx.config.max_merge_delay_ms:
+        await _covering(read.ctx, read.as_of)
 
 
 def _place(entry: StoredEntry) -> Place:
@@ -262,7 +279,12 @@ async def absence_bundle(ctx: ReadContext, subject: Subject) -> tuple[str, int]:
 async def _shown_to_witnesses(ctx: ReadContext, checkpoint: Checkpoint) -> Checkpoint | None:
     """The checkpoint with the lines that its witnesses gave; None when a later one is to be proven against."""
     if checkpoint.note is None:
-        return None
+        # It is being signed at this moment, or another one followed at once.
+        await _covering(ctx, checkpoint.covered_position)
+        signed = await ctx.store.checkpoint(no=checkpoint.no)
+        if signed is None or signed.note is None:
+            return None
+        checkpoint = signed
     return checkpoint if ctx.cosigned is None else await ctx.cosigned(checkpoint)
 
 

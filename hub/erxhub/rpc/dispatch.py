@@ -39,6 +39,7 @@ from erxhub.queries.base import ReadContext, Shown
 from erxhub.rpc.bulk import DETAILS_KEY, Bulk, ItemContext, ItemOutcome, ItemRefused, Serve, Waited
 from erxhub.rpc.errors import wire_status
 from erxhub.rpc.methods import COMMAND, METHODS, Method
+from erxhub.rpc.together import Together
 from erxhub.rpc.waiting import REACHED_TRAILER, Waiting
 from erxhub.v1 import common_pb2
 
@@ -60,6 +61,9 @@ _ROWS_A_TURN: Final = 500
 """Rows of an import that are checked before other calls get their turn: a few milliseconds."""
 
 _CONTEXT = grpc.aio.ServicerContext[Any, Any]
+
+_ENDS: Final = (grpc.aio.AbortError, grpc.aio.InternalError)
+"""How a call ends with a status; the second one when the caller has gone before it. gRPC knows what to do then."""
 
 
 class _Call(NamedTuple):
@@ -107,6 +111,7 @@ class Dispatcher:
         self._config = config
         self._pause = pause
         self._waiting = waiting
+        self._together = Together(engine.awaits_more)
         self._open_streams: dict[str, int] = {}
         self._draining = False
         self._bulks_end = asyncio.Event()
@@ -156,7 +161,7 @@ class Dispatcher:
             self._begin()
             try:
                 return await serve(method, request, context)
-            except grpc.aio.AbortError:
+            except _ENDS:
                 raise
             except Exception:
                 _log.exception("%s failed", method.name)
@@ -173,7 +178,7 @@ class Dispatcher:
             try:
                 async for message in serve(method, request, context):
                     yield message
-            except grpc.aio.AbortError:
+            except _ENDS:
                 raise
             except Exception:
                 _log.exception("%s failed", method.name)
@@ -197,6 +202,7 @@ class Dispatcher:
     # ---- the four kinds of call ----
 
     async def _command(self, method: Method, raw: bytes, context: _CONTEXT) -> bytes:
+        await self._together.enter()
         call = await self._enter(method, context, len(raw))
         request = await self._parse(call, raw, context)
         statements = await self._check(call, request, request.request_id, context)

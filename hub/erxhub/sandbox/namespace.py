@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
@@ -451,7 +451,8 @@ class Namespace:
     async def advance(self, until_ms: int | None) -> list[StoredEntry]:
         """Let time pass until an instant, or None: until the earliest deadline. Returns what passing wrote, in order.
 
-        The clock stops at each deadline on the way, so that each is written at its own instant. Raises SandboxRefused
+        The clock stops at each deadline on the way, so that each is written at its own instant. What retention no
+        longer keeps is erased once it has arrived, where the hub does so by itself. Raises SandboxRefused
         (SBX_CLOCK_BACK, SBX_UNAVAILABLE).
         """
         async with self._time:
@@ -480,6 +481,7 @@ class Namespace:
         self._clock.forward_to(until_ms)
         while await self._sweep(stuck) >= self._config.sweep_streams_max:
             pass
+        await self._in_lane(lambda core: core.erasing.day())
 
     async def _next_due(self, until_ms: int, without: set[bytes]) -> tuple[bytes, int] | None:
         """The stream with the earliest deadline until then, and the first instant after it."""
@@ -492,11 +494,14 @@ class Namespace:
         return None
 
     async def _sweep(self, stuck: set[bytes]) -> int:
+        return await self._in_lane(lambda core: core.engine.sweep(stuck))
+
+    async def _in_lane(self, work: Callable[[HubCore], Awaitable[int]]) -> int:
         while True:
             await self._open.wait()
             core = self._running
             try:
-                return await core.engine.sweep(stuck)
+                return await work(core)
             except (HubStopped, StoreUnavailable):
                 if core is self._core:
                     raise SandboxRefused("SBX_UNAVAILABLE", {"namespace": self.name}) from None

@@ -41,11 +41,6 @@ class Witness:
             self._logs.setdefault(key.name, []).append(key)
         self._by_hash = {origin_hash(origin): origin for origin in self._logs}
 
-    @property
-    def origins(self) -> tuple[str, ...]:
-        """The logs that it knows."""
-        return tuple(self._logs)
-
     async def add_checkpoint(self, body: bytes) -> Answer:
         """Answer a request."""
         try:
