@@ -43,9 +43,6 @@ REVERSED: Final = "reversed"
 
 _ROUNDS_MAX: Final = 12
 
-_MANY: Final = 16
-"""Callers from which on they may wait for each other before they are admitted."""
-
 _CATALOG_ROWS_KEPT_MAX: Final = 10_000
 
 _BUSY_FREE: Final = 2
@@ -300,10 +297,6 @@ class Engine:
         """Raises HubBusy when a request of `size` bytes would be over a limit; callers ask before they do work."""
         if len(self._jobs) >= self.config.queue_commands_max or self._bytes + size > self.config.queue_bytes_max:
             raise HubBusy
-
-    def awaits_more(self, coming: int) -> bool:
-        """Whether many callers are here, and the batch in the making lacks some of them with `coming` more as well."""
-        return self._crowd >= _MANY and not len(self._jobs) + coming >= self._expected > 1
 
     async def submit(self, command: Command, content: bytes, size: int | None = None) -> Answer:
         """Decide a command and return its answer once it is durable.

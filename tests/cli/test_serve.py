@@ -84,6 +84,16 @@ def test_a_taken_address_and_a_missing_certificate_are_named(tmp_path: Path) -> 
     absent = erxhub(*serve_words(tmp_path, "--cert", "absent.pem"))
     assert absent.exit_code == 2
     assert "absent.pem" in absent.stderr
+    (tmp_path / "text").write_text("no certificate")
+    for more, said in (
+        (("--ca", str(tmp_path / "text")), "no certificate in PEM"),
+        (("--origin", "two words"), "the origin 'two words'"),
+        (("--hub-id", ""), "the id of a hub"),
+    ):
+        wrong = ended(*serve_words(tmp_path, *more))
+        assert wrong.returncode == 2
+        assert said in wrong.stderr
+    assert not (tmp_path / "hub.db").exists()
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

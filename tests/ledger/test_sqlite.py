@@ -354,7 +354,7 @@ def test_copy_neither_invents_a_source_nor_replaces_a_target(path: Path, tmp_pat
         copy_sqlite(path, target)
     assert not target.exists()
     path.write_text("no database" * 1000)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises(StoreFormatError):
         copy_sqlite(path, target)
     assert not target.exists()
     target.write_text("precious")

@@ -25,6 +25,7 @@ from erxhub.crypto.certs import iso_time
 from erxhub.high_water import HighWaterUnreadable
 from erxhub.keys import HubKeys
 from erxhub.ledger.store import Store, StoreUnavailable
+from erxhub.proof.notes import valid_name
 from erxhub.proof.policy import Policy
 from erxhub.rpc.server import IdentitySource, Layer
 from erxhub.starting import LedgerRefused
@@ -34,7 +35,10 @@ _FALSE: Final = frozenset({"false", "no", "off", "0"})
 
 
 def configured(config: Config, settings: Iterable[str]) -> Config:
-    """The config with KEY=VALUE settings applied. Raises Failed for a key or value that does not exist."""
+    """The config with KEY=VALUE settings applied. Raises Failed for a key or value that does not exist.
+
+    And for names that nobody can have: the origin is the first thing that a ledger says, and never changed.
+    """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     changed: dict[str, Any] = {}
     for setting in settings:
@@ -45,7 +49,12 @@ def configured(config: Config, settings: Iterable[str]) -> Config:
             changed[key] = _value(fields[key], text)
         except ValueError as error:
             raise Failed(f"--config {setting}: {error}", USAGE) from None
-    return dataclasses.replace(config, **changed)
+    config = dataclasses.replace(config, **changed)
+    if not valid_name(config.origin):
+        raise Failed(f"the origin {config.origin!r}: a name has no space and no +", USAGE)
+    if not config.hub_id:
+        raise Failed("the id of a hub is not empty", USAGE)
+    return config
 
 
 def _value(default: Any, text: str) -> Any:

@@ -108,6 +108,7 @@ def serve(
     from erxhub.cli.exits import USAGE, Failed
     from erxhub.cli.hosting import configured, log_to_stderr
     from erxhub.config import Config
+    from erxhub.crypto.certs import holds_certificates
     from erxhub.high_water import FILE_NAME
     from erxhub.keys import HubKeys, HubKeysError
     from erxhub.rpc.server import IdentityFiles
@@ -120,6 +121,8 @@ def serve(
         raise Failed(str(error), USAGE) from None
     except (OSError, ValueError) as error:
         raise Failed(f"the server's certificate: {error}", USAGE) from None
+    if not holds_certificates(ca.read_bytes()):
+        raise Failed(f"--ca {ca}: no certificate in PEM", USAGE)
     config = Config(trust_domain=trust_domain, hub_id=hub_id, origin=origin or f"{trust_domain}/ledger")
     if metrics is not None:
         _check_loopback(metrics)

@@ -65,7 +65,6 @@ def register(tx: Draft, command: Command) -> Outcome:
     refused = guards.own_institution(command, request.hospital_code, "hospital_code")
     if refused is not None:
         return refused
-    tx.want_ahead(_ahead_of_registration(command))
     institution = guards.institution(tx, request.hospital_code, "hospital_code")
     if isinstance(institution, Refused):
         return institution
@@ -280,7 +279,6 @@ def amend_diagnosis(tx: Draft, command: Command) -> Outcome:
 
 def _diagnosis(tx: Draft, command: Command, trigger: str, event: str, reason: str) -> Refused | None:
     request: encounter_pb2.RecordDiagnosisRequest | encounter_pb2.AmendDiagnosisRequest = command.request
-    tx.want_ahead(_ahead_of_diagnosis(command))
     found = _step(tx, command, request.encounter_id, trigger, Role.DOCTOR)
     if isinstance(found, Refused):
         return found

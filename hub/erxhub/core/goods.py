@@ -291,7 +291,6 @@ def hand_over(tx: Draft, command: Command) -> Outcome:
     claimed = orders.claimed(command, signed_pb2.HandOverStatement)
     if isinstance(claimed, Refused):
         return claimed
-    tx.want_ahead(_ahead_of_hand_over(command))
     step = orders.forward(tx, command, claimed.rx_no)
     if isinstance(step, Refused):
         return step

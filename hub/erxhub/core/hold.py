@@ -51,7 +51,6 @@ def list_by_voucher(tx: Draft, command: Command) -> Outcome:
     Refusals: INST_UNKNOWN, AGR_INACTIVE, VCH_*, PSN_INACTIVE, PAGE_TOKEN_INVALID.
     """
     request: dispensing_pb2.ListByVoucherRequest = command.request
-    tx.want_ahead(_ahead_of_list(command))
     pharmacy = orders.at_counter(tx, command)
     if isinstance(pharmacy, Refused):
         return pharmacy
@@ -406,7 +405,6 @@ def review(tx: Draft, command: Command) -> Outcome:
     if isinstance(claim, Refused):
         return claim
     reviewer = claim.pharmacist_code
-    tx.want_ahead(_ahead_of_review(command))
     step = orders.forward(tx, command, claim.rx_no)
     if isinstance(step, Refused):
         return step

@@ -82,7 +82,6 @@ def precheck(tx: Draft, command: Command) -> Outcome:
     foreign = guards.own_institution(command, asked.hospital_code, "prescription.hospital_code")
     if foreign is not None:
         return foreign
-    tx.want_ahead(_ahead_of_precheck(command))
     existing = tx.find(*hospital_rx_name(asked.hospital_code, asked.hospital_rx_no))
     if existing is not None:
         return _prechecked_before(tx, existing, asked)

@@ -125,7 +125,6 @@ def quote(tx: Draft, command: Command) -> Outcome:
     DRUG_UNKNOWN.
     """
     request: dispensing_pb2.QuoteSettlementRequest = command.request
-    tx.want_ahead(_ahead_of_quote(command))
     step = orders.forward(tx, command, request.rx_no, with_drugs=True, with_account=True)
     if isinstance(step, Refused):
         return step
@@ -227,7 +226,6 @@ def settle(tx: Draft, command: Command) -> Outcome:
     claimed = orders.claimed(command, signed_pb2.SettleStatement)
     if isinstance(claimed, Refused):
         return claimed
-    tx.want_ahead(_ahead_of_settle(command))
     insured = claimed.pay_mode == signed_pb2.PAY_MODE_INSURED
     step = orders.forward(tx, command, claimed.rx_no, with_account=insured)
     if isinstance(step, Refused):

@@ -83,7 +83,7 @@ class MemoryStore:
             body = self._catalog.get((dataset, edition), {}).get(code)
             if body is not None:
                 catalog[dataset, edition, code] = body
-        replies = {request: found for request in wanted.replies if (found := self._replied(*request)) is not None}
+        replies = {request: kept for request in wanted.replies if (kept := self._replied(*request)) is not None}
         return Loaded(names, heads, replies, catalog)
 
     async def read(self, wanted: Wanted) -> Loaded:

@@ -39,7 +39,6 @@ from erxhub.queries.base import ReadContext, Shown
 from erxhub.rpc.bulk import DETAILS_KEY, Bulk, ItemContext, ItemOutcome, ItemRefused, Serve, Waited
 from erxhub.rpc.errors import wire_status
 from erxhub.rpc.methods import COMMAND, METHODS, Method
-from erxhub.rpc.together import Together
 from erxhub.rpc.waiting import REACHED_TRAILER, Waiting
 from erxhub.v1 import common_pb2
 
@@ -111,7 +110,6 @@ class Dispatcher:
         self._config = config
         self._pause = pause
         self._waiting = waiting
-        self._together = Together(engine.awaits_more)
         self._open_streams: dict[str, int] = {}
         self._draining = False
         self._bulks_end = asyncio.Event()
@@ -202,7 +200,6 @@ class Dispatcher:
     # ---- the four kinds of call ----
 
     async def _command(self, method: Method, raw: bytes, context: _CONTEXT) -> bytes:
-        await self._together.enter()
         call = await self._enter(method, context, len(raw))
         request = await self._parse(call, raw, context)
         statements = await self._check(call, request, request.request_id, context)
