@@ -1,7 +1,8 @@
 """The yardstick: a grpc.aio server with mutual TLS that takes bytes and answers bytes, and does nothing else.
 
 Run by `processes.py` as `python -m tests.bench.echo_server FOLDER REPLY_BYTES`. It has the hub's transport settings,
-takes the same messages under the same method name, and answers each with as many bytes as an upload's reply has.
+takes the same messages under the same method name, and answers each with as many bytes as an upload's reply has. It
+runs on asyncio's own loop, as a plain server does; with `--hub-loop` on the one that a hub runs on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import grpc
 
+from erxhub import loop
 from erxhub.config import Config
 from tests.bench.load import UPLOAD
 
@@ -61,4 +63,5 @@ async def serve(folder: Path, reply_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2])))
+    run = loop.run if "--hub-loop" in sys.argv else asyncio.run
+    run(serve(Path(sys.argv[1]), int(sys.argv[2])))

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erxhub import engine
+from erxhub import engine, loop
 from erxhub.app import settle_memory, start_hub
 from erxhub.config import Config
 from erxhub.keys import HubKeys
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--naive", action="store_true", help="one transaction a request, a hop for each statement")
     parser.add_argument("--without-log", action="store_true", help="no log, map and checkpoints; receipts all the same")
     parser.add_argument("--without-proofs", action="store_true", help="no log, map, checkpoints, receipts")
-    asyncio.run(serve(parser.parse_args()))
+    loop.run(serve(parser.parse_args()))  # as `erxhub serve` does
 
 
 if __name__ == "__main__":

@@ -16,6 +16,10 @@ from tests.bench.signatures import openssl_version
 from tests.bench.world import SIGNATURES
 
 ECHO = "echo"
+"""The yardstick: a plain grpc.aio server."""
+ECHO_SAME_LOOP = "echo_same_loop"
+ECHOES: Mapping[str, tuple[str, ...]] = {ECHO: (), ECHO_SAME_LOOP: ("--hub-loop",)}
+"""What to tell the server, by name; the second shows what of the ratio is the event loop's, and is not judged."""
 UPLOADS: Mapping[str, str] = {"p256": "ES256", "sm2": "SM2-SM3"}
 """Suite by the name that the goals use."""
 
@@ -40,7 +44,7 @@ class Measured(NamedTuple):
 
 @dataclass
 class Rounds:
-    """Every round's numbers. `segments` is by (target, in flight), target "echo", "p256" or "sm2"."""
+    """Every round's numbers. `segments` is by (target, in flight), target one of ECHOES or UPLOADS."""
 
     segments: dict[tuple[str, int], list[Measured]] = field(default_factory=dict)
     verification_us: dict[str, list[float]] = field(default_factory=dict)
@@ -52,13 +56,13 @@ class Rounds:
         """The numbers in flight, ascending."""
         return sorted({level for _, level in self.segments})
 
-    def ratios(self, target: str, level: int, *, whole: bool = False) -> list[float]:
+    def ratios(self, target: str, level: int, *, whole: bool = False, echo: str = ECHO) -> list[float]:
         """Server CPU of an upload over that of an echo, per round; without its verifications unless `whole`."""
         return [
-            (upload.cpu_us - (0.0 if whole else SIGNATURES * verification_us)) / echo.cpu_us
-            for upload, echo, verification_us in zip(
+            (upload.cpu_us - (0.0 if whole else SIGNATURES * verification_us)) / echoed.cpu_us
+            for upload, echoed, verification_us in zip(
                 self.segments[target, level],
-                self.segments[ECHO, level],
+                self.segments[echo, level],
                 self.verification_us[target],
                 strict=True,
             )
@@ -104,6 +108,8 @@ def _figures(results: Results, rounds: Rounds) -> None:
         for level in rounds.levels:
             results.figure(f"ratio_{target}_at_{level}", rounds.ratios(target, level))
             results.figure(f"whole_ratio_{target}_at_{level}", rounds.ratios(target, level, whole=True))
+            same_loop = rounds.ratios(target, level, echo=ECHO_SAME_LOOP)
+            results.figure(f"ratio_{target}_to_an_echo_on_the_same_loop_at_{level}", same_loop)
     if rounds.openssl_sm2_us:
         results.figure("openssl_sm2_verification_us", rounds.openssl_sm2_us)
     results.figure("bare_fsync_us_beside_uploads", rounds.fsync_us)
@@ -122,6 +128,7 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "grpcio": version("grpcio"),
+        "uvloop": version("uvloop"),
         "openssl": openssl_version(),
     }
 
@@ -129,19 +136,19 @@ def machine() -> dict[str, Any]:
 def table(rounds: Rounds) -> str:
     """The table that is printed: medians, with the spread over the rounds where it matters."""
     lines = [
-        f"{'':10}{'in flight':>10}{'CPU µs/call':>24}{'calls/s':>22}{'p50 ms':>9}{'p99 ms':>9}{'ratio':>20}{'whole':>8}"
+        f"{'':15}{'in flight':>10}{'CPU µs/call':>24}{'calls/s':>22}{'p50 ms':>9}{'p99 ms':>9}{'ratio':>20}{'whole':>8}"
     ]
     for level in rounds.levels:
-        for target in (ECHO, *UPLOADS):
+        for target in (*ECHOES, *UPLOADS):
             measured = rounds.segments[target, level]
             cpu = _text([one.cpu_us for one in measured], ".0f")
             throughput = _text([one.throughput for one in measured], ".0f")
             p50, p99 = (median(getattr(one, name) for one in measured) for name in ("p50_ms", "p99_ms"))
             ratio = whole = ""
-            if target != ECHO:
+            if target in UPLOADS:
                 ratio = _text(rounds.ratios(target, level), ".2f")
                 whole = f"{median(rounds.ratios(target, level, whole=True)):.2f}"
-            lines.append(f"{target:10}{level:>10}{cpu:>24}{throughput:>22}{p50:>9.1f}{p99:>9.1f}{ratio:>20}{whole:>8}")
+            lines.append(f"{target:15}{level:>10}{cpu:>24}{throughput:>22}{p50:>9.1f}{p99:>9.1f}{ratio:>20}{whole:>8}")
     lines.append("")
     lines += [
         f"one verification, {target}: {_text(rounds.verification_us[target], '.0f')} µs CPU" for target in UPLOADS

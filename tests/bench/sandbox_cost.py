@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import grpc
 
+from erxhub import loop
 from erxhub.app import settle_memory, start_hub
 from erxhub.config import Config
 from erxhub.crypto.ca import TrustDomain
@@ -256,7 +257,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=(HUB, SANDBOX), default=HUB, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve is not None:
-        asyncio.run(serve(options.serve, options.kind))
+        loop.run(serve(options.serve, options.kind))  # as `erxhub dev` does
         return
     with tempfile.TemporaryDirectory(prefix="erxhub-bench-") as folder:
         print(report(costs(asyncio.run(measure(2 if options.quick else options.rounds, Path(folder))))))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from tests.bench import load, report
 from tests.bench.answers import AnswerWrong, check_ledger, check_reply
 from tests.bench.load import Calls, Segment
 from tests.bench.processes import ServerProcess
-from tests.bench.report import ECHO, UPLOADS, Measured, Rounds
+from tests.bench.report import ECHOES, UPLOADS, Measured, Rounds
 from tests.bench.results import Results
 from tests.bench.saying import say
 from tests.bench.signatures import openssl_sm2_verification_ns, verification_cpu_ns
@@ -67,17 +68,20 @@ class Bench:
             for uploads in warm.values():
                 first = self._take(uploads, await load.run(uploading, _requests(uploads), 16))
             reply_bytes = len(first.outcomes[0].reply)
-            with ServerProcess("tests.bench.echo_server", str(self.world.folder), str(reply_bytes)) as echo:
-                async with load.connected(echo.port, self.world.hospital) as echoing:
+            servers = dict.fromkeys(UPLOADS, (self.hub, uploading))
+            async with AsyncExitStack() as echoes:
+                for target, options in ECHOES.items():
+                    words = (str(self.world.folder), str(reply_bytes), *options)
+                    echo = echoes.enter_context(ServerProcess("tests.bench.echo_server", *words))
+                    echoing = await echoes.enter_async_context(load.connected(echo.port, self.world.hospital))
                     self._echoed(await load.run(echoing, _requests(uploads), 16), reply_bytes)
-                    for number in range(self.plan.rounds):
-                        await self._round(number, echo, echoing, uploading, reply_bytes)
-                        say(f"round {number + 1} of {self.plan.rounds}")
+                    servers[target] = (echo, echoing)
+                for number in range(self.plan.rounds):
+                    await self._round(number, servers, reply_bytes)
+                    say(f"round {number + 1} of {self.plan.rounds}")
             await self._overload(uploading)
 
-    async def _round(
-        self, number: int, echo: ServerProcess, echoing: Calls, uploading: Calls, reply_bytes: int
-    ) -> None:
+    async def _round(self, number: int, servers: Mapping[str, tuple[ServerProcess, Calls]], reply_bytes: int) -> None:
         ready = await self.world.prepare(self.hub.port, dict.fromkeys(UPLOADS.values(), sum(self.plan.calls.values())))
         for target, suite in UPLOADS.items():
             used = verification_cpu_ns(self.world, suite, ready[suite][:_VERIFICATIONS])
@@ -88,7 +92,7 @@ class Bench:
             self.rounds.openssl_sm2_us.append(openssl_ns / 1000)
         begin = 0
         for in_flight, calls in self.plan.calls.items():
-            stretches: dict[str, list[Stretch]] = {target: [] for target in (ECHO, *UPLOADS)}
+            stretches: dict[str, list[Stretch]] = {target: [] for target in servers}
             size = max(in_flight, calls // _TURNS)
             for turn, first in enumerate(range(begin, begin + calls, size)):
                 # Short turns, and who comes first changes, so that whatever else the machine does meets all alike.
@@ -96,11 +100,11 @@ class Bench:
                 shift = (number + turn) % len(targets)
                 for target in targets[shift:] + targets[:shift]:
                     uploads = ready[UPLOADS.get(target, "ES256")][first : min(first + size, begin + calls)]
-                    server, calling = (echo, echoing) if target == ECHO else (self.hub, uploading)
+                    server, calling = servers[target]
                     before_ns = server.cpu_ns()
                     segment = await load.run(calling, _requests(uploads), in_flight)
                     stretches[target].append(Stretch(server.cpu_ns() - before_ns, segment))
-                    if target == ECHO:
+                    if target in ECHOES:
                         self._echoed(segment, reply_bytes)
                     else:
                         self._take(uploads, segment)

@@ -55,6 +55,27 @@ async def test_an_exported_bundle_verifies_and_the_export_is_recorded_like_a_tra
     assert trace.accesses[-1].method == "AuditService/ExportBundle"
 
 
+async def test_an_export_waits_for_a_checkpoint_only_when_what_it_shows_is_not_covered(live: Live) -> None:
+    auditor = await live.auditor()
+    chain = await Chain(live, PERSON).uploaded()
+    publisher = live.hub.core.publisher
+
+    async def exported() -> int:
+        text = (await auditor.export_bundle(rx_no=chain.rx_no)).bundle
+        assert verify_bundle(text.encode(), trust(live)).faults == []
+        assert publisher.newest is not None
+        return publisher.newest.no
+
+    first = await exported()
+    # The export itself left an entry elsewhere.
+    assert await live.hub.store.last_position() > (await publisher.covering(1)).covered_position
+    assert await exported() == first
+    live.clock.advance(live.hub.engine.config.max_merge_delay_ms + 1)
+    assert await exported() == first + 1
+    await chain.handed_over()
+    assert await exported() == first + 2
+
+
 async def test_bundles_verify_that_are_exported_while_chains_go_on(live: Live) -> None:
     auditor = await live.auditor()
     first = await Chain(live, PERSON).uploaded()

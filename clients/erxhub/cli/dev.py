@@ -80,9 +80,9 @@ def dev(
     Without --db everything is gone at the end, except the temporary folder with the certificates. It listens on
     127.0.0.1 only, has its own trust domain, and registers a fictional hospital, pharmacies and persons.
     """
-    import asyncio
+    from erxhub import loop
 
-    asyncio.run(_dev(db, _home(db, home), (port, control_port), suite, profile, settings, until_eof, ready_file))
+    loop.run(_dev(db, _home(db, home), (port, control_port), suite, profile, settings, until_eof, ready_file))
 
 
 async def _dev(

@@ -103,8 +103,7 @@ def serve(
     Logs are JSON lines on stderr and hold no personal data. Certificate files that change are read again by themselves,
     at the next handshake.
     """
-    import asyncio
-
+    from erxhub import loop
     from erxhub.cli.exits import USAGE, Failed
     from erxhub.cli.hosting import configured, log_to_stderr
     from erxhub.config import Config
@@ -130,7 +129,7 @@ def serve(
     witnesses = _witnesses(witness_policy) if witness_policy is not None else None
     tracing = _traced(traces, config) if traces is not None else None
     mark = high_water or keys_folder / FILE_NAME
-    asyncio.run(_serve(db, keys, identity, address, config, metrics, tracing, ready_file, mark, witnesses))
+    loop.run(_serve(db, keys, identity, address, config, metrics, tracing, ready_file, mark, witnesses))
 
 
 async def _serve(
