@@ -7,7 +7,6 @@ follows the lane. A hub is a core (store, lane, reads, dispatcher) behind a serv
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
@@ -165,7 +164,7 @@ async def start_hub(
 
     `high_water` is the file with the newest checkpoint that this hub published, in a folder other than the database's.
     `witnesses` are shown every checkpoint; their quorum makes it a witnessed one (see `witnessing.check_policy`).
-    Raises LedgerRefused, StoreUnavailable when the store cannot be used, HighWaterUnreadable, RuntimeError
+    Raises LedgerRefused, StoreUnavailable when the store cannot be used, HighWaterUnreadable, ForeignKeys, RuntimeError
     when the address cannot be listened on. `layers` stand around every handler, the last one outermost. The store
     belongs to the hub from here on: a failed start closes it too.
     """
@@ -215,7 +214,7 @@ async def start_core(
 
     Without `sweeps` nobody writes deadlines in the background: for a clock that stands, whoever moves it sweeps.
     Without `publishes` a checkpoint is made only when somebody asks for one.
-    Raises LedgerRefused, StoreUnavailable, HighWaterUnreadable. The store stays its owner's.
+    Raises LedgerRefused, StoreUnavailable, HighWaterUnreadable, ForeignKeys. The store stays its owner's.
     """
     clock = clock or SystemClock()
     water = HighWater(high_water) if high_water else None
@@ -274,17 +273,6 @@ async def start_core(
     return HubCore(
         engine, dispatcher, reads, store, publisher, verification.entries, erasing, sweep, publishing, gathering, water
     )
-
-
-def settle_memory() -> None:
-    """Tell the garbage collector that what is loaded now stays; for a process that is a hub and nothing else.
-
-    A call's objects die with it. By default the collector would look at all that live after every 700 new ones, and
-    now and then at the thousands of the loaded modules: 5 % of a hub's CPU under load.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
 
 
 async def _sweep(engine: Engine, erasing: Erasing, config: Config, pause: Pause) -> None:

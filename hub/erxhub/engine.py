@@ -25,7 +25,7 @@ from erxhub.core.fold import STATE_TYPES
 from erxhub.core.keys import stream_key
 from erxhub.core.mac import HmacSha256
 from erxhub.core.model import Accepted, Ahead, Command, Missing, Outcome, Refused, Target
-from erxhub.keys import HubKeys
+from erxhub.keys import ForeignKeys, HubKeys
 from erxhub.ledger.entry import Entry, Header
 from erxhub.ledger.store import Loaded, Others, Reads, Reply, Store, StoreUnavailable, Wanted, Write
 from erxhub.marks import MARKS, Marks
@@ -45,6 +45,7 @@ _ROUNDS_MAX: Final = 12
 
 _CATALOG_ROWS_KEPT_MAX: Final = 10_000
 
+_KEY_CHECKS: Final = "hmac-key"
 _BUSY_FREE: Final = 2
 """Times that a command whose streams are taken is put off. From then on it waits for them."""
 
@@ -217,7 +218,8 @@ class Engine:
     async def start(self) -> None:
         """Find or open the ledger, register this hub's keys, and start the lane.
 
-        Raises StoreUnavailable when the store cannot be read or written.
+        Raises StoreUnavailable when the store cannot be read or written, ForeignKeys when this hub's HMAC keys are not
+        the ledger's.
         """
         newest = await self.store.last_position()
         if newest:
@@ -227,7 +229,10 @@ class Engine:
         self.ledger_key = loaded.names.get(index.LEDGER_NAME, b"")
         self._task = asyncio.create_task(self._run(), name="lane")
         self._task.add_done_callback(self._ended)
-        await self._put(_Boot())
+        foreign: str | None = await self._put(_Boot())
+        if foreign is not None:
+            await self.stop()
+            raise ForeignKeys(foreign)
         if self._others is not None:
             self._listening = asyncio.create_task(self._listen(self._others, newest), name="others")
 
@@ -767,6 +772,10 @@ class Engine:
         batch.answers.append((job, over is not None))
 
     def _boot(self, batch: _Batch, job: _Job, draw: Draw, wanted: Lookups) -> None:
+        checks, foreign = self._check_keys(batch.workspace, wanted)
+        if foreign is not None:
+            batch.answers.append((job, foreign))
+            return
         opened = bool(self.ledger_key)
         if not opened:
             self.ledger_key = stream_key("ledger", draw.bytes(16))
@@ -796,11 +805,31 @@ class Engine:
                         )
                     ),
                 )
-        if tx.pending:
+        if tx.pending or checks:
             sealed = self._seal(batch, tx, draw)
             tx.apply()
-            self._write(batch, job, self._leaves(tx, sealed))
+            self._write(batch, job, self._leaves(tx, sealed, replies=checks))
         batch.answers.append((job, None))
+
+    def _check_keys(self, space: Workspace, wanted: Lookups) -> tuple[tuple[Reply, ...], str | None]:
+        """What the ledger is yet to be told of this hub's HMAC keys, and in what they are not the ledger's own.
+
+        The check of each version is kept as a reply to a request that no caller can make; the first hub writes it.
+        """
+        checks = self._keys.hmac_checks()
+        places = {version: (_KEY_CHECKS, str(version)) for version in range(1, max(checks) + 2)}
+        missing = set(places.values()) - space.replies.keys()
+        if missing:
+            wanted.replies |= missing
+            raise Missing
+        kept = {version: space.replies[place] for version, place in places.items() if space.replies[place] is not None}
+        for version, reply in kept.items():
+            if version not in checks:
+                return (), f"the ledger has an HMAC key of version {version}, which is missing here"
+            if not hmac.compare_digest(reply.content_mac, checks[version]):
+                return (), f"HMAC key {version} is not the key of that version with which the ledger was written"
+        new = [version for version in checks if version not in kept]
+        return tuple(Reply(*places[version], _KEY_CHECKS, checks[version], b"", None, None) for version in new), None
 
     # ---- look-ups ----
 

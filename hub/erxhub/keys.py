@@ -33,6 +33,12 @@ class HubKeysError(Exception):
     """The key folder is incomplete or holds something that is no key; the message names the file and the cure."""
 
 
+class ForeignKeys(HubKeysError):
+    """The ledger was written with other HMAC keys than this hub's: voucher codes and repeated requests of one hub would
+    mean nothing to the other.
+    """
+
+
 class SealBroken(Exception):
     """A stored reply does not open under the ledger's keys: it was altered, or the keys are another ledger's."""
 
@@ -57,6 +63,10 @@ class HubKeys:
     def reply_sealer(self) -> ReplySealer:
         """Seals stored replies: a reply may hold a secret that is kept nowhere else in clear."""
         return ReplySealer(_derive(self.hmac_keys[min(self.hmac_keys)], "reply"))
+
+    def hmac_checks(self) -> Mapping[int, bytes]:
+        """By version, what tells one HMAC key from another and gives nothing of it away: 32 bytes."""
+        return {version: _derive(key, "check") for version, key in self.hmac_keys.items()}
 
     @classmethod
     def generate(cls, ids: Ids) -> HubKeys:

@@ -15,7 +15,7 @@ from typing import Any
 
 import grpc
 
-from erxhub import loop
+from erxhub import process
 from erxhub.config import Config
 from tests.bench.load import UPLOAD
 
@@ -63,5 +63,5 @@ async def serve(folder: Path, reply_bytes: int) -> None:
 
 
 if __name__ == "__main__":
-    run = loop.run if "--hub-loop" in sys.argv else asyncio.run
+    run = process.run if "--hub-loop" in sys.argv else asyncio.run
     run(serve(Path(sys.argv[1]), int(sys.argv[2])))

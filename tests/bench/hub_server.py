@@ -16,8 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from erxhub import engine, loop
-from erxhub.app import settle_memory, start_hub
+from erxhub import engine, process
+from erxhub.app import start_hub
 from erxhub.config import Config
 from erxhub.keys import HubKeys
 from erxhub.ledger.sqlite import SqliteStore, open_sqlite
@@ -107,7 +107,7 @@ async def serve(options: argparse.Namespace) -> None:
         config=config_of(options),
         witnesses=read_policy(options.witnesses.read_bytes()) if options.witnesses else None,
     )
-    settle_memory()  # as `erxhub serve` does
+    process.settle_memory()  # as `erxhub serve` does
     print(hub.port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await hub.stop()
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--naive", action="store_true", help="one transaction a request, a hop for each statement")
     parser.add_argument("--without-log", action="store_true", help="no log, map and checkpoints; receipts all the same")
     parser.add_argument("--without-proofs", action="store_true", help="no log, map, checkpoints, receipts")
-    loop.run(serve(parser.parse_args()))  # as `erxhub serve` does
+    process.run(serve(parser.parse_args()))  # as `erxhub serve` does
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 import grpc
 
-from erxhub import loop
-from erxhub.app import settle_memory, start_hub
+from erxhub import process
+from erxhub.app import start_hub
 from erxhub.config import Config
 from erxhub.crypto.ca import TrustDomain
 from erxhub.keys import HubKeys
@@ -97,7 +97,7 @@ async def serve(folder: Path, kind: str) -> None:
     config = Config(access_budget_per_minute=1_000_000_000)  # nobody is slowed here
     start = _sandbox if kind == SANDBOX else _hub
     port, stop = await start(identity, HubKeys.load(folder / "keys"), config)
-    settle_memory()
+    process.settle_memory()
     print(port, flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     await stop()
@@ -257,7 +257,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=(HUB, SANDBOX), default=HUB, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve is not None:
-        loop.run(serve(options.serve, options.kind))  # as `erxhub dev` does
+        process.run(serve(options.serve, options.kind))  # as `erxhub dev` does
         return
     with tempfile.TemporaryDirectory(prefix="erxhub-bench-") as folder:
         print(report(costs(asyncio.run(measure(2 if options.quick else options.rounds, Path(folder))))))

@@ -58,6 +58,11 @@ def test_a_hub_is_set_up_served_seeded_and_started_again(tmp_path: Path) -> None
         assert json.loads(ready.read_text())["target"].partition(":")[2] == target.partition(":")[2]
         for line in printed.splitlines():
             assert {"at", "level", "logger", "message"} <= json.loads(line).keys()
+    assert erxhub("keys", "init", "--keys", str(tmp_path / "others")).exit_code == 0
+    foreign = ended(*serve_words(tmp_path, "--keys", str(tmp_path / "others")))
+    assert foreign.returncode == 2
+    assert "HMAC key 1 is not the key" in foreign.stderr
+    assert "hmac-*.key" in foreign.stderr
     database = erxhub("doctor", "--context", "agency", "--db", str(tmp_path / "hub.db"), "-o", "json")
     assert database.exit_code == 6
     checks = {row["check"]: row["result"] for row in json.loads(database.stdout)}

@@ -80,9 +80,9 @@ def dev(
     Without --db everything is gone at the end, except the temporary folder with the certificates. It listens on
     127.0.0.1 only, has its own trust domain, and registers a fictional hospital, pharmacies and persons.
     """
-    from erxhub import loop
+    from erxhub import process
 
-    loop.run(_dev(db, _home(db, home), (port, control_port), suite, profile, settings, until_eof, ready_file))
+    process.run(_dev(db, _home(db, home), (port, control_port), suite, profile, settings, until_eof, ready_file))
 
 
 async def _dev(
@@ -97,10 +97,10 @@ async def _dev(
 ) -> None:
     from contextlib import AsyncExitStack
 
-    from erxhub.app import settle_memory
     from erxhub.cli.hosting import configured, stop_at_end_of_input, stop_signal, write_ready
     from erxhub.cli.keys import receipt_pins
     from erxhub.cli.seeding import save_contexts
+    from erxhub.process import settle_memory
     from erxhub.testing import running_sandbox
     from erxhub.testing.sandbox import default_config
     from erxhub.v1 import sandbox_pb2

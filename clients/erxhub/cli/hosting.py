@@ -18,13 +18,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from erxhub.app import Hub, settle_memory, start_hub
+from erxhub.app import Hub, start_hub
 from erxhub.cli.exits import NEGATIVE, UNAVAILABLE, USAGE, Failed
 from erxhub.config import Config
 from erxhub.crypto.certs import iso_time
 from erxhub.high_water import HighWaterUnreadable
-from erxhub.keys import HubKeys
+from erxhub.keys import ForeignKeys, HubKeys
 from erxhub.ledger.store import Store, StoreUnavailable
+from erxhub.process import settle_memory
 from erxhub.proof.notes import valid_name
 from erxhub.proof.policy import Policy
 from erxhub.rpc.server import IdentitySource, Layer
@@ -147,6 +148,9 @@ async def started(
         )
     except (LedgerRefused, HighWaterUnreadable) as error:
         raise Failed(str(error), NEGATIVE) from None
+    except ForeignKeys as error:
+        cure = "copy the hmac-*.key files of a hub of this ledger into the folder of --keys"
+        raise Failed(f"{error}; {cure}", USAGE) from None
     except StoreUnavailable as error:
         raise Failed(f"the database: {error}", UNAVAILABLE) from None
     except RuntimeError as error:

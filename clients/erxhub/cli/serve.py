@@ -103,7 +103,7 @@ def serve(
     Logs are JSON lines on stderr and hold no personal data. Certificate files that change are read again by themselves,
     at the next handshake.
     """
-    from erxhub import loop
+    from erxhub import process
     from erxhub.cli.exits import USAGE, Failed
     from erxhub.cli.hosting import configured, log_to_stderr
     from erxhub.config import Config
@@ -129,7 +129,7 @@ def serve(
     witnesses = _witnesses(witness_policy) if witness_policy is not None else None
     tracing = _traced(traces, config) if traces is not None else None
     mark = high_water or keys_folder / FILE_NAME
-    loop.run(_serve(db, keys, identity, address, config, metrics, tracing, ready_file, mark, witnesses))
+    process.run(_serve(db, keys, identity, address, config, metrics, tracing, ready_file, mark, witnesses))
 
 
 async def _serve(

@@ -107,7 +107,7 @@ def serve(folder: Path, logs: tuple[str, ...], address: str, ready_file: Path | 
 
     It speaks plain HTTP; a checkpoint is public and signed. Put a proxy in front for TLS.
     """
-    from erxhub import loop
+    from erxhub import process
     from erxhub.cli.exits import USAGE, Failed
     from erxhub.cli.hosting import log_to_stderr
 
@@ -117,7 +117,7 @@ def serve(folder: Path, logs: tuple[str, ...], address: str, ready_file: Path | 
     keys = [_log_key(vkey) for vkey in dict.fromkeys(logs)]
     log_to_stderr()
     with _faults_are_usage():
-        loop.run(_serve(folder, keys, host.strip("[]"), int(port), ready_file))
+        process.run(_serve(folder, keys, host.strip("[]"), int(port), ready_file))
 
 
 def _log_key(vkey: str) -> NoteKey:
