@@ -1,19 +1,54 @@
 """The hub's limits and settings, each with its reason. Policy (what the law or a region says) is not here but in packs.
 
-Owns defaults only. It reads no file and no environment; the composition root does.
+Owns defaults and bounds. It reads no file and no environment; the composition root does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Final
 
 KIB: Final = 1024
 
+_DAY_MS: Final = 24 * 3_600_000
+_INT32_MAX: Final = 2**31 - 1
+_UPLOAD_BYTES: Final = (1024 + 256) * KIB
+"""One prescription: a file of 1 MiB, three signed contents of 64 KiB, and their signatures (field rules)."""
+
+_LEAST: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        # Those that 0 switches off; each says what it does then.
+        "queue_commands_max": 0,
+        "queue_bytes_max": 0,
+        "batch_linger_ms": 0,
+        "slowed_reply_ms": 0,
+        "checkpoint_interval_ms": 0,
+        "drain_ms": 0,
+        "drain_quiet_ms": 0,
+        "start_verify_entries": 0,
+        "message_bytes_max": _UPLOAD_BYTES,
+        "reply_bytes_max": _UPLOAD_BYTES,
+        "import_bytes_max": 64 * KIB,
+        "clock_skew_ms": 1_000,
+        "violation_bytes_max": 40,
+    }
+)
+"""The least useful value of a number, where it is not 1."""
+
+_MOST: Final[Mapping[str, int]] = MappingProxyType(
+    {"reply_bytes_max": 64 * 1024 * KIB, "page_size_default": 200, "page_size_max": 200}
+)
+"""Where it is not a day for times, and what 32 bits hold for the others."""
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Settings of one hub process. Times in milliseconds, sizes in bytes."""
+    """Settings of one hub process. Times in milliseconds, sizes in bytes.
+
+    Raises ValueError, with setting, value and bound, for a number out of its bounds.
+    """
 
     trust_domain: str = "erxhub.test"
     """Only certificates under spiffe://<trust domain> are callers."""
@@ -36,10 +71,11 @@ class Config:
     revocation, and 1.5 KB a drug trace code. So this is what a verifier and a client take (`BUNDLE_BYTES_MAX`)."""
 
     queue_commands_max: int = 4096
-    """Commands waiting for the lane. At some 2,000 a second the last one waits two seconds, a caller's patience."""
+    """Commands waiting for the lane. At some 2,000 a second the last one waits two seconds, a caller's patience. 0
+    turns every call away."""
 
     queue_bytes_max: int = 256 * 1024 * KIB
-    """Bytes of waiting requests: what a small machine can spare."""
+    """Bytes of waiting requests: what a small machine can spare. 0 turns every call away."""
 
     calls_pending_max: int = 16384
     """Calls that grpc may hold before our own admission sees them. Its default of about 1,000 makes calls CANCELLED."""
@@ -49,7 +85,7 @@ class Config:
 
     batch_linger_ms: int = 20
     """How long a batch waits for the callers that were here a moment ago. Some 40 calls are admitted in this time, and
-    above that the commit's cost per command falls slowly; a caller who is alone never waits."""
+    above that the commit's cost per command falls slowly; a caller who is alone never waits. 0: nobody does."""
 
     contended_ms: int = 5_000
     """How long a command is decided again whose write met another hub's; then the caller is asked to come again."""
@@ -85,7 +121,7 @@ class Config:
     """Access and refusal entries of one caller in a minute; above it one counting entry stands for the rest."""
 
     slowed_reply_ms: int = 250
-    """How long the reply of a caller above its budget is kept back."""
+    """How long the reply of a caller above its budget is kept back; 0: not at all."""
 
     sweep_interval_ms: int = 20_000
     """How often deadlines that nobody asked about are written down; the promise is 60 seconds."""
@@ -124,13 +160,15 @@ class Config:
     """The delay in RetryInfo when the hub is at a limit or cannot reach its store."""
 
     drain_ms: int = 10_000
-    """How long calls in flight may take after SIGTERM."""
+    """How long calls in flight may take after SIGTERM; 0 cuts them at once."""
 
     drain_quiet_ms: int = 100
-    """After SIGTERM the server closes when no call has come for this long: those on their way still get an answer."""
+    """After SIGTERM the server closes when no call has come for this long: those on their way still get an answer.
+    0: it does not wait for any."""
 
     start_verify_entries: int = 2_000
-    """Newest entries that are verified at a start, besides the database's own integrity check."""
+    """Newest entries that are verified at a start, besides the database's own integrity check; 0: only
+    those after the newest checkpoint."""
 
     violations_max: int = 16
     """Field violations in one refusal; a gRPC client loses trailers above 8 KiB."""
@@ -140,3 +178,18 @@ class Config:
 
     reflection: bool = True
     """Whether the server describes its services."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            # Not isinstance: a bool is an int too.
+            if type(field.default) is int:
+                _check(field.name, getattr(self, field.name))
+        if self.page_size_default > self.page_size_max:
+            most = f"page_size_max, which is {self.page_size_max}"
+            raise ValueError(f"page_size_default={self.page_size_default}: the value is at most {most}")
+
+
+def _check(name: str, value: int) -> None:
+    least, most = _LEAST.get(name, 1), _MOST.get(name, _DAY_MS if name.endswith("_ms") else _INT32_MAX)
+    if not least <= value <= most:
+        raise ValueError(f"{name}={value}: the value is from {least} to {most}")

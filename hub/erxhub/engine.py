@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final, Literal, NamedTuple
 
+from erxhub import joining
 from erxhub.accesses import AccessBatch, AccessLog, ReadNote, person_of
 from erxhub.config import Config
 from erxhub.core import decide, index, retention, timers
@@ -34,7 +35,6 @@ from erxhub.policy.pack import DAY_MS, Pack, PackLibrary, china_date
 from erxhub.policy.rules import Rules
 from erxhub.ports import Clock, Draw, Ids, machine_us
 from erxhub.sealing import StoredReply, entries_of, fed_by, reply_place, write_of, write_receipt
-from erxhub.v1 import events_pb2, state_pb2
 
 _log = logging.getLogger("erxhub.engine")
 
@@ -45,7 +45,6 @@ _ROUNDS_MAX: Final = 12
 
 _CATALOG_ROWS_KEPT_MAX: Final = 10_000
 
-_KEY_CHECKS: Final = "hmac-key"
 _BUSY_FREE: Final = 2
 """Times that a command whose streams are taken is put off. From then on it waits for them."""
 
@@ -225,8 +224,6 @@ class Engine:
         if newest:
             for stored in await self.store.log(newest - 1, 1):
                 self._newest_ms = Header.decode(stored.header).recorded_at_ms
-        loaded = await self.store.load(Wanted(names=frozenset({index.LEDGER_NAME})))
-        self.ledger_key = loaded.names.get(index.LEDGER_NAME, b"")
         self._task = asyncio.create_task(self._run(), name="lane")
         self._task.add_done_callback(self._ended)
         foreign: str | None = await self._put(_Boot())
@@ -772,64 +769,24 @@ class Engine:
         batch.answers.append((job, over is not None))
 
     def _boot(self, batch: _Batch, job: _Job, draw: Draw, wanted: Lookups) -> None:
-        checks, foreign = self._check_keys(batch.workspace, wanted)
+        space = batch.workspace
+        checks, foreign = joining.check_keys(self._keys, space, wanted)
         if foreign is not None:
             batch.answers.append((job, foreign))
             return
-        opened = bool(self.ledger_key)
-        if not opened:
-            self.ledger_key = stream_key("ledger", draw.bytes(16))
+        # Looked up with each decision: another hub may be opening the ledger at this moment.
+        found = space.names[index.LEDGER_NAME]
+        is_new = found is None
+        self.ledger_key = stream_key("ledger", draw.bytes(16)) if found is None else found
         tx = self._draft(batch, None, draw, wanted)
-        if not opened:
-            tx.emit(
-                "ledger",
-                self.ledger_key,
-                "ledger.opened",
-                events_pb2.LedgerOpened(origin=self.config.origin, digest="SHA-256", format_version=1),
-            )
-        known = tx.state(self.ledger_key, state_pb2.LedgerState)
-        assert known is not None
-        registered = {key.key_id for key in known.keys}
-        for purpose, key in (("receipt", self._keys.receipt), ("log", self._keys.log)):
-            if key.key_id not in registered:
-                tx.emit(
-                    "ledger",
-                    self.ledger_key,
-                    "hub_key.registered",
-                    events_pb2.HubKeyRegistered(
-                        key=state_pb2.HubKey(
-                            purpose=purpose,
-                            key_id=key.key_id,
-                            public_key=key.public_key,
-                            hub_id=self.config.hub_id,
-                        )
-                    ),
-                )
+        if is_new:
+            joining.open_ledger(tx, self.ledger_key, self.config)
+        joining.register_keys(tx, self.ledger_key, self._keys, self.config)
         if tx.pending or checks:
             sealed = self._seal(batch, tx, draw)
             tx.apply()
             self._write(batch, job, self._leaves(tx, sealed, replies=checks))
         batch.answers.append((job, None))
-
-    def _check_keys(self, space: Workspace, wanted: Lookups) -> tuple[tuple[Reply, ...], str | None]:
-        """What the ledger is yet to be told of this hub's HMAC keys, and in what they are not the ledger's own.
-
-        The check of each version is kept as a reply to a request that no caller can make; the first hub writes it.
-        """
-        checks = self._keys.hmac_checks()
-        places = {version: (_KEY_CHECKS, str(version)) for version in range(1, max(checks) + 2)}
-        missing = set(places.values()) - space.replies.keys()
-        if missing:
-            wanted.replies |= missing
-            raise Missing
-        kept = {version: space.replies[place] for version, place in places.items() if space.replies[place] is not None}
-        for version, reply in kept.items():
-            if version not in checks:
-                return (), f"the ledger has an HMAC key of version {version}, which is missing here"
-            if not hmac.compare_digest(reply.content_mac, checks[version]):
-                return (), f"HMAC key {version} is not the key of that version with which the ledger was written"
-        new = [version for version in checks if version not in kept]
-        return tuple(Reply(*places[version], _KEY_CHECKS, checks[version], b"", None, None) for version in new), None
 
     # ---- look-ups ----
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,6 +29,7 @@ RECEIPT_FILE: Final = "receipt.pem"
 LOG_FILE: Final = "log.pem"
 _HMAC_PREFIX: Final = "hmac-"
 _HMAC_SUFFIX: Final = ".key"
+_UNFINISHED: Final = ".unfinished"
 
 
 class HubKeysError(Exception):
@@ -75,14 +78,25 @@ class HubKeys:
 
     @classmethod
     def init(cls, folder: Path, ids: Ids) -> HubKeys:
-        """Make the folder and its keys; refuses a folder that has keys already."""
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise HubKeysError(f"{folder} is not empty; `erxhub keys rotate` renews keys in place")
+        """Make the folder and its keys, all or nothing; refuses a folder that has keys already."""
         keys = cls.generate(ids)
-        _write(folder / RECEIPT_FILE, keys.receipt.to_pem())
-        _write(folder / LOG_FILE, keys.log.to_pem())
-        _write(folder / f"{_HMAC_PREFIX}1{_HMAC_SUFFIX}", keys.hmac_keys[1].hex().encode() + b"\n")
+        files = {
+            RECEIPT_FILE: keys.receipt.to_pem(),
+            LOG_FILE: keys.log.to_pem(),
+            f"{_HMAC_PREFIX}1{_HMAC_SUFFIX}": _hmac_line(keys.hmac_keys[1]),
+        }
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with _changing(folder) as unfinished:
+                if any(one != unfinished for one in folder.iterdir()):
+                    raise HubKeysError(f"{folder} is not empty; `erxhub keys rotate` renews keys in place")
+                _put(files, unfinished, folder)
+        except BaseException:
+            for one in missing:
+                with suppress(OSError):
+                    one.rmdir()
+            raise
         return keys
 
     @classmethod
@@ -109,17 +123,18 @@ class HubKeys:
     @classmethod
     def rotate(cls, folder: Path, what: str, ids: Ids) -> HubKeys:
         """Renew one key: "receipt", "log" or "hmac". An HMAC key gets a new version and the old ones stay good."""
-        keys = cls.load(folder)
-        if what == "hmac":
-            version = max(keys.hmac_keys) + 1
-            _write(folder / f"{_HMAC_PREFIX}{version}{_HMAC_SUFFIX}", ids.draw().bytes(32).hex().encode() + b"\n")
-        elif what in {"receipt", "log"}:
-            name = RECEIPT_FILE if what == "receipt" else LOG_FILE
-            old = SigningKey.from_pem((folder / name).read_bytes())
-            (folder / name).rename(folder / f"{what}-{old.key_id}.old.pem")
-            _write(folder / name, SigningKey.generate("EdDSA").to_pem())
-        else:
-            raise HubKeysError('a key is "receipt", "log" or "hmac"')
+        with _changing(folder) as unfinished:
+            keys = cls.load(folder)
+            if what == "hmac":
+                version = max(keys.hmac_keys) + 1
+                files = {f"{_HMAC_PREFIX}{version}{_HMAC_SUFFIX}": _hmac_line(ids.draw().bytes(32))}
+            elif what in {"receipt", "log"}:
+                name, old = (RECEIPT_FILE, keys.receipt) if what == "receipt" else (LOG_FILE, keys.log)
+                # The old key is copied, not moved: there is no moment without a key of this name.
+                files = {f"{what}-{old.key_id}.old.pem": old.to_pem(), name: SigningKey.generate("EdDSA").to_pem()}
+            else:
+                raise HubKeysError('a key is "receipt", "log" or "hmac"')
+            _put(files, unfinished, folder)
         return cls.load(folder)
 
 
@@ -146,7 +161,48 @@ def _derive(key: bytes, purpose: str) -> bytes:
     return hashlib.blake2b(b"erxhub/" + purpose.encode(), key=key, digest_size=32).digest()
 
 
+def _hmac_line(key: bytes) -> bytes:
+    return key.hex().encode() + b"\n"
+
+
+@contextmanager
+def _changing(folder: Path) -> Iterator[Path]:
+    """A folder in it for files that are not whole yet. One process at a time has it, and it does not stay."""
+    unfinished = folder / _UNFINISHED
+    try:
+        unfinished.mkdir(mode=0o700)
+    except FileExistsError:
+        raise HubKeysError(f"{unfinished} exists: `erxhub keys` is at work or was cut short; then remove it") from None
+    except FileNotFoundError:
+        raise HubKeysError(f"{folder} is missing; `erxhub keys init` makes the keys") from None
+    try:
+        yield unfinished
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _put(files: Mapping[str, bytes], unfinished: Path, folder: Path) -> None:
+    """Put files in place in their order: nothing before all are on the disk, and what came new goes if a later fails."""
+    for name, data in files.items():
+        _write(unfinished / name, data)
+    placed: list[Path] = []
+    try:
+        for name in files:
+            placed.append((unfinished / name).replace(folder / name))
+    except BaseException:
+        for path in placed:
+            path.unlink()
+        raise
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
+        file.flush()
+        os.fsync(file.fileno())

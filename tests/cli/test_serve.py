@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from erxhub.cli.exits import Failed
+from erxhub.cli.exits import USAGE, Failed
 from erxhub.cli.hosting import configured
 from erxhub.config import Config
 from erxhub.proof.notes import COSIGNATURE, NoteKey
@@ -121,3 +121,18 @@ def test_settings_are_read_by_the_type_of_their_default() -> None:
 def test_a_wrong_setting_is_named(setting: str) -> None:
     with pytest.raises(Failed, match=f"--config {setting}"):
         configured(Config(), [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "bound"),
+    [
+        ("sweep_interval_ms=0", "from 1 to 86400000"),
+        ("page_size_default=0", "from 1 to 200"),
+        ("message_bytes_max=1", "from 1310720 to 2147483647"),
+        ("page_size_default=150", ""),
+    ],
+)
+def test_a_number_out_of_its_bounds_is_a_usage_error_with_the_bound(setting: str, bound: str) -> None:
+    with pytest.raises(Failed, match=f"--config {setting}: the value is {bound}") as failed:
+        configured(Config(), ["page_size_max=100", setting])
+    assert failed.value.exit_code == USAGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from erxhub.config import Config
+from erxhub.core.events import BY_NUMBER
 from erxhub.crypto.suites import SigningKey
 from erxhub.engine import Engine
 from erxhub.keys import ForeignKeys, HubKeys
+from erxhub.ledger.entry import Header
 from erxhub.ledger.sqlite import open_sqlite
 from erxhub.ledger.store import Store
 from erxhub.policy.pack import shipped_packs
@@ -70,3 +73,23 @@ async def test_key_of_a_new_version_is_needed_by_every_hub_from_then_on(opening:
         await started(opening, KEYS)
     with pytest.raises(ForeignKeys, match="HMAC key 2 is not the key"):
         await started(opening, replace(KEYS, hmac_keys={1: KEYS.hmac_keys[1], 2: KEYS.hmac_keys[1]}))
+
+
+async def test_two_hubs_that_open_a_new_ledger_at_once_join_the_same_one(postgres_server: PostgresServer) -> None:
+    url = new_ledger(postgres_server)
+    second = replace(KEYS, receipt=SigningKey.generate("EdDSA"))
+    stores = [await open_store(url) for _ in range(2)]
+    try:
+        engines = [
+            Engine(store, clock=ManualClock(T0_MS), ids=SeededIds(n), keys=keys, packs=shipped_packs(), config=Config())
+            for n, (store, keys) in enumerate(zip(stores, (KEYS, second), strict=True))
+        ]
+        await asyncio.gather(*(engine.start() for engine in engines))
+        assert engines[0].ledger_key == engines[1].ledger_key
+        log = [BY_NUMBER[Header.decode(stored.header).type].name for stored in await stores[0].log(0, 10)]
+        assert log == ["ledger.opened", *["hub_key.registered"] * 3]
+        for engine in engines:
+            await engine.stop()
+    finally:
+        for store in stores:
+            await store.close()

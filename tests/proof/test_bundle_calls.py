@@ -88,8 +88,21 @@ async def test_bundles_verify_that_are_exported_while_chains_go_on(live: Live) -
     assert [verify_bundle(str(text).encode(), trust(live)).faults for text in bundles] == [[]] * 12
 
 
-async def test_a_bundle_may_be_larger_than_any_request() -> None:
-    config = Config(drain_ms=200, drain_quiet_ms=0, message_bytes_max=33 * 1024)
+def _padded(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """Every exported chain has so many bytes from now on."""
+    exported = proofs.chain_bundle
+
+    async def longer(*of: Any) -> Any:
+        found = await exported(*of)
+        assert found is not None
+        return found[0].ljust(length, "\n"), found[1]
+
+    monkeypatch.setattr(proofs, "chain_bundle", longer)
+
+
+async def test_a_bundle_may_be_larger_than_any_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(drain_ms=200, drain_quiet_ms=0, message_bytes_max=1_310_720)
+    _padded(monkeypatch, config.message_bytes_max + 1)
     async with live_hub(config=config) as live:
         chain = await Chain(live, PERSON).handed_over()
         reply = await (await live.auditor()).export_bundle(rx_no=chain.rx_no)
@@ -113,17 +126,10 @@ async def test_the_hub_sends_what_a_client_takes_and_a_verifier_reads(
     assert Config().reply_bytes_max == RECEIVE_BYTES_MAX == BUNDLE_BYTES_MAX
     chain = await Chain(live, PERSON).uploaded()
     auditor = await live.auditor()
-    exported = proofs.chain_bundle
-
-    async def longer(*of: Any) -> Any:
-        found = await exported(*of)
-        assert found is not None
-        return found[0].ljust(length, "\n"), found[1]
-
-    monkeypatch.setattr(proofs, "chain_bundle", longer)
     length = BUNDLE_BYTES_MAX - 8  # what protobuf writes before it
+    _padded(monkeypatch, length)
     assert len((await auditor.export_bundle(rx_no=chain.rx_no)).bundle) == length
-    length = BUNDLE_BYTES_MAX
+    _padded(monkeypatch, BUNDLE_BYTES_MAX)
     with pytest.raises(Refusal) as refused:
         await auditor.export_bundle(rx_no=chain.rx_no)
     assert refused.value.code == "REPLY_TOO_LARGE"

@@ -36,7 +36,7 @@ _FALSE: Final = frozenset({"false", "no", "off", "0"})
 
 
 def configured(config: Config, settings: Iterable[str]) -> Config:
-    """The config with KEY=VALUE settings applied. Raises Failed for a key or value that does not exist.
+    """The config with KEY=VALUE settings applied. Raises Failed for a key that does not exist and a wrong value.
 
     And for names that nobody can have: the origin is the first thing that a ledger says, and never changed.
     """
@@ -50,7 +50,10 @@ def configured(config: Config, settings: Iterable[str]) -> Config:
             changed[key] = _value(fields[key], text)
         except ValueError as error:
             raise Failed(f"--config {setting}: {error}", USAGE) from None
-    config = dataclasses.replace(config, **changed)
+    try:
+        config = dataclasses.replace(config, **changed)
+    except ValueError as error:
+        raise Failed(f"--config {error}", USAGE) from None
     if not valid_name(config.origin):
         raise Failed(f"the origin {config.origin!r}: a name has no space and no +", USAGE)
     if not config.hub_id:

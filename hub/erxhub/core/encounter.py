@@ -300,6 +300,9 @@ def _diagnosis(tx: Draft, command: Command, trigger: str, event: str, reason: st
         return Refused("SIG_INVALID", field="statement.encounter_id", targets=(found.target,))
     if statement.doctor_code != doctor_code:
         return Refused("SIG_INVALID", field="statement.doctor_code", targets=(found.target,))
+    if not guards.follows(tx, statement.signed_at_ms, found.state.diagnosed_at_ms):
+        detail = {"not_before_ms": str(found.state.diagnosed_at_ms)}
+        return Refused("RX_TIME", field="statement.signed_at_ms", detail=detail, targets=(found.target,))
     refused = _diagnoses_refused(tx, statement)
     if refused is not None:
         return about(refused, found.target)

@@ -309,6 +309,7 @@ def _diagnosis(event: str) -> Callable[[Any, Any, At], None]:
         del state.diagnoses[:]
         state.diagnoses.extend(payload.diagnoses)
         state.diagnosis_version = at.version
+        state.diagnosed_at_ms = at.recorded_at_ms
         _move_encounter(state, event)
 
     return fold

@@ -60,7 +60,7 @@ def dispense(tx: Draft, command: Command) -> Outcome:
         return order
     rules = tx.rules(command.caller.area_code)
     refused = (
-        orders.replayed(seen, order, statement.signed_at_ms, order.downloaded_at_ms)
+        orders.replayed(tx, seen, order, statement.signed_at_ms, order.downloaded_at_ms)
         or _not_paid(seen, order, statement)
         or _staff_fault(tx, seen, order, statement, rules)
         or _quantity_fault(seen, order, statement)
@@ -309,7 +309,8 @@ def hand_over(tx: Draft, command: Command) -> Outcome:
         return order
     # Goods of two orders may wait at once, so the later hand-over is one that was signed after the earlier.
     handed_over_at_ms = max(each.handed_over_at_ms for each in seen.own_orders())
-    refused = orders.replayed(seen, order, statement.signed_at_ms, max(order.downloaded_at_ms, handed_over_at_ms))
+    not_before_ms = max(order.downloaded_at_ms, handed_over_at_ms)
+    refused = orders.replayed(tx, seen, order, statement.signed_at_ms, not_before_ms)
     if refused is not None:
         return refused
     business_type = tx.rules(command.caller.area_code).text("business_type_hand_over")

@@ -370,6 +370,14 @@ def fresh(tx: Draft, rules: Rules, signed_at_ms: int) -> bool:
     return 0 <= tx.now_ms - signed_at_ms <= rules.duration_ms("signing_age")
 
 
+def follows(tx: Draft, signed_at_ms: int, before_ms: int) -> bool:
+    """Whether a statement was signed after a step, and so is none that served that step or an earlier one.
+
+    Steps of one instant may be alike, as they may to an auditor.
+    """
+    return signed_at_ms > before_ms or signed_at_ms == before_ms == tx.now_ms
+
+
 def _signing_key(
     tx: Draft, fact: SignatureFact | None, subject_code: str, institution_code: str
 ) -> registry_pb2.SigningKeyRecord | None:

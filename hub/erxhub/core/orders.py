@@ -372,12 +372,12 @@ def proven_by_seal(
     return guards.about(proven, *targets) if isinstance(proven, Refused) else proven
 
 
-def replayed(seen: Seen, order: state_pb2.Order, signed_at_ms: int, not_before_ms: int) -> Refused | None:
+def replayed(tx: Draft, seen: Seen, order: state_pb2.Order, signed_at_ms: int, not_before_ms: int) -> Refused | None:
     """RX_TIME for a statement, which names no order, from before it can have been made for this one.
 
     So one that served an earlier order of the prescription at this pharmacy serves no later one.
     """
-    if signed_at_ms >= not_before_ms:
+    if guards.follows(tx, signed_at_ms, not_before_ms):
         return None
     detail = {"not_before_ms": str(not_before_ms)}
     return seen.refuse("RX_TIME", "statement.signed_at_ms", order=order, detail=detail)

@@ -236,7 +236,7 @@ def settle(tx: Draft, command: Command) -> Outcome:
     order = orders.fillable(step.seen) or orders.holding(step.seen)
     if isinstance(order, Refused):
         return order
-    refused = orders.replayed(step.seen, order, statement.signed_at_ms, order.downloaded_at_ms)
+    refused = orders.replayed(tx, step.seen, order, statement.signed_at_ms, order.downloaded_at_ms)
     if refused is not None:
         return refused
     if statement.pay_mode == signed_pb2.PAY_MODE_INSURED:

@@ -493,6 +493,7 @@ class EncounterState(_message.Message):
     STARTED_AT_MS_FIELD_NUMBER: _builtins.int
     VOUCHER_KEY_FIELD_NUMBER: _builtins.int
     ERASED_VERSION_FIELD_NUMBER: _builtins.int
+    DIAGNOSED_AT_MS_FIELD_NUMBER: _builtins.int
     encounter_id: _builtins.str
     status: Global___EncounterStatus.ValueType
     hospital_code: _builtins.str
@@ -511,6 +512,8 @@ class EncounterState(_message.Message):
     voucher_key: _builtins.bytes
     erased_version: _builtins.int
     """Version of the entry that says that the content was erased; 0 while it is there."""
+    diagnosed_at_ms: _builtins.int
+    """When the newest diagnosis was recorded."""
     @_builtins.property
     def diagnoses(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Diagnosis]: ...
     def __init__(
@@ -533,10 +536,11 @@ class EncounterState(_message.Message):
         started_at_ms: _builtins.int = ...,
         voucher_key: _builtins.bytes = ...,
         erased_version: _builtins.int = ...,
+        diagnosed_at_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested", b"attested", "diagnoses", b"diagnoses", "diagnosis_version", b"diagnosis_version", "doctor_code", b"doctor_code", "encounter_id", b"encounter_id", "erased_version", b"erased_version", "first_visit", b"first_visit", "follow_up_proven", b"follow_up_proven", "hospital_code", b"hospital_code", "med_type", b"med_type", "person_key", b"person_key", "person_no", b"person_no", "registered_at_ms", b"registered_at_ms", "started_at_ms", b"started_at_ms", "status", b"status", "visit_kind", b"visit_kind", "voucher_key", b"voucher_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attested", b"attested", "diagnosed_at_ms", b"diagnosed_at_ms", "diagnoses", b"diagnoses", "diagnosis_version", b"diagnosis_version", "doctor_code", b"doctor_code", "encounter_id", b"encounter_id", "erased_version", b"erased_version", "first_visit", b"first_visit", "follow_up_proven", b"follow_up_proven", "hospital_code", b"hospital_code", "med_type", b"med_type", "person_key", b"person_key", "person_no", b"person_no", "registered_at_ms", b"registered_at_ms", "started_at_ms", b"started_at_ms", "status", b"status", "visit_kind", b"visit_kind", "voucher_key", b"voucher_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
