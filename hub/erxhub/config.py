@@ -37,9 +37,7 @@ _LEAST: Final[Mapping[str, int]] = MappingProxyType(
 )
 """The least useful value of a number, where it is not 1."""
 
-_MOST: Final[Mapping[str, int]] = MappingProxyType(
-    {"reply_bytes_max": 64 * 1024 * KIB, "page_size_default": 200, "page_size_max": 200}
-)
+_MOST: Final[Mapping[str, int]] = MappingProxyType({"page_size_default": 200, "page_size_max": 200})
 """Where it is not a day for times, and what 32 bits hold for the others."""
 
 

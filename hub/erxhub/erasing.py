@@ -65,9 +65,11 @@ class Erasing:
 
     async def day(self) -> int:
         """Take steps until today's way is at its end; returns how many prescriptions were erased. Raises as `step`."""
-        erased = await self.step()
-        while self._position:
+        erased = 0
+        for _ in range(2):  # that of an earlier day may be under way
             erased += await self.step()
+            while self._position:
+                erased += await self.step()
         return erased
 
     async def step(self) -> int:

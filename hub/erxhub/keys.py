@@ -182,16 +182,17 @@ def _changing(folder: Path) -> Iterator[Path]:
 
 
 def _put(files: Mapping[str, bytes], unfinished: Path, folder: Path) -> None:
-    """Put files in place in their order: nothing before all are on the disk, and what came new goes if a later fails."""
+    """Put files in place, in their order, once all are on the disk. All or none: only the last may replace another."""
     for name, data in files.items():
         _write(unfinished / name, data)
-    placed: list[Path] = []
     try:
         for name in files:
-            placed.append((unfinished / name).replace(folder / name))
+            (unfinished / name).replace(folder / name)
     except BaseException:
-        for path in placed:
-            path.unlink()
+        left = [name for name in files if (unfinished / name).exists()]
+        for name in files:
+            if left and name not in left:
+                (folder / name).unlink()
         raise
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

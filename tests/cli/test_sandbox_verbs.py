@@ -312,6 +312,9 @@ def test_a_person_is_paused_by_a_trigger(at_dev: Erxhub, lab: str) -> None:
     again = at_dev("trigger", "pause-person", "--id", RESIDENT, "-n", lab)
     assert again.exit_code == 5
     assert "SBX_TRIGGER_STATE" in again.stderr
+    malformed = at_dev("trigger", "pause-person", "--id", "999", "-n", lab)
+    assert malformed.exit_code == 2
+    assert "SBX_ARGUMENT" in malformed.stderr
 
 
 @pytest.mark.parametrize("words", [("freeze",), ("freeze", "--id", "x"), ("pause-person", "--rx", "1", "--id", "2")])

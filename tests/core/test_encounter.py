@@ -416,15 +416,31 @@ def test_a_signing_time_before_the_key_was_valid_is_refused(world: World) -> Non
     refused(record_diagnosis(world, encounter_id, content), "SIG_CERT")
 
 
+def amend(world: World, encounter_id: str, content: Any) -> Outcome:
+    envelope = signed(content, key_of(DOCTOR_CODE))
+    request = encounter_pb2.AmendDiagnosisRequest(encounter_id=encounter_id, statement=envelope, reason="复查更正")
+    return world.do(HOSPITAL, "EncounterService/AmendDiagnosis", request, evidence({"statement": envelope}))
+
+
 def test_an_amendment_replaces_the_diagnosis_and_keeps_its_reason(world: World) -> None:
     encounter_id = diagnosed_encounter(world)
-    envelope = signed(statement(world, encounter_id, diagnosis("E11.900")), key_of(DOCTOR_CODE))
-    request = encounter_pb2.AmendDiagnosisRequest(encounter_id=encounter_id, statement=envelope, reason="复查更正")
-    accepted(world.do(HOSPITAL, "EncounterService/AmendDiagnosis", request, evidence({"statement": envelope})))
+    accepted(amend(world, encounter_id, statement(world, encounter_id, diagnosis("E11.900"))))
     key = world.find("encounter", encounter_id.encode())
     assert key is not None
     assert [held.code for held in world.state("encounter", key).diagnoses] == ["E11.900"]
     assert world.events[-1][2].reason == "复查更正"
+
+
+def test_a_statement_that_served_a_diagnosis_serves_no_later_one(world: World) -> None:
+    encounter_id = started_encounter(world)
+    world.advance(60_000)
+    first = statement(world, encounter_id)
+    accepted(record_diagnosis(world, encounter_id, first))
+    world.advance(1)
+    refused(amend(world, encounter_id, first), "RX_TIME", "statement.signed_at_ms")
+    accepted(amend(world, encounter_id, statement(world, encounter_id, diagnosis("E11.900"))))
+    world.advance(1)
+    refused(amend(world, encounter_id, first), "RX_TIME", "statement.signed_at_ms")
 
 
 # ---- end ----

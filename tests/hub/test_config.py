@@ -46,7 +46,7 @@ def test_0_is_taken_only_where_it_means_off(name: str) -> None:
 
 def test_a_page_is_never_larger_than_the_largest() -> None:
     assert Config(page_size_default=20, page_size_max=20).page_size_max == 20
-    with pytest.raises(ValueError, match="^page_size_default=50: the value is at most page_size_max, which is 20$"):
+    with pytest.raises(ValueError, match=r"^page_size_default=50: the value is at most page_size_max, which is 20$"):
         Config(page_size_max=20)
 
 
@@ -57,6 +57,6 @@ def test_a_message_holds_the_largest_upload() -> None:
     upload = prescribing_pb2.UploadPrescriptionRequest(
         request_id="x" * 64, prescription=signed, review=signed, seal=signed, file=file
     )
-    with pytest.raises(ValueError, match="^message_bytes_max="):
+    with pytest.raises(ValueError, match=r"^message_bytes_max="):
         Config(message_bytes_max=upload.ByteSize() - 1)
     assert Config(message_bytes_max=1_310_720).message_bytes_max >= upload.ByteSize()

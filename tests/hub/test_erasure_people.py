@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +297,16 @@ async def test_an_account_is_kept_while_a_prescription_of_the_person_is() -> Non
         assert not await live.hub.engine.erase_over(found[0])
         assert await live.hub.engine.erase_over(Found("prescription", prescription_key(chain.rx_no)))
         assert await live.hub.engine.erase_over(found[0])
+
+
+async def test_a_day_that_begins_on_the_way_of_an_earlier_one_is_gone_through_too() -> None:
+    async with live_hub(config=BY_ITSELF) as live:
+        chain = await Chain(live).handed_over()
+        (begun, *_) = await live.hub.store.entries(prescription_key(chain.rx_no), 0, 1)
+        erasing = Erasing(live.hub.engine, replace(BY_ITSELF, erasure_entries_max=begun.position))
+        live.advance(365 * DAY_MS + 1)
+        assert await erasing.step() == 0
+        live.advance(30 * DAY_MS)
+        while await live.hub.engine.sweep():
+            pass
+        assert await erasing.day() == 1

@@ -271,6 +271,14 @@ async def test_a_voucher_is_not_erased_before_what_rests_on_it(
     assert {each["stream_key"] for each in fault.evidence["findings"]} == {voucher.hex()}
 
 
+async def test_what_goes_right_after_a_voucher_does_not_hide_that_it_went_too_early(honest: Hub, place: Place) -> None:
+    entries = resealed(honest, {})
+    voucher = key_of(honest, "voucher.verified")
+    for key in (voucher, key_of(honest, "diagnosis.recorded"), key_of(honest, "prescription.uploaded")):
+        add_erasure(entries, key, hides=False, **BY_CLOCK)
+    assert findings(await fault_of(place, honest, entries)) == {("voucher", "CONTENT_MISSING")}
+
+
 async def test_a_voucher_goes_after_everything_that_rests_on_it_and_once(honest: Hub, place: Place) -> None:
     entries = resealed(honest, {})
     for name in ("diagnosis.recorded", "prescription.uploaded"):

@@ -116,6 +116,25 @@ async def test_what_the_lifecycle_forbids_is_told_with_the_hubs_own_code(box: Bo
     assert refused.value.metadata["hub_status"]
 
 
+@pytest.mark.parametrize(
+    "kind", ["SUSPEND_PRACTITIONER", "RESUME_AGREEMENT", "PAUSE_PERSON", "REVOKE_SIGNING_KEY"], ids=str.lower
+)
+async def test_an_id_that_nothing_can_have_is_a_wrong_argument(box: Box, kind: str) -> None:
+    await box.new("one")
+    with pytest.raises(Refusal) as refused:
+        await _fired(box, kind, id="9/" * 20)
+    assert (refused.value.code, refused.value.grpc_status) == ("SBX_ARGUMENT", "INVALID_ARGUMENT")
+    assert [one.field for one in refused.value.violations] == ["id"]
+    assert refused.value.violations[0].message
+
+
+async def test_an_id_of_the_right_form_that_nobody_has_is_no_wrong_argument(box: Box) -> None:
+    await box.new("one")
+    with pytest.raises(Refusal) as refused:
+        await _fired(box, "SUSPEND_PRACTITIONER", id="D999999999999")
+    assert refused.value.code == "SBX_TRIGGER_STATE"
+
+
 @pytest.mark.parametrize(("kind", "given"), [("FREEZE", "id"), ("SUSPEND_AGREEMENT", "rx_no")])
 async def test_a_trigger_needs_the_object_of_its_kind(box: Box, kind: str, given: str) -> None:
     await box.new("one")

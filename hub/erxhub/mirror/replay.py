@@ -273,8 +273,11 @@ class Mirror:
         elif taken.record.name == "content.erased":
             self._kept_back.pop(header.stream_key, None)
         if _is_judged(header):
-            has_content = taken.record is not None and taken.record.name != "content.erased"
-            self._waiting[header.stream_key] = has_content or self._waiting.get(header.stream_key, False)
+            # The erasure of a voucher is judged by what is there still, so before anything more goes.
+            needs_content = taken.record is not None and (
+                taken.record.name != "content.erased" or header.stream_kind not in _CHAINED
+            )
+            self._waiting[header.stream_key] = needs_content or self._waiting.get(header.stream_key, False)
         self._is_within_erasure = _erases_visit(header)
 
     def _nothing_is_kept_back(self) -> None:

@@ -5,25 +5,35 @@ Owns the protocol only; `namespace.Namespace` fulfils it. Nothing here reaches p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from erxhub.admission import Violation
 from erxhub.ledger.store import Store, StoredEntry
 
 
 class RefusedCall(Exception):
-    """The hub refused an in-process call: its refusal code, status name, sentences and the code's metadata.
+    """The hub refused an in-process call: its refusal code, status name, sentences, the code's metadata, broken rules.
 
     Where a bare status came back, `code` is empty.
     """
 
-    def __init__(self, code: str, status: str, en: str, zh: str, metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        code: str,
+        status: str,
+        en: str,
+        zh: str,
+        metadata: Mapping[str, str],
+        violations: Sequence[Violation] = (),
+    ) -> None:
         super().__init__(f"{code or status}: {en}")
         self.code = code
         self.status = status
         self.en = en
         self.zh = zh
         self.metadata = metadata
+        self.violations = tuple(violations)
 
 
 class Control(Protocol):

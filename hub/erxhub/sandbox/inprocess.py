@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from erxhub.admission import Violation
 from erxhub.rpc.methods import METHODS
 from erxhub.sandbox.answers import DETAILS_KEY
 from erxhub.sandbox.control import RefusedCall
@@ -61,8 +62,11 @@ async def call(handler: grpc.RpcMethodHandler[Any, Any], certificate_pem: bytes,
 
 def _refusal(code: grpc.StatusCode, message: str, packed: bytes) -> RefusedCall:
     info, chinese = error_details_pb2.ErrorInfo(), error_details_pb2.LocalizedMessage()
+    bad = error_details_pb2.BadRequest()
     for detail in status_pb2.Status.FromString(packed).details:
         # Unpack leaves a message of another type as it is.
         detail.Unpack(info)
         detail.Unpack(chinese)
-    return RefusedCall(info.reason, code.name, message, chinese.message, dict(info.metadata))
+        detail.Unpack(bad)
+    violations = [Violation(one.field, one.reason, one.description) for one in bad.field_violations]
+    return RefusedCall(info.reason, code.name, message, chinese.message, dict(info.metadata), violations)

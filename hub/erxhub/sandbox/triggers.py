@@ -9,11 +9,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from erxhub.admission import Violation
 from erxhub.core.events import BY_NUMBER
 from erxhub.core.fold import STATE_TYPES
 from erxhub.core.keys import prescription_key
 from erxhub.core.lifecycle import ENDED_ORDER, WITHDRAWABLE
 from erxhub.core.orders import order_status
+from erxhub.crypto.certs import is_signer_code
 from erxhub.ledger.entry import EntryKind, Header
 from erxhub.ledger.store import Wanted
 from erxhub.sandbox.control import RefusedCall
@@ -38,7 +40,8 @@ class Triggers:
     async def fire(self, request: sandbox_pb2.TriggerRequest) -> list[str]:
         """The names of the events that it left, in order.
 
-        Raises SandboxRefused (SBX_ARGUMENT without the id that the kind needs, SBX_TRIGGER_STATE).
+        Raises SandboxRefused (SBX_ARGUMENT without the id that the kind needs and for one that nothing can have,
+        SBX_TRIGGER_STATE).
         """
         field, act = self._act(request.kind)
         subject = getattr(request, field)
@@ -48,6 +51,10 @@ class Triggers:
         try:
             await act(subject)
         except RefusedCall as refused:
+            if refused.code == "INPUT_MALFORMED":
+                # All that a request has from outside is the subject; the hub's own field for it is nobody's here.
+                broken = [Violation(field, one.rule, one.text) for one in refused.violations]
+                raise SandboxRefused("SBX_ARGUMENT", {"field": field}, broken) from None
             detail = {"hub_code": refused.code, "hub_status": refused.status, "hub_message": refused.en}
             raise SandboxRefused("SBX_TRIGGER_STATE", detail) from None
         return await self._events(before)
@@ -115,6 +122,8 @@ class Triggers:
         return change
 
     async def _revoke_signing_key(self, code: str) -> None:
+        if not is_signer_code(code):
+            raise argument_refused("id", "code", "no practitioner or institution can have this code")
         keys = [key.key_id for key in await self._signing_keys(code) if not key.revoked]
         if not keys:
             raise _state("there is no signing key of this code that is not revoked", id=code)
