@@ -457,7 +457,7 @@ def _review_fault(
         return seen.refuse("REVIEW_INVALID", "statement.decision", order=order, detail={"review": reviewed})
     if not statement.opinion.strip():
         return seen.refuse("REVIEW_INVALID", "statement.opinion", order=order)
-    if not guards.follows(tx, statement.signed_at_ms, order.downloaded_at_ms) or statement.signed_at_ms > tx.now_ms:
+    if not order.downloaded_at_ms <= statement.signed_at_ms <= tx.now_ms:
         detail = {"downloaded_at_ms": str(order.downloaded_at_ms)}
         return seen.refuse("REVIEW_INVALID", "statement.signed_at_ms", order=order, detail=detail)
     if statement.prescription_sha256 != seen.rx.prescription_sha256:
