@@ -46,6 +46,13 @@ class Book:
 
     sent: dict[str, Sent] = field(default_factory=dict)
     replies: int = 0
+    _grown: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def reach(self, replies: int) -> None:
+        """Return once there are so many replies; does not turn the loop meanwhile, which would slow the hubs down."""
+        while self.replies < replies:
+            self._grown.clear()
+            await self._grown.wait()
 
     def keep(self, client: Any) -> Any:
         """Write down what this client sends and gets from now on, byte for byte."""
@@ -62,6 +69,7 @@ class Book:
                 note.failure = failure
                 raise
             self.replies += 1
+            self._grown.set()
             return reply
 
         connection.unary = unary

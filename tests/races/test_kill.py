@@ -14,7 +14,7 @@ import pytest_asyncio
 from erxhub.client import CallFailed, HubUnreachable, Refusal
 from erxhub.ledger.sqlite import open_sqlite
 from tests.chain import Chain
-from tests.races.ground import Book, assert_each_once, reply_bytes, until_so
+from tests.races.ground import Book, assert_each_once, reply_bytes
 from tests.races.loads import issue, prescribe, until_broken
 from tests.races.processes import Outside, seeded_outside
 
@@ -37,7 +37,9 @@ async def _load_until(outside: Outside, book: Book, acknowledged: int, strike: C
     goal = book.replies + acknowledged
     works = [prescribe(outside, chain.encounter_id) for chain in chains] + [issue(outside) for _ in range(6)]
     tasks = [asyncio.create_task(until_broken(work)) for work in works]
-    await until_so(lambda: book.replies >= goal or any(task.done() for task in tasks))
+    reaching = asyncio.create_task(book.reach(goal))
+    await asyncio.wait([reaching, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    reaching.cancel()
     strike()
     return await asyncio.gather(*tasks)
 

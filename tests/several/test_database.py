@@ -15,7 +15,7 @@ from erxhub.client import CallFailed, Refusal
 from tests.chain import CONSULT
 from tests.live import CHANNEL, PERSON, Live
 from tests.postgres import start_server, stop_server
-from tests.races.ground import Book, assert_each_once, reply_bytes, until_so
+from tests.races.ground import Book, assert_each_once, reply_bytes
 from tests.several.ground import new_ledger, several_hubs
 
 pytestmark = [pytest.mark.campaign]
@@ -66,8 +66,7 @@ async def test_hubs_outlive_their_database(rounds: Rounds) -> None:
                 book.keep(channel)
             for number in range(rounds(2, 15)):
                 loads = [asyncio.create_task(_load(channel)) for channel in channels for _ in range(3)]
-                goal = book.replies + 20
-                await _until_reached(book, goal)
+                await book.reach(book.replies + 20)
                 # In order, and as a crash.
                 await asyncio.to_thread(server.stop, (signal.SIGINT, signal.SIGQUIT)[number % 2])
                 for failure in await asyncio.gather(*loads):
@@ -90,10 +89,6 @@ async def test_hubs_outlive_their_database(rounds: Rounds) -> None:
             await assert_each_once(several.stores[0], book)
     finally:
         stop_server(server)
-
-
-async def _until_reached(book: Book, goal: int) -> None:
-    await until_so(lambda: book.replies >= goal)
 
 
 async def _load(channel: Any) -> Any:

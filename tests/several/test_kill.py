@@ -18,7 +18,7 @@ from erxhub.placement import AreaPlacement
 from tests.chain import Chain
 from tests.live import HOSPITAL
 from tests.postgres import PostgresServer
-from tests.races.ground import Book, assert_each_once, reply_bytes, until_so
+from tests.races.ground import Book, assert_each_once, reply_bytes
 from tests.races.loads import issue, prescribe, until_broken
 from tests.several.ground import new_ledger
 from tests.several.processes import SeveralOutside, start_several
@@ -44,10 +44,6 @@ async def several(tmp_path: Path, url: str) -> AsyncIterator[SeveralOutside]:
         await running.close()
 
 
-async def _until_reached(books: list[Book], goals: list[int]) -> None:
-    await until_so(lambda: all(book.replies >= goal for book, goal in zip(books, goals, strict=True)))
-
-
 async def test_a_killed_hub_is_replaced_by_the_others_and_nothing_is_lost(
     several: SeveralOutside, url: str, rounds: Rounds
 ) -> None:
@@ -65,17 +61,17 @@ async def test_a_killed_hub_is_replaced_by_the_others_and_nothing_is_lost(
             encounters = [(await Chain(live).diagnosed()).encounter_id for _ in range(2)]
             works = [prescribe(live, encounter) for encounter in encounters] + [issue(live) for _ in range(2)]
             tasks.append([asyncio.create_task(until_broken(work)) for work in works])
-        goals = [book.replies + chance.randrange(15, 50) for book in books]
-        await _until_reached(books, goals)
+        await asyncio.gather(*(book.reach(book.replies + chance.randrange(15, 50)) for book in books))
         several[victim].process.kill()
         await asyncio.wait(tasks[victim])
         # Also when it gave the log's positions: the others take over and go on.
         survivors = [hub for hub in range(HUBS) if hub != victim]
-        after = {hub: books[hub].replies + 15 for hub in survivors}
+        going_on = asyncio.gather(*(books[hub].reach(books[hub].replies + 15) for hub in survivors))
+        at_work = [task for hub in survivors for task in tasks[hub]]
         async with asyncio.timeout(30):
-            while any(books[hub].replies < goal for hub, goal in after.items()):
-                assert not any(task.done() for hub in survivors for task in tasks[hub])
-                await asyncio.sleep(0)
+            await asyncio.wait([going_on, *at_work], return_when=asyncio.FIRST_COMPLETED)
+        assert not any(task.done() for task in at_work)
+        await going_on
         for hub in survivors:
             for task in tasks[hub]:
                 task.cancel()
