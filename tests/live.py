@@ -36,6 +36,7 @@ from erxhub.ports import ManualClock, Pause, SeededIds, system_pause
 from erxhub.proof.policy import Policy
 from erxhub.rpc.server import FixedIdentity, Layer, ServerIdentity
 from erxhub.seed import SeedWorld, register_world
+from erxhub.v1 import common_pb2
 
 START_MS = 1_795_140_000_000
 """2026-11-20 10:00 in Beijing. The hub's clock begins here; only TLS goes by the machine's."""
@@ -167,6 +168,23 @@ class Live:
         """The agency's client."""
         client: AgencyClient = await self.client("agency", area)
         return client
+
+    async def insure(self, person_no: str, *, balance_fen: int = 0, activated: bool = True) -> None:
+        """Register one more fictional person, who uses the channel unless told otherwise."""
+        await (await self.agency()).register_person(
+            person_no=person_no,
+            name="何示例",
+            certificate_type="08",
+            id_number=f"E{person_no}",
+            sex=common_pb2.SEX_FEMALE,
+            born_on="1986-02-03",
+            insured_area_code="330100",
+            insurance_type="310",
+            person_type="1101",
+            account_balance_fen=balance_fen,
+        )
+        if activated:
+            await (await self.channel()).activate_voucher(person_no=person_no)
 
     async def auditor(self) -> AuditorClient:
         """The auditor's client, with a case reason."""

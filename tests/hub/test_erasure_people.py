@@ -22,7 +22,7 @@ from erxhub.ledger.verify import verify_ledger
 from erxhub.proof.bundle_verify import verify_bundle
 from erxhub.proof.reasons import Reason
 from erxhub.queries import QUERIES
-from erxhub.v1 import audit_pb2, common_pb2, events_pb2, registry_pb2
+from erxhub.v1 import audit_pb2, events_pb2, registry_pb2
 from tests.chain import DOWNLOAD, PURCHASE, Chain
 from tests.hub.test_erasure import BY_ITSELF, found_in
 from tests.live import DAY_MS, PERSON, Live, live_hub
@@ -218,23 +218,6 @@ async def code_of(call: Any) -> str:
 # ---- accounts ----
 
 
-async def insured(live: Live, person_no: str, balance_fen: int) -> None:
-    agency, channel = await live.agency(), await live.channel()
-    await agency.register_person(
-        person_no=person_no,
-        name="何示例",
-        certificate_type="08",
-        id_number=f"E{person_no}",
-        sex=common_pb2.SEX_FEMALE,
-        born_on="1986-02-03",
-        insured_area_code="330100",
-        insurance_type="310",
-        person_type="1101",
-        account_balance_fen=balance_fen,
-    )
-    await channel.activate_voucher(person_no=person_no)
-
-
 async def died(live: Live, person_no: str) -> None:
     await (await live.agency()).change_person_status(person_no=person_no, status=registry_pb2.PERSON_STATUS_DEAD)
 
@@ -250,7 +233,7 @@ async def test_the_account_of_a_dead_person_goes_when_the_longest_class_is_over(
 ) -> None:
     async with live_hub(store=await store_of(engine, tmp_path / "hub.db", request), config=BY_ITSELF) as live:
         mine = "33010000779001"
-        await insured(live, mine, 0)
+        await live.insure(mine)
         chain = await Rx(live, mine).handed_over()
         await died(live, mine)
         await years_go_by(live, 14.9)
@@ -270,7 +253,7 @@ async def test_the_account_of_a_dead_person_goes_when_the_longest_class_is_over(
 async def test_an_account_in_which_anything_may_move_stays(balance_fen: int, dies: bool) -> None:
     async with live_hub(config=BY_ITSELF) as live:
         mine = "33010000779002"
-        await insured(live, mine, balance_fen)
+        await live.insure(mine, balance_fen=balance_fen)
         if dies:
             await died(live, mine)
         await years_go_by(live, 20)
@@ -281,7 +264,7 @@ async def test_an_account_is_kept_while_a_prescription_of_the_person_is() -> Non
     """Nobody walked the log for the prescription yet: what was erased by then is asked, and not what could be."""
     async with live_hub(config=BY_ITSELF) as live:
         mine = "33010000779003"
-        await insured(live, mine, 0)
+        await live.insure(mine)
         chain = await Rx(live, mine).handed_over()
         await died(live, mine)
         live.advance(16 * YEAR_MS)

@@ -164,22 +164,7 @@ class Bench:
     async def person(self, *, balance_fen: int = 0, activated: bool = True) -> str:
         """A person of the case's own."""
         person_no = f"3301000077{next(_NUMBERS):04d}"
-        agency = await self.live.agency()
-        await agency.register_person(
-            person_no=person_no,
-            name="何示例",
-            certificate_type="08",
-            id_number=f"E{person_no}",
-            sex=common_pb2.SEX_FEMALE,
-            born_on="1986-02-03",
-            insured_area_code="330100",
-            insurance_type="310",
-            person_type="1101",
-            account_balance_fen=balance_fen,
-        )
-        if activated:
-            channel = await self.live.channel()
-            await channel.activate_voucher(person_no=person_no)
+        await self.live.insure(person_no, balance_fen=balance_fen, activated=activated)
         return person_no
 
     async def institution(self, letter: str = "H", *, agreements: Sequence[Any] = (BASE,)) -> str:

@@ -47,7 +47,6 @@ def dispense(tx: Draft, command: Command) -> Outcome:
     claimed = orders.claimed(command, signed_pb2.DispenseStatement)
     if isinstance(claimed, Refused):
         return claimed
-    tx.want_ahead(_ahead_of_dispense(command))
     step = orders.forward(tx, command, claimed.rx_no)
     if isinstance(step, Refused):
         return step

@@ -190,18 +190,9 @@ def at_counter(tx: Draft, command: Command) -> state_pb2.InstitutionState | Refu
 # ---- the checks of a step ----
 
 
-def want(
-    tx: Draft,
-    command: Command,
-    rx_no: str,
-    names: Sequence[tuple[str, bytes]] = (),
-    streams: Sequence[bytes] = (),
-) -> None:
-    """Everything that a request alone tells, in one round: the caller, the prescription and the given look-ups."""
-    tx.want(
-        names=[("institution", command.caller.id.encode()), *names],
-        streams=[prescription_key(rx_no), tx.ledger_key, *streams],
-    )
+def want(tx: Draft, command: Command, rx_no: str, names: Sequence[tuple[str, bytes]] = ()) -> None:
+    """`ahead`, for a step that does not say it ahead."""
+    tx.want_ahead(ahead(command, rx_no, names))
 
 
 def ahead(
@@ -212,7 +203,7 @@ def ahead(
     streams: Sequence[bytes] = (),
     voucher_ref: str = "",
 ) -> Ahead:
-    """The same for a step that says it ahead."""
+    """Everything that a request alone tells, in one round: the caller, the prescription and the given look-ups."""
     return Ahead(
         (("institution", command.caller.id.encode()), *names),
         (prescription_key(rx_no), *streams),
