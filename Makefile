@@ -4,12 +4,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+SITE := build/compiled/site
+COMPILED := build/compiled/.built
+# What is measured is the compiled hub, where it can be built.
+MEASURED = if $(MAKE) --no-print-directory compiled; then export PYTHONPATH=$(SITE); \
+	else echo "make: no compiled hub; the interpreted one is measured" >&2; fi; $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo dev test check protos docs bench bench-large campaign lock clean
+.PHONY: help venv demo dev test test-compiled check protos docs compiled bench bench-large campaign lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' Makefile
 
 venv: $(STAMP) ## set up .venv from the lock file (does nothing when it is up to date)
 
@@ -58,11 +63,23 @@ docs: venv ## regenerate the generated documents
 	$(BIN)/python docs/generate.py
 	$(BIN)/python docs/requirements.py
 
+compiled: $(COMPILED) ## the hot modules compiled, in build/compiled (docs/decisions/0014; needs a C compiler)
+
+# Into a folder of its own and never beside the sources, where it would stand in for a .py file that was edited since.
+$(COMPILED): $(STAMP) $(shell find hub protos -name '*.py' -not -name '*_grpc.py')
+	rm -rf build/compiled
+	HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/python -m hatchling --quiet build -t wheel -d build/compiled
+	$(BIN)/python -m zipfile -e build/compiled/*.whl $(SITE)
+	touch $@
+
+test-compiled: compiled ## the suite on the compiled modules, but for the tests that change the hub's code
+	PYTHONPATH=$(SITE) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not interpreted"
+
 bench: venv ## measure; prints a table and writes build/bench.json (up to 20 minutes)
-	$(BIN)/python -m tests.bench
+	$(MEASURED) -m tests.bench
 
 bench-large: venv ## the same with 1,000,000 prescriptions in the ledger, beside the rows of `bench` (20 minutes, 10 GB)
-	$(BIN)/python -m tests.bench --large
+	$(MEASURED) -m tests.bench --large
 
 campaign: venv ## races and crashes with the large numbers, and every mutant against every stable case
 	$(BIN)/python -m pytest --campaign -m campaign

@@ -25,6 +25,7 @@ ROWS: Final[Mapping[str, Row]] = {
     "disk": rows_load.disk,
     "crowd": rows_load.crowd,
     "stream": rows_load.stream,
+    "compiled": rows_load.compiled,
     "proofs": rows_load.proofs,
     "watches": rows_watch.watches,
     "chains": rows_chains.chains,

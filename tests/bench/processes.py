@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import subprocess
 import sys
@@ -20,10 +21,13 @@ _STOP_S = 60.0
 class ServerProcess:
     """A server in a process of its own. Use it as a context manager; `port` is where it listens."""
 
-    def __init__(self, module: str, *arguments: str) -> None:
+    def __init__(self, module: str, *arguments: str, interpreted: bool = False) -> None:
+        """`interpreted`: from the .py files, also where the benchmark itself runs on compiled ones."""
+        environment = {name: value for name, value in os.environ.items() if not interpreted or name != "PYTHONPATH"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

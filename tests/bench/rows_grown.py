@@ -14,7 +14,7 @@ from tests.bench.answers import AnswerWrong
 from tests.bench.grown import Grown
 from tests.bench.results import Results, percentile
 from tests.bench.saying import say
-from tests.bench.targets import Target, signatures_us
+from tests.bench.targets import Target, in_turns, signatures_us
 from tests.bench.world import World
 
 SEED = 20261122
@@ -92,23 +92,20 @@ async def _large(folder: Path, prescriptions: int, chains: int) -> tuple[Grown, 
 
 
 async def _compare(small: Grown, large: Grown, name: str, quick: bool, results: Results) -> None:
-    rounds, calls = (1, 128) if quick else (5, 512)
+    rounds, turns, calls = (1, 1, 128) if quick else (7, 3, 768)
     async with AsyncExitStack() as stack:
         sides = [_Ledger(small), _Ledger(large)]
         for side in sides:
             begun = time.perf_counter()
             await side.begin(stack)
         results.figure(f"start_with_{name}_s", [time.perf_counter() - begun])
-        cpu: list[list[float]] = [[], []]
-        for number in range(rounds):
-            for place in (0, 1) if number % 2 else (1, 0):
-                ready = await sides[place].target.ready(calls)
-                cpu[place].append((await sides[place].target.turn(ready, _IN_FLIGHT)).cpu_us)
+        targets = [side.target for side in sides]
+        found = await in_turns(targets, rounds=rounds, turns=turns, calls=calls, in_flight=_IN_FLIGHT)
         checks = signatures_us(large.world, await sides[1].target.ready(100))
-        pairs = list(zip(*cpu, strict=True))
+        pairs = [(a.cpu_us, b.cpu_us) for a, b in zip(*found.values(), strict=True)]
         results.goal(f"growth_upload_cpu_{name}", [(b - checks) / (a - checks) for a, b in pairs], 1.15)
         results.figure(f"growth_upload_cpu_{name}_whole", [b / a for a, b in pairs])
-        results.figure(f"upload_cpu_us_{name}", cpu[1])
+        results.figure(f"upload_cpu_us_{name}", [b for _, b in pairs])
         for what, goal in (("trace", 1.5), ("find", 1.5)):
             asks = [side.trace if what == "trace" else side.find for side in sides]
             ratios, p50, p99 = await _ask(asks, 1 if quick else 3, min(len(side.asked) for side in sides))

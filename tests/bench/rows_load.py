@@ -1,4 +1,4 @@
-"""Rows about one hub under load: against a naive one, on a slow disk, with too many callers, by stream, with proofs."""
+"""Rows about one hub under load: against naive and interpreted ones, on a slow disk, crowded, by stream, with proof."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 import grpc
 
 from tests.bench import bulk
+from tests.bench.report import is_compiled
 from tests.bench.results import Results
-from tests.bench.targets import Target, Turn, bare_fsync_us, signatures_us
+from tests.bench.targets import Target, Turn, bare_fsync_us, in_turns, signatures_us
 
 IN_FLIGHT = 64
 _TURNS = 3
@@ -51,25 +52,25 @@ async def disk(folder: Path, quick: bool, results: Results) -> None:
 async def _turns(
     stack: AsyncExitStack, targets: tuple[Target, ...], rounds: int, calls: int
 ) -> dict[Target, list[Turn]]:
-    """Each round's uploads to each target, in short turns that change their order; the sum of a round's turns."""
     for target in targets:
         await target.begin(stack)
-    found: dict[Target, list[Turn]] = {target: [] for target in targets}
-    for number in range(rounds):
-        ready = {target: await target.ready(calls * _TURNS) for target in targets}
-        parts: dict[Target, list[Turn]] = {target: [] for target in targets}
-        for turn in range(_TURNS):
-            shift = (number + turn) % len(targets)
-            for target in targets[shift:] + targets[:shift]:
-                mine = ready[target][turn * calls : (turn + 1) * calls]
-                parts[target].append(await target.turn(mine, IN_FLIGHT))
-        for target, some in parts.items():
-            whole = some[0].segment._replace(
-                outcomes=[outcome for part in some for outcome in part.segment.outcomes],
-                elapsed_s=sum(part.segment.elapsed_s for part in some),
-            )
-            found[target].append(Turn(sum(part.cpu_us for part in some) / len(some), whole))
-    return found
+    return await in_turns(targets, rounds=rounds, turns=_TURNS, calls=calls, in_flight=IN_FLIGHT)
+
+
+async def compiled(folder: Path, quick: bool, results: Results) -> None:
+    """CPU of an upload of the compiled hub ÷ of the same hub from its .py files, where the benchmark runs compiled."""
+    if not is_compiled():
+        return
+    rounds, calls = (1, 128) if quick else (5, 1024)
+    async with AsyncExitStack() as stack:
+        hub, plain = Target(folder / "compiled"), Target(folder / "interpreted", interpreted=True)
+        found = await _turns(stack, (hub, plain), rounds, calls)
+        checks = signatures_us(hub.world, await hub.ready(100))
+    pairs = [(a.cpu_us, b.cpu_us) for a, b in zip(found[hub], found[plain], strict=True)]
+    results.figure("compiled_vs_interpreted_cpu", [(a - checks) / (b - checks) for a, b in pairs])
+    results.figure("compiled_vs_interpreted_cpu_whole", [a / b for a, b in pairs])
+    results.figure("compiled_cpu_us", [a for a, _ in pairs])
+    results.figure("interpreted_cpu_us", [b for _, b in pairs])
 
 
 async def crowd(folder: Path, quick: bool, results: Results) -> None:

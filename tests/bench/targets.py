@@ -36,16 +36,26 @@ class Turn(NamedTuple):
 class Target:
     """A hub process with the options of its row."""
 
-    def __init__(self, folder: Path, *options: str, receipts: bool = True, world: World | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *options: str,
+        receipts: bool = True,
+        world: World | None = None,
+        interpreted: bool = False,
+    ) -> None:
         self.world = world or World(folder)
         self._options = options
+        self._interpreted = interpreted
         self._receipts = receipts
         self.accepted: list[str] = []
 
     async def begin(self, stack: AsyncExitStack, *, populate: bool = True) -> None:
         """Start it, register its world, and warm it up."""
         self.server = stack.enter_context(
-            ServerProcess("tests.bench.hub_server", str(self.world.folder), *self._options)
+            ServerProcess(
+                "tests.bench.hub_server", str(self.world.folder), *self._options, interpreted=self._interpreted
+            )
         )
         if populate:
             await self.world.populate(self.server.port)
@@ -70,6 +80,28 @@ class Target:
                     check_reply(rx_no, outcome.reply, self.world.receipt_keys)
                 self.accepted.append(rx_no)
         return Turn(used_ns / len(uploads) / 1000, segment)
+
+
+async def in_turns(
+    targets: Sequence[Target], *, rounds: int, turns: int, calls: int, in_flight: int
+) -> dict[Target, list[Turn]]:
+    """Each round's uploads to each target, in short turns that change their order; the sum of a round's turns."""
+    found: dict[Target, list[Turn]] = {target: [] for target in targets}
+    for number in range(rounds):
+        ready = {target: await target.ready(calls * turns) for target in targets}
+        parts: dict[Target, list[Turn]] = {target: [] for target in targets}
+        for turn in range(turns):
+            shift = (number + turn) % len(targets)
+            for target in [*targets[shift:], *targets[:shift]]:
+                mine = ready[target][turn * calls : (turn + 1) * calls]
+                parts[target].append(await target.turn(mine, in_flight))
+        for target, some in parts.items():
+            whole = some[0].segment._replace(
+                outcomes=[outcome for part in some for outcome in part.segment.outcomes],
+                elapsed_s=sum(part.segment.elapsed_s for part in some),
+            )
+            found[target].append(Turn(sum(part.cpu_us for part in some) / len(some), whole))
+    return found
 
 
 def signatures_us(world: World, uploads: Sequence[Upload], suite: str = SUITE) -> float:

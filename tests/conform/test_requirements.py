@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 ROWS_OF = {one.id: one.row for one in load_requirements().values()}
 
 
+@pytest.mark.interpreted
 def test_the_file_is_what_the_tables_say() -> None:
     run = subprocess.run([sys.executable, ROOT / "docs" / "requirements.py", "--check"], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr

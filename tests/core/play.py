@@ -57,7 +57,9 @@ class Play:
     """One prescription, two pharmacies, and what each of them kept of the answers."""
 
     def __init__(self) -> None:
-        self.world, self.rx = copy.deepcopy(_begun())
+        begun = _begun()
+        keys = begun[0].mac_keys  # they never change, and a compiled class that is frozen cannot be copied
+        self.world, self.rx = copy.deepcopy(begun, {id(keys): keys})
         self.visits = {name: Visit(self.world, self.rx, shop) for name, shop in SHOPS.items()}
         self.settle_ids = {"A": "", "B": ""}
         self.undo_ids = {"A": "", "B": ""}

@@ -740,5 +740,6 @@ def test_the_twelve_real_coded_prescriptions_keep_every_rule(shared: Path) -> No
     assert {number: findings for number, findings in found.items() if findings} == {}
 
 
+@pytest.mark.interpreted
 def test_the_table_names_its_rules() -> None:
     assert all(rule.rule_ids and rule.check.__doc__ for rule in rx_rules.RULES)

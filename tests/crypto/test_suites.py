@@ -208,6 +208,7 @@ async def test_an_unknown_suite_is_a_key_error() -> None:
     verifier.close()
 
 
+@pytest.mark.interpreted
 async def test_sm2_runs_off_the_event_loop_in_one_hop_and_the_others_on_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -265,6 +266,7 @@ async def _asked(verifier: Verifier, gate: _Gate, *messages: bytes) -> list[asyn
     return callers
 
 
+@pytest.mark.interpreted
 async def test_a_check_that_fails_to_run_fails_its_own_caller_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     verifier, gate = Verifier(process_from_callers=None), _Gate(monkeypatch)
     callers = await _asked(verifier, gate, b"good", b"good", b"fails", b"bad")
@@ -276,6 +278,7 @@ async def test_a_check_that_fails_to_run_fails_its_own_caller_alone(monkeypatch:
     assert answers[3] == [False]
 
 
+@pytest.mark.interpreted
 async def test_a_caller_who_has_gone_costs_no_verification(monkeypatch: pytest.MonkeyPatch) -> None:
     verifier, gate = Verifier(process_from_callers=None), _Gate(monkeypatch)
     callers = await _asked(verifier, gate, b"good", *[b"waits"] * CALLERS_AT_ONCE, b"gone", b"bad")
@@ -287,6 +290,7 @@ async def test_a_caller_who_has_gone_costs_no_verification(monkeypatch: pytest.M
     assert b"gone" not in gate.messages
 
 
+@pytest.mark.interpreted
 async def test_closing_finishes_what_has_begun_and_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     verifier, gate = Verifier(process_from_callers=None), _Gate(monkeypatch)
     callers = await _asked(verifier, gate, b"good", *[b"waits"] * CALLERS_AT_ONCE, b"never")

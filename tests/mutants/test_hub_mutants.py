@@ -19,6 +19,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     try_mutants(metafunc, HUBS)
 
 
+@pytest.mark.interpreted
 @pytest.mark.campaign
 async def test_a_broken_hub_is_caught(mutant: Mutant, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     found = await verdicts_of(mutant, mutant.killed_by, tmp_path)

@@ -79,6 +79,7 @@ async def _replayed_elsewhere(path: Path, hash_seed: str) -> str:
     return told.decode().strip()
 
 
+@pytest.mark.interpreted
 async def test_same_seed_and_same_commands_give_the_same_ledger(tmp_path: Path) -> None:
     async with live_hub(seed=False) as live:
         recording = _record(live)

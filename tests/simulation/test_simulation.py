@@ -131,6 +131,7 @@ def test_another_seed_gives_another_ledger() -> None:
     assert len({Simulation(seed).run().ledger for seed in range(4)}) == 4
 
 
+@pytest.mark.interpreted
 def test_a_failing_seed_is_one_line_that_repeats_it(monkeypatch: pytest.MonkeyPatch) -> None:
     BREAKS["a fen too much"].apply(monkeypatch)
     failing = next(seed for seed in range(50) if Runs().make(range(seed, seed + 1)).failures)

@@ -12,6 +12,9 @@ SEEDS_MAX = 150
 COMMANDS = 150
 """More than elsewhere: what has to be met here may need several robots in one another's way."""
 
+FIRST = {"trace codes are sold again": 25, "one packs and checks": 25, "suspended agreements go on": 69}
+"""The seed that is tried before the others, where the first that meets the break is far from the beginning."""
+
 CHECKED = (
     {f"I{number}" for number in range(1, 26)}
     # No quota and no hospital's own settlement exists yet; docs/simulation.md says so.
@@ -19,12 +22,13 @@ CHECKED = (
 ) | {"STEP", "BUG"}
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("name", BREAKS)
 def test_each_check_fires_on_what_is_broken_in_its_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = BREAKS[name]
     broken.apply(monkeypatch)
     found: list[str] = []
-    for seed in range(SEEDS_MAX):
+    for seed in sorted(range(SEEDS_MAX), key=lambda seed: seed != FIRST.get(name)):
         try:
             Simulation(seed, COMMANDS, broken.signatures, make_hub=broken.hub, make_checker=broken.checker).run()
         except Failed as failure:
