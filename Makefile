@@ -67,10 +67,12 @@ compiled: $(COMPILED) ## the hot modules compiled, in build/compiled (docs/decis
 
 # Into a folder of its own and never beside the sources, where it would stand in for a .py file that was edited since.
 $(COMPILED): $(STAMP) $(shell find hub protos -name '*.py' -not -name '*_grpc.py')
-	rm -rf build/compiled
-	HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/python -m hatchling --quiet build -t wheel -d build/compiled
-	$(BIN)/python -m zipfile -e build/compiled/*.whl $(SITE)
-	touch $@
+	@rm -rf build/compiled; mkdir -p build/compiled
+	@echo "compiling the hub's hot modules: some two minutes" >&2
+	@HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/python -m hatchling build -t wheel -d build/compiled >build/compiled/log 2>&1 || \
+	  { tail -30 build/compiled/log >&2; exit 1; }
+	@$(BIN)/python -m zipfile -e build/compiled/*.whl $(SITE)
+	@touch $@
 
 test-compiled: compiled ## the suite on the compiled modules, but for the tests that change the hub's code
 	PYTHONPATH=$(SITE) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not interpreted"

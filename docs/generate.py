@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from erxhub.cli import local_errors
 from erxhub.core.lifecycle import BEFORE_HOLD, ROWS, START, Machine
 from erxhub.core.refusals import CATALOGUE
 from erxhub.rpc.methods import METHODS
@@ -73,7 +74,7 @@ def lifecycle_page() -> str:
 
 
 def refusals_page() -> str:
-    """Every refusal of the catalogue, and those that no call can meet yet."""
+    """Every refusal of the catalogue, those that no call can meet yet, and the errors of the command itself."""
     parts = [
         HEAD,
         "# Refusals\n\nEvery refusal has a stable code, one gRPC status, and a sentence in both languages. `retriable` "
@@ -88,6 +89,15 @@ def refusals_page() -> str:
         )
     parts.append("\n## Not reachable yet\n\nNo call of this release can meet these.\n\n| code | why |\n|---|---|\n")
     parts.extend(f"| `{code}` | {why} |\n" for code, why in LATER.items())
+    parts.append(
+        "\n## What the command finds itself\n\nThe `erxhub` command prints these as it prints a refusal, with the word "
+        "`local` in place of a status: no hub was\nasked, or none answered. `{path}` and the like stand for the values "
+        "of the case, and `details` has the words of the\nsystem or a library, in English. The English text about "
+        "options and arguments is that of click, which reads them.\n\n"
+        "| code | exit code | English | 中文 |\n|---|---|---|---|\n"
+    )
+    for code, error in sorted(local_errors.CATALOGUE.items()):
+        parts.append(f"| `{code}` | {error.exit_code} | {error.en} | {error.zh} |\n")
     return "".join(parts)
 
 

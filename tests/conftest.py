@@ -1,11 +1,14 @@
-"""Shared by all tests: the shared-folder fixture, the rounds of a campaign, tests that hang, and the report at the end.
+"""Shared by all tests: the shared-folder fixture, the rounds of a campaign, what is compiled once, tests that hang, and
+the report at the end.
 
 Must never hold fixtures of one area; those live in that area's own conftest.py.
 """
 
 import asyncio
 import faulthandler
+import os
 import signal
+import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -28,6 +31,8 @@ HANGS_AFTER_S = 180
 """The longest phase of a test takes a few tens of seconds on two quiet cores; campaigns take as long as they take."""
 
 LONG_AREAS = ("several", "conform", "mutants", "races", "testing", "simulation")
+
+BYTECODE = shared_data.ROOT / "build" / "bytecode"
 
 _seconds: defaultdict[str, float] = defaultdict(float)
 _tests: Counter[str] = Counter()
@@ -54,6 +59,34 @@ def rounds(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
     """`rounds(20, 200)`: how often to repeat; the large number under --campaign."""
     campaign = bool(request.config.getoption("--campaign"))
     return lambda small, large: large if campaign else small
+
+
+# ---- what is compiled once ----
+
+
+def _keep_bytecode() -> None:
+    """Where the environment wants no bytecode beside the sources, it is kept apart from them.
+
+    A run starts a few hundred Python programs, and each would compile the same files again.
+    """
+    if sys.dont_write_bytecode:
+        sys.dont_write_bytecode, sys.pycache_prefix = False, str(BYTECODE)
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+        os.environ["PYTHONPYCACHEPREFIX"] = str(BYTECODE)
+
+
+_keep_bytecode()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _field_rules_are_compiled_once() -> Iterator[None]:
+    """Not by each of the hundreds of hubs that a process starts: they are a function of the .proto files alone."""
+    import protovalidate
+
+    compiled = protovalidate.Validator()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protovalidate, "Validator", lambda: compiled)
+        yield
 
 
 # ---- a test that hangs fails, and says where it stood ----

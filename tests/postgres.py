@@ -95,7 +95,7 @@ class PostgresServer:
     def database(self, template: str = "template0") -> str:
         """A new database; its name."""
         name = f"t{next(self._numbers)}"
-        self.sql(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY file_copy")
+        self.sql(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY wal_log")
         return name
 
     def ledger_template(self) -> str:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final, NamedTuple
 
+from erxhub import process
 from erxhub.app import Hub
 from erxhub.core import lifecycle
 from erxhub.core.fold import state_name
@@ -72,6 +73,7 @@ class Operations:
         checkpoint = self._hub.core.publisher.newest
         return {
             "version": _version(),
+            "code": process.code(),
             "hub_id": self._hub_id,
             "health": "SERVING" if engine.serving else "NOT_SERVING",
             "store": _kind(self._hub.store),

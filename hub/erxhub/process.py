@@ -1,7 +1,7 @@
-"""What a process that serves sets for itself: its event loop and its garbage collector.
+"""What a process that serves sets for itself, its event loop and its garbage collector, and how its code was built.
 
-Owns these two choices alone (docs/decisions/0013, figures in docs/performance.md). Nothing may depend on them: most
-tests, and the simulation, run on asyncio's own loop with the collector as Python sets it.
+Owns these choices alone (docs/decisions/0013 and 0014, figures in docs/performance.md). Nothing may depend on them:
+most tests, and the simulation, run on asyncio's own loop with the collector as Python sets it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from importlib.util import find_spec
+from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
@@ -26,6 +27,12 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:  # not made for this system
         return None
     return new_event_loop
+
+
+def code() -> Literal["compiled", "interpreted"]:
+    """Which build of the hub runs here."""
+    module = find_spec("erxhub.core.decide")
+    return "interpreted" if module is None or str(module.origin).endswith(".py") else "compiled"
 
 
 def settle_memory() -> None:

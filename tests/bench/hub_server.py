@@ -26,20 +26,26 @@ from erxhub.proof.policy import read_policy
 from erxhub.rpc.server import FixedIdentity, ServerIdentity
 
 
+class _SlowToCommit:
+    """A connection whose thread stands still for so long before each commit."""
+
+    def __init__(self, connection: sqlite3.Connection, hold_ms: int) -> None:
+        self._connection = connection
+        self._hold_s = hold_ms / 1000
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, statement: str, *parameters: Any) -> sqlite3.Cursor:
+        if statement == "COMMIT":
+            time.sleep(self._hold_s)
+        return self._connection.execute(statement, *parameters)
+
+
 def hold_writer(store: SqliteStore, hold_ms: int) -> None:
     """A test hook: the writer's thread stands still for so long at each commit, as on a slow disk."""
     writer: Any = store._writer
-    commit, run = writer._commit, writer.run
-
-    def held_commit(rows: Any) -> None:
-        time.sleep(hold_ms / 1000)
-        commit(rows)
-
-    def held_run(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(hold_ms / 1000)
-        return run(*args, **kwargs)
-
-    writer._commit, writer.run = held_commit, held_run
+    writer._connection = _SlowToCommit(writer._connection, hold_ms)
 
 
 def without_receipts() -> None:

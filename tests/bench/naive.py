@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from erxhub.ledger import sqlite
+from erxhub.ledger import sqlite_read, sqlite_writer
 from erxhub.ledger.log import Checkpoint
 from erxhub.ledger.sqlite import SqliteStore
 from erxhub.ledger.store import AppendResult, Head, Loaded, Reply, Wanted, Write, check_write
@@ -34,17 +34,17 @@ class NaiveStore:
         replies: dict[tuple[str, str], Reply] = {}
         catalog: dict[tuple[str, str, str], bytes] = {}
         for name in wanted.names:
-            if row := await self._one(sqlite._HEAD_BY_NAME, name):
+            if row := await self._one(sqlite_read.HEAD_BY_NAME, name):
                 names[name] = row[2]
                 await self._head(heads, row)
         for key in wanted.streams:
-            if key not in heads and (row := await self._one(sqlite._HEAD_BY_KEY, (key,))):
+            if key not in heads and (row := await self._one(sqlite_read.HEAD_BY_KEY, (key,))):
                 await self._head(heads, row)
         for request in wanted.replies:
-            if row := await self._one(sqlite._REPLY_BY_REQUEST, request):
+            if row := await self._one(sqlite_read.REPLY_BY_REQUEST, request):
                 replies[request] = Reply(*row)
         for code in wanted.catalog:
-            if row := await self._one(sqlite._CATALOG_ROW, code):
+            if row := await self._one(sqlite_read.CATALOG_ROW, code):
                 catalog[code] = row[0]
         return Loaded(names, heads, replies, catalog)
 
@@ -90,11 +90,11 @@ class NaiveStore:
         await self._job(self._committed, rows)
 
     def _gathered(self, batch: Sequence[Write]) -> Any:
-        rows = sqlite._Rows(self._writer._last_stream, self._writer._last_position)
+        rows = sqlite_writer._Rows(self._writer._last_stream, self._writer._last_position)
         try:
             for write in batch:
                 self._writer._gather(rows, write, new_streams_are_new=True)
-        except sqlite._Conflict:
+        except sqlite_writer._Conflict:
             return None
         return rows
 
@@ -109,7 +109,7 @@ class NaiveStore:
         no, kind, key, version, leaf_hash, body, due_at_ms = row
         if version is not None:
             heads[key] = Head(kind, key, version, leaf_hash, body, due_at_ms)
-        elif newest := await self._one(sqlite._NEWEST_ENTRY, (no,)):
+        elif newest := await self._one(sqlite_read.NEWEST_ENTRY, (no,)):
             heads[key] = Head(kind, key, newest[0], newest[1], b"", None)
 
     async def _job(self, function: Any, *arguments: Any) -> Any:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from erxhub import engine
+from erxhub import process
 from tests.bench.results import Results
 from tests.bench.signatures import openssl_version
 from tests.bench.world import SIGNATURES
@@ -116,11 +116,6 @@ def _figures(results: Results, rounds: Rounds) -> None:
     results.figure("bare_fsync_us_beside_uploads", rounds.fsync_us)
 
 
-def is_compiled() -> bool:
-    """Whether the hub that is measured runs from compiled modules (`make compiled`) and not from its .py files."""
-    return not str(engine.__file__).endswith(".py")
-
-
 def machine() -> dict[str, Any]:
     """What it ran on; no name of the machine or of anybody."""
     model = platform.processor() or platform.machine()
@@ -133,7 +128,7 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
-        "hub": "compiled" if is_compiled() else "interpreted",
+        "hub": process.code(),
         "grpcio": version("grpcio"),
         "uvloop": version("uvloop"),
         "openssl": openssl_version(),

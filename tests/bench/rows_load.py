@@ -7,8 +7,8 @@ from pathlib import Path
 
 import grpc
 
+from erxhub import process
 from tests.bench import bulk
-from tests.bench.report import is_compiled
 from tests.bench.results import Results
 from tests.bench.targets import Target, Turn, bare_fsync_us, in_turns, signatures_us
 
@@ -59,7 +59,7 @@ async def _turns(
 
 async def compiled(folder: Path, quick: bool, results: Results) -> None:
     """CPU of an upload of the compiled hub ÷ of the same hub from its .py files, where the benchmark runs compiled."""
-    if not is_compiled():
+    if process.code() != "compiled":
         return
     rounds, calls = (1, 128) if quick else (5, 1024)
     async with AsyncExitStack() as stack:

@@ -48,22 +48,29 @@ class Step(NamedTuple):
         return sum(bool(write.blobs) for write in self.given[0]) if self.method == "append" else 0
 
 
+class _WrittenDown:
+    """A store's writer that notes each job before it does it."""
+
+    def __init__(self, writer: Any, steps: list[Step]) -> None:
+        self._writer = writer
+        self._steps = steps
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._writer, name)
+
+        def run(*given: Any) -> Any:
+            self._steps.append(Step(name, given))
+            return method(*given)
+
+        return run
+
+
 async def record(folder: Path, uploads: int) -> list[Step]:
     """What the writer of a hub is given, from the first entry of a ledger to so many uploads."""
     world, steps = World(folder), list[Step]()
     identity = ServerIdentity(*((folder / name).read_bytes() for name in ("cert.pem", "key.pem", "ca.pem")))
-    store = await open_sqlite(folder / "recorded.db")
-    writer: Any = store._writer
-
-    def written_down(method: str, inner: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*given: Any) -> Any:
-            steps.append(Step(method, given))
-            return inner(*given)
-
-        return run
-
-    for method in ("load", "append", "run"):
-        setattr(writer, method, written_down(method, getattr(writer, method)))
+    store: Any = await open_sqlite(folder / "recorded.db")
+    store._writer = _WrittenDown(store._writer, steps)
     config = Config(access_budget_per_minute=1_000_000_000)
     hub = await start_hub(store, FixedIdentity(identity), HubKeys.load(folder / "keys"), config=config)
     await world.populate(hub.port)

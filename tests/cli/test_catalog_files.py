@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from erxhub.cli import catalog_files
-from erxhub.cli.catalog_files import CatalogFile, CatalogFileError, find_files, parse, read_file
+from erxhub.cli.catalog_files import CatalogFile, find_files, parse, read_file
+from erxhub.cli.local_errors import Failed
 from erxhub.policy.codes import drug_kind
 from erxhub.v1 import catalog_pb2
 
@@ -120,7 +121,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_column() -> None:
     "data", [b"", b"name,code_\n", "code,name\nM03900,高".encode("gb18030"), b'code,name\nM03900,"open\n']
 )
 def test_a_file_that_is_no_code_list_is_refused_as_a_whole(data: bytes) -> None:
-    with pytest.raises(CatalogFileError, match=r"x\.csv"):
+    with pytest.raises(Failed, match=r"x\.csv"):
         parse("x.csv", "chronic", data)
 
 
@@ -128,14 +129,14 @@ def test_a_folder_gives_one_file_for_each_dataset(tmp_path: Path) -> None:
     for name in ("regions.csv", "regions_nhsa.csv", "drugs.csv", "tcm_diseases.csv"):
         (tmp_path / name).write_text("code,name,level\n")
     assert [path.name for path in find_files(tmp_path)] == ["drugs.csv", "regions_nhsa.csv"]
-    with pytest.raises(CatalogFileError, match="holds no code list"):
+    with pytest.raises(Failed, match="holds no code list"):
         find_files(tmp_path.parent / "elsewhere")
 
 
 def test_a_file_of_another_name_needs_its_dataset(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("code,name\nM03900,高血压病\n")
-    with pytest.raises(CatalogFileError, match="--dataset"):
+    with pytest.raises(Failed, match="--dataset"):
         read_file(path)
     assert len(read_file(path, "chronic").entries) == 1
 

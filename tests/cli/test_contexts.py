@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from erxhub.cli.context import Context, Contexts
-from erxhub.cli.exits import Failed
+from erxhub.cli.local_errors import Failed
 from erxhub.client import SystemEnvironment
 from erxhub.crypto.ca import TrustDomain
 from tests.cli.conftest import Erxhub
@@ -32,7 +32,7 @@ def contexts(*found: Context, current: str = "") -> Contexts:
 def test_a_named_context_must_exist_and_fit() -> None:
     known = contexts(context("one", "hospital"))
     assert known.pick("one", ("hospital",)).name == "one"
-    with pytest.raises(Failed, match="there is no context 'two'"):
+    with pytest.raises(Failed, match="There is no context 'two'"):
         known.pick("two", ("hospital",))
     with pytest.raises(Failed, match="this command is for pharmacy"):
         known.pick("one", ("pharmacy",))
@@ -50,7 +50,7 @@ def test_a_current_context_that_does_not_fit_is_passed_over() -> None:
 
 def test_the_only_context_of_a_role_needs_no_name() -> None:
     assert contexts(context("odd", "auditor")).pick(None, ("auditor",)).name == "odd"
-    with pytest.raises(Failed, match="several contexts fit"):
+    with pytest.raises(Failed, match="several contexts that fit"):
         contexts(context("odd", "auditor"), context("even", "auditor")).pick(None, ("auditor",))
 
 

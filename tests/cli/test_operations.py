@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from erxhub.cli import local_errors
 from erxhub.client import SystemEnvironment
 from erxhub.core.refusals import CATALOGUE
 from erxhub.crypto.ca import TrustDomain
@@ -136,7 +137,7 @@ def test_what_is_not_registered_is_not_found(at_dev: Erxhub) -> None:
 def test_a_context_of_another_role_is_a_usage_error(at_dev: Erxhub) -> None:
     wrong = at_dev("registry", "list", "institutions", "--context", "pharmacy")
     assert wrong.exit_code == 2
-    assert "is a pharmacy's" in wrong.stderr
+    assert "is of the role pharmacy" in wrong.stderr
 
 
 # --- certificates and keys ------------------------------------------------------------------------
@@ -270,7 +271,7 @@ def test_the_shared_lists_are_imported_whole(shared: Path, at_dev: Erxhub) -> No
 
 def test_every_refusal_is_listed_and_one_explained(erxhub: Erxhub) -> None:
     rows = json.loads(erxhub("errors", "list", "-o", "json").stdout)
-    assert [row["code"] for row in rows] == [*CATALOGUE, *ERRORS]
+    assert [row["code"] for row in rows] == [*CATALOGUE, *ERRORS, *local_errors.CATALOGUE]
     one = json.loads(erxhub("errors", "explain", "rx_unknown", "-o", "json").stdout)
     assert one["exit_code"] == 3
     assert one["zh"]
@@ -283,7 +284,10 @@ def test_a_misspelt_code_is_not_found_and_the_near_ones_are_named(erxhub: Erxhub
     run = erxhub("errors", "explain", "RX_UNKNWN")
     assert run.exit_code == 3
     assert "RX_UNKNOWN" in run.stderr
-    assert "doctor" in erxhub("errors", "explain", "TLS_EXPIRED").stderr
+    for code in ("TLS_EXPIRED", "HUB_UNREACHABLE"):
+        of_connection = erxhub("errors", "explain", code)
+        assert of_connection.exit_code == 3
+        assert of_connection.stderr.startswith("CLI_CODE_OF_CONNECTION (local)")
 
 
 def test_doctor_finds_nothing_wrong_with_a_dev_hub(at_dev: Erxhub) -> None:

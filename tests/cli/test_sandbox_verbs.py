@@ -98,7 +98,7 @@ def test_a_bare_namespace_leaves_no_context(at_dev: Erxhub, dev_home: Path) -> N
 
 
 def test_the_sandbox_verbs_need_the_operators_context(at_dev: Erxhub, erxhub: Erxhub) -> None:
-    assert "is a pharmacy's" in at_dev("clock", "show", "--context", "pharmacy").stderr
+    assert "is of the role pharmacy" in at_dev("clock", "show", "--context", "pharmacy").stderr
     without = erxhub("clock", "show")
     assert without.exit_code == 2
     assert "erxhub dev" in without.stderr

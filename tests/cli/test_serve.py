@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from erxhub.cli.exits import USAGE, Failed
+from erxhub.cli.exits import USAGE
 from erxhub.cli.hosting import configured
+from erxhub.cli.local_errors import Failed
 from erxhub.config import Config
 from erxhub.proof.notes import COSIGNATURE, NoteKey
 from tests.cli.conftest import erxhub_in, start_process, stop_process
@@ -92,8 +93,8 @@ def test_a_taken_address_and_a_missing_certificate_are_named(tmp_path: Path) -> 
     (tmp_path / "text").write_text("no certificate")
     for more, said in (
         (("--ca", str(tmp_path / "text")), "no certificate in PEM"),
-        (("--origin", "two words"), "the origin 'two words'"),
-        (("--hub-id", ""), "the id of a hub"),
+        (("--origin", "two words"), "The origin 'two words'"),
+        (("--hub-id", ""), "The id of a hub"),
     ):
         wrong = ended(*serve_words(tmp_path, *more))
         assert wrong.returncode == 2
@@ -133,6 +134,8 @@ def test_a_wrong_setting_is_named(setting: str) -> None:
     ],
 )
 def test_a_number_out_of_its_bounds_is_a_usage_error_with_the_bound(setting: str, bound: str) -> None:
-    with pytest.raises(Failed, match=f"--config {setting}: the value is {bound}") as failed:
+    with pytest.raises(Failed) as failed:
         configured(Config(), ["page_size_max=100", setting])
-    assert failed.value.exit_code == USAGE
+    assert (failed.value.exit_code, failed.value.code) == (USAGE, "CLI_SETTING_BOUNDS")
+    assert failed.value.field == "--config"
+    assert failed.value.details.startswith(f"{setting}: the value is {bound}")

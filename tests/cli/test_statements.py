@@ -20,6 +20,7 @@ from erxhub.cli.arguments import (
     SaleType,
     iso_beijing,
 )
+from erxhub.cli.local_errors import Failed
 from erxhub.cli.records import enum_word, record, trace_record
 from erxhub.seed import SeedWorld, sample_prescription
 from erxhub.v1 import audit_pb2, common_pb2, dispensing_pb2, patient_pb2, prescribing_pb2, signed_pb2
@@ -201,12 +202,12 @@ def test_a_prescription_survives_its_file(tmp_path: Path) -> None:
 def test_a_file_that_is_no_prescription_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "rx.json"
     path.write_bytes(content)
-    with pytest.raises(click.UsageError, match=r"rx\.json"):
+    with pytest.raises(Failed, match=r"rx\.json"):
         statements.read_message(str(path), common_pb2.Prescription)
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(click.UsageError, match="No such file"):
+    with pytest.raises(Failed, match=r"There is no file or folder .*nothing\.json\."):
         statements.read_json(str(tmp_path / "nothing.json"))
 
 
@@ -224,7 +225,7 @@ def test_defaults_fill_holes_and_options_win() -> None:
 def test_an_incomplete_prescription_cannot_be_uploaded(tmp_path: Path) -> None:
     path = tmp_path / "rx.json"
     path.write_text('{"hospital_code": "H33010099901"}')
-    with pytest.raises(click.UsageError, match="prescribed_at_ms"):
+    with pytest.raises(Failed, match="prescribed_at_ms"):
         statements.checked_prescription(str(path))
 
 
@@ -256,16 +257,16 @@ def test_a_download_is_kept_exactly_and_for_its_owner_alone(tmp_path: Path) -> N
     kept = statements.read_download(folder, RX_NO)
     assert kept.signed == download().prescription
     assert kept.line(2).line_no == 2
-    with pytest.raises(click.UsageError):
+    with pytest.raises(Failed):
         kept.line(9)
 
 
 def test_an_altered_or_foreign_download_is_not_used(tmp_path: Path) -> None:
     statements.write_download(tmp_path, download())
-    with pytest.raises(click.UsageError, match="does not hold"):
+    with pytest.raises(Failed, match="does not hold"):
         statements.read_download(tmp_path, "330100000000000000000000002")
     (tmp_path / "prescription.bin").write_bytes(b"other")
-    with pytest.raises(click.UsageError, match="not what was downloaded"):
+    with pytest.raises(Failed, match="not what was downloaded"):
         statements.read_download(tmp_path, RX_NO)
 
 
@@ -276,7 +277,7 @@ def test_lines_without_words_are_the_whole_prescription(tmp_path: Path) -> None:
     assert [line.drug_code for line in statements.sale_lines([], kept)] == [line.drug_code for line in lines]
     typed = statements.sale_lines([SaleArgument(2, "", "1", "9.90")], kept)
     assert [(line.line_no, line.drug_code, line.unit_price) for line in typed] == [(2, lines[1].drug_code, "9.90")]
-    with pytest.raises(click.UsageError):
+    with pytest.raises(Failed):
         statements.sale_lines([], None)
 
 
@@ -285,9 +286,9 @@ def test_lots_know_opened_packs_and_old_stock() -> None:
     lots = statements.dispensed_lots(typed, None, uncoded_lines=[1])
     assert lots[0].without_code
     assert not lots[0].split_pack
-    with pytest.raises(click.UsageError, match="line 2"):
+    with pytest.raises(Failed, match="line 2"):
         statements.dispensed_lots(typed, None, split_lines=[2])
-    with pytest.raises(click.UsageError, match="needs its drug"):
+    with pytest.raises(Failed, match="needs its drug"):
         statements.dispensed_lots([typed[0]._replace(drug_code="")], None)
 
 
@@ -301,5 +302,5 @@ def test_a_quote_is_read_back_as_it_was_printed(tmp_path: Path) -> None:
     assert statements.read_quote(str(saved)) == ("Q1", reply.amounts)
     assert statements.read_quote(str(printed)) == ("Q1", reply.amounts)
     printed.write_text("{}")
-    with pytest.raises(click.UsageError, match="no quote"):
+    with pytest.raises(Failed, match="no quote"):
         statements.read_quote(str(printed))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from erxhub.process import code as build_of_code
 from tests.cli.conftest import Erxhub, erxhub_in, start_process, stop_process
 from tests.cli.test_serve import ended, serve_words
 
@@ -44,6 +45,7 @@ def test_status_of_a_running_hub_and_of_none(tmp_path: Path, founded: Erxhub) ->
     assert run.exit_code == 0, run.stderr
     told = json.loads(run.stdout)
     assert (told["health"], told["hub_id"], told["store"], told["store_up"]) == ("SERVING", "hub-7", "sqlite", True)
+    assert told["code"] == build_of_code()
     assert told["log_position"] > 0
     assert told["schema"] >= 1
     assert told["holds_sequencer_lease"] is None

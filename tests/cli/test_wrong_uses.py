@@ -42,21 +42,28 @@ def test_a_path_that_cannot_be_used_is_named(erxhub: Erxhub, words: tuple[str, .
 @pytest.mark.parametrize("verb", ["check", "migrate", "scrub"])
 def test_a_folder_is_no_database(erxhub: Erxhub, tmp_path: Path, verb: str) -> None:
     result = erxhub("db", verb, "--db", str(tmp_path))
-    assert (result.exit_code, result.stderr) == (USAGE, f"Error: {tmp_path} is a folder\n")
+    assert result.exit_code == USAGE
+    assert result.stderr.splitlines() == [
+        "CLI_FILE_IS_FOLDER (local)",
+        f"  {tmp_path} is a folder; a file is needed.",
+        f"  {tmp_path} 是文件夹，此处须为文件。",
+        f"  field: {tmp_path}",
+    ]
 
 
 def test_of_a_copy_the_file_at_fault_is_named(erxhub: Erxhub, tmp_path: Path) -> None:
-    database, text = tmp_path / "hub.db", tmp_path / "text"
+    database, text, nowhere = tmp_path / "hub.db", tmp_path / "text", tmp_path / "none/copy.db"
     erxhub("db", "migrate", "--db", str(database))
     text.write_text("no database " * 200)
     for words, fault in (
-        (("backup", "--db", str(database), f"{tmp_path}/none/copy.db"), f"{tmp_path}/none/copy.db: no such"),
-        (("backup", "--db", str(text), f"{tmp_path}/copy.db"), f"{text}: the file is not"),
-        (("restore", "--db", f"{tmp_path}/new.db", str(text)), f"{text}: the file is not"),
+        (("backup", "--db", str(database), str(nowhere)), ("CLI_FILE_ABSENT", str(nowhere))),
+        (("backup", "--db", str(text), f"{tmp_path}/copy.db"), ("CLI_DATABASE_FORMAT", str(text))),
+        (("restore", "--db", f"{tmp_path}/new.db", str(text)), ("CLI_DATABASE_FORMAT", str(text))),
     ):
-        result = erxhub("db", *words)
+        result = erxhub("db", *words, "-o", "json")
         assert result.exit_code == USAGE
-        assert result.stderr.startswith(f"Error: {fault}")
+        error = json.loads(result.stderr)["error"]
+        assert (error["code"], error["field"]) == fault
     assert not (tmp_path / "copy.db").exists()
 
 
@@ -74,7 +81,12 @@ def test_a_full_disk_under_the_output_is_one_sentence() -> None:
     with Path("/dev/full").open("w") as full:
         words = [sys.executable, "-m", "erxhub.cli", "errors", "list"]
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (USAGE, "Error: No space left on device\n")
+    assert done.returncode == USAGE
+    assert done.stderr.splitlines()[:3] == [
+        "CLI_DISK_FULL (local)",
+        "  There is no space left on the device.",
+        "  设备上没有剩余空间。",
+    ]
 
 
 def test_a_taken_port_is_named_and_grpc_says_nothing_of_its_own(dev_home: Path, tmp_path: Path) -> None:
@@ -82,7 +94,13 @@ def test_a_taken_port_is_named_and_grpc_says_nothing_of_its_own(dev_home: Path, 
     words = [sys.executable, "-m", "erxhub.cli", "dev", "--home", str(tmp_path / "home"), "--port", port]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == USAGE
-    assert done.stderr == f"Error: Failed to bind to address 127.0.0.1:{port}: it is in use, or not this machine's\n"
+    assert done.stderr.splitlines() == [
+        "CLI_ADDRESS_TAKEN (local)",
+        f"  127.0.0.1:{port} cannot be listened on: it is in use, or not this machine's.",
+        f"  无法监听 127.0.0.1:{port}：已被占用，或不是本机地址。",
+        f"  field: 127.0.0.1:{port}",
+        f"  details: Failed to bind to address 127.0.0.1:{port}",
+    ]
 
 
 def test_a_folder_has_one_sandbox_at_a_time(dev_home: Path) -> None:
@@ -90,7 +108,7 @@ def test_a_folder_has_one_sandbox_at_a_time(dev_home: Path) -> None:
     words = [sys.executable, "-m", "erxhub.cli", "dev", "--home", str(dev_home)]
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == CONFLICT
-    assert "another `erxhub dev` runs" in done.stderr
+    assert done.stderr.startswith("CLI_HOME_IN_USE (local)\n  Another `erxhub dev` runs")
     assert (dev_home / "contexts.json").read_bytes() == before
 
 
@@ -121,8 +139,13 @@ def test_of_keys_and_policy_the_one_that_cannot_be_read_is_named(erxhub: Erxhub,
     text = tmp_path / "text"
     text.write_text("no policy\n")
     words = ("audit", "verify", str(text))
-    assert "--log-key: VKEY_FORM" in erxhub(*words, "--log-key", "garbage").stderr
-    assert f"--policy {text}: KEYWORD" in erxhub(*words, "--policy", str(text)).stderr
+    for option, value, code, reason in (
+        ("--log-key", "garbage", "CLI_LOG_KEY", "VKEY_FORM"),
+        ("--policy", str(text), "CLI_POLICY", "KEYWORD"),
+    ):
+        told = erxhub(*words, option, value).stderr
+        assert told.startswith(f"{code} (local)")
+        assert f"  field: {option}\n  details: {reason}: " in told
 
 
 def test_doctor_knows_what_a_mirror_may_do(erxhub: Erxhub, dev_home: Path) -> None:

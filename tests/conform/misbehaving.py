@@ -78,8 +78,9 @@ def misbehave(how: str, number: int, args: dict[str, str]) -> None:
             sys.stdout.flush()
             sys.exit(0)
         case "stderr_flood":
-            for line in range(200_000):
-                print(f"line {line} of very much", file=sys.stderr)
+            # In one piece: line by line it would be a test of how fast this machine makes system calls.
+            sys.stderr.write("".join(f"line {line} of very much\n" for line in range(200_000)))
+            sys.stderr.flush()
             say(good)
         case "unsupported":
             say({"id": number, "error": {"code": "unsupported", "message": "no list here"}})

@@ -16,7 +16,7 @@ AT_MS = 1_795_140_000_000
 
 @pytest.fixture
 async def driver() -> AsyncIterator[Driver]:
-    started = Driver(driver_command(), operation_ms=5_000)
+    started = Driver(driver_command(), operation_ms=60_000)  # only so that a hang ends
     await started.start()
     yield started
     await started.kill()

@@ -8,6 +8,8 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from contextlib import closing
 from pathlib import Path
 from random import Random
@@ -19,16 +21,18 @@ from erxhub.core import events
 from erxhub.core.keys import prescription_key, trace_code_key
 from erxhub.ledger.entry import Header
 from erxhub.ledger.sqlite import open_sqlite
-from erxhub.ledger.store import Wanted
+from erxhub.ledger.store import Wanted, Write
 from erxhub.ledger.verify import verify_ledger
 from tests.bench import load
 from tests.bench.__main__ import merge
 from tests.bench.answers import AnswerWrong, check_ledger, check_reply
 from tests.bench.chains import ChainWorld
 from tests.bench.grown import Grown
+from tests.bench.hub_server import hold_writer
 from tests.bench.processes import ROOT, ServerProcess
 from tests.bench.results import Results
 from tests.bench.world import World
+from tests.ledger.contract import next_entry
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +172,27 @@ def test_a_naive_hub_writes_the_same_rows(tmp_path: Path) -> None:
 
     accepted = asyncio.run(uploads())
     assert asyncio.run(check_ledger(tmp_path / "ledger.db", accepted, hashlib.sha256(world.file).digest())) > 32
+
+
+async def test_a_held_writer_stands_still_on_its_thread_at_each_commit_and_only_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[tuple[float, bool]] = []
+    here = threading.get_ident()
+    store = await open_sqlite(tmp_path / "ledger.db")
+    hold_writer(store, 5)
+    monkeypatch.setattr(time, "sleep", lambda seconds: held.append((seconds, threading.get_ident() == here)))
+    assert not (await store.append([Write(entries=(next_entry("a"),))])).conflicts
+    assert held == [(0.005, False)]
+    conflicted = await store.append([Write(entries=(next_entry("a", request_id="rival"),))])
+    assert conflicted.conflicts == {0}
+    assert held == [(0.005, False)] * 2
+    assert await store.integrate(1, 10) is not None
+    assert held == [(0.005, False)] * 3
+    await store.load(Wanted())
+    await store.read(Wanted())
+    await store.close()
+    assert held == [(0.005, False)] * 3
 
 
 def test_a_row_leaves_the_others_in_the_file(tmp_path: Path) -> None:

@@ -221,6 +221,7 @@ class _Gate:
         return await self._store.append(batch)
 
 
+@pytest.mark.interpreted
 async def test_no_more_items_are_taken_than_may_be_under_way() -> None:
     gate: Any = _Gate(MemoryStore())
     config = Config(bulk_items_max=2, drain_ms=200, drain_quiet_ms=0)
@@ -247,6 +248,7 @@ async def test_no_more_items_are_taken_than_may_be_under_way() -> None:
         assert len(seen) == 6
 
 
+@pytest.mark.interpreted
 async def test_items_of_a_lost_stream_that_are_in_the_lane_are_committed(caplog: pytest.LogCaptureFixture) -> None:
     gate: Any = _Gate(MemoryStore())
     async with live_hub(store=gate) as live:
@@ -301,18 +303,19 @@ async def test_items_meet_a_store_that_cannot_write_as_single_calls_do() -> None
         assert outcomes(await again.finish()) == ["OK"] * 2
 
 
+@pytest.mark.interpreted
 async def test_an_item_with_a_bug_costs_no_other_item_its_answer() -> None:
     async with live_hub() as live:
         hospital, (first, bad, last) = await live.hospital(), await ready(live, 3)
         await unary(hospital, first)
-        check = live.hub.core.dispatcher._rules.check
+        check = live.hub.core.dispatcher._calls.rules.check
 
         def faulty(request: Any, *arguments: Any) -> Any:
             if request.request_id == bad.request_id:
                 raise RuntimeError("a bug")
             return check(request, *arguments)
 
-        live.hub.core.dispatcher._rules.check = faulty  # type: ignore[method-assign]
+        live.hub.core.dispatcher._calls.rules.check = faulty  # type: ignore[method-assign]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await unary(hospital, bad)
         stream = Stream(hospital)

@@ -111,8 +111,8 @@ async def test_reopened_ledger_goes_on_where_it_ended(path: Path) -> None:
     await store.close()
 
 
-async def test_heads_pushed_out_of_the_cache_are_looked_up(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_module, "_HEADS_CACHED", 2)
+async def test_heads_pushed_out_of_the_cache_are_looked_up(store: SqliteStore) -> None:
+    store._writer._heads_max = 2
     streams = {name: stream_of(name, 3) for name in "abcdef"}
     for version in range(3):
         for entries in streams.values():

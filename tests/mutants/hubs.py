@@ -21,8 +21,8 @@ from erxhub.core.model import Refused
 from erxhub.crypto.suites import Verifier
 from erxhub.policy.rules import Rules
 from erxhub.queries import audit
-from erxhub.rpc import dispatch
-from erxhub.rpc.dispatch import Dispatcher
+from erxhub.rpc import calls
+from erxhub.rpc.calls import Calls
 from erxhub.rpc.errors import wire_status
 from erxhub.sealing import StoredReply
 from erxhub.v1 import audit_pb2
@@ -36,14 +36,14 @@ _LONG_MS: Final = 365 * 86_400_000
 
 
 def _passes(p: Patches, code: str) -> None:
-    """A refusal that dispatch itself gives is not given."""
-    before = Dispatcher.__dict__["_refuse"]
+    """A refusal that a call gets before the lane is not given."""
+    before = Calls.__dict__["refuse"]
 
     async def refuse(self: Any, call: Any, refused: Any, *rest: Any, **named: Any) -> None:
         if refused.code != code:
             await before(self, call, refused, *rest, **named)
 
-    p.set(Dispatcher, "_refuse", refuse)
+    p.set(Calls, "refuse", refuse)
 
 
 def _lasts(p: Patches, name: str) -> None:
@@ -223,7 +223,7 @@ def refusals_leave_no_entry(p: Patches) -> None:
 @hub("hub", "DSP-002", "CONN-004")
 def refusals_have_no_code(p: Patches) -> None:
     """A refusal comes with a status and a sentence, and nothing that a program can read."""
-    p.set(dispatch, "wire_status", lambda *given: wire_status(*given)._replace(details=b""))
+    p.set(calls, "wire_status", lambda *given: wire_status(*given)._replace(details=b""))
 
 
 @hub("hub", "VOU-006")
@@ -238,19 +238,19 @@ def refusals_name_no_wait(p: Patches) -> None:
         packed.details.extend(kept)
         return told._replace(details=packed.SerializeToString())
 
-    p.set(dispatch, "wire_status", status)
+    p.set(calls, "wire_status", status)
 
 
 @hub("hub", "CONN-002")
 def accesses_are_noted_twice(p: Patches) -> None:
     """Each access leaves two entries."""
-    before = Dispatcher.__dict__["_note"]
+    before = Calls.__dict__["note"]
 
     async def note(self: Any, *given: Any) -> None:
         await before(self, *given)
         await before(self, *given)
 
-    p.set(Dispatcher, "_note", note)
+    p.set(Calls, "note", note)
 
 
 @hub("hub", "AUD-001")

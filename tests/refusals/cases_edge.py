@@ -9,7 +9,7 @@ from erxhub.client import ClientIdentity
 from erxhub.config import Config
 from erxhub.core.model import Accepted
 from erxhub.proof.policy import read_policy
-from erxhub.rpc import dispatch
+from erxhub.rpc import calls as rpc_calls
 from erxhub.v1 import audit_pb2, dispensing_pb2, encounter_pb2
 from erxhub.witnessing import Witnessing
 from tests.live import HOSPITAL, PERSON
@@ -139,16 +139,16 @@ async def cursor_of_nobody(bench: Bench) -> Attempt:
 
 @provokes("REPLY_TOO_LARGE", status="FAILED_PRECONDITION")
 async def trace_above_what_is_sent(bench: Bench) -> Attempt:
-    auditor, read = await bench.live.auditor(), dispatch.QUERIES
+    auditor, read = await bench.live.auditor(), rpc_calls.QUERIES
     length = Config().reply_bytes_max
 
     async def long(*of: Any) -> Accepted:
         return Accepted(audit_pb2.TraceChainResponse(rx_no="1" * length))
 
     async def go_back() -> None:
-        dispatch.QUERIES = read
+        rpc_calls.QUERIES = read
 
-    dispatch.QUERIES = {**read, "AuditService/TraceChain": long}
+    rpc_calls.QUERIES = {**read, "AuditService/TraceChain": long}
     bench.afterwards(go_back)
     return Attempt(auditor, auditor.trace(rx_no="1" * 27))
 

@@ -7,7 +7,7 @@ did not ask for.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -63,11 +63,16 @@ def new_ledger(server: PostgresServer, *, tcp: bool = False) -> str:
 
 
 @asynccontextmanager
-async def several_hubs(urls: list[str]) -> AsyncIterator[Several]:
-    """One hub for each address of the same database, with a seeded world."""
+async def several_hubs(urls: Iterable[str]) -> AsyncIterator[Several]:
+    """One hub for each address of the same database, with a seeded world.
+
+    The first hub seeds it alone; the other addresses are taken after that.
+    """
     async with AsyncExitStack() as stack:
-        stores = [await open_store(url) for url in urls]
+        addresses = iter(urls)
+        stores = [await open_store(next(addresses))]
         first = await stack.enter_async_context(live_hub(store=stores[0]))
+        stores += [await open_store(url) for url in addresses]
         server = first.trust.issue_tls(
             "hub", "hub-n", first.start_ms, CERTIFICATE_DAYS, hosts=("localhost", "127.0.0.1")
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +75,16 @@ async def test_a_disk_that_takes_no_more_is_a_clean_no(outside: Outside) -> None
 async def test_a_statement_that_takes_too_long_is_a_clean_no(
     postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(postgres_session._SETTINGS, "statement_timeout", "300ms")
     url = new_ledger(postgres_server)
     database = url.rsplit("/", 1)[1].split("?")[0]
-    async with several_hubs([url] * 2) as several:
+
+    def urls() -> Iterator[str]:
+        yield url
+        # The second hub alone is impatient: on a busy machine a statement that seeds the world may take longer.
+        monkeypatch.setitem(postgres_session._SETTINGS, "statement_timeout", "300ms")
+        yield url
+
+    async with several_hubs(urls()) as several:
         channel = await several[1].connect("channel", CHANNEL, attempts=1)
         book = Book()
         book.keep(channel)

@@ -14,6 +14,7 @@ import click
 from erxhub.cli.audit_proofs import log_options, trust_options
 from erxhub.cli.commands import group
 from erxhub.cli.exits import NEGATIVE, OK, UNAVAILABLE, exit_code_for
+from erxhub.cli.local_errors import Failed
 from erxhub.cli.output import FORMATS, NewFile, Output, output_option
 from erxhub.cli.replies import limit_option, rows_of, show_rows
 from erxhub.cli.session import context_option, run, with_client
@@ -63,7 +64,7 @@ def verify(
     """
     if file is None:
         if about or log_keys or policy or ca:
-            raise click.UsageError("--about, --log-key, --policy and --ca go with a FILE")
+            raise Failed("CLI_OPTION_NEEDS", field="FILE", options="--about, --log-key, --policy, --ca", other="FILE")
         run(context_name, "auditor", functools.partial(_verify_ledger, reason=reason), out)
         return
     from erxhub.cli.audit_proofs import read_file, subject_of, verify_file
@@ -138,7 +139,7 @@ def _destination(path: Path | None, source: Path | None) -> tuple[Path | None, O
     if str(path) in FORMATS:
         return None, Output(str(path))
     if source is not None and path is not None:
-        raise click.UsageError("--from reads a proof, -o keeps one: name one of them")
+        raise Failed("CLI_OPTION_ALONE", field="--from", options="--from", other="-o FILE")
     return path, Output()
 
 
@@ -406,7 +407,7 @@ async def mirror(
     from erxhub.cli.audit_mirror import Settings, run
 
     if witness_folder is not None and once:
-        raise click.UsageError("--cosign goes with --follow")
+        raise Failed("CLI_OPTION_NEEDS", field="--cosign", options="--cosign", other="--follow")
     settings = Settings(database, log_keys, policy, ca, interval, not once, witness_folder, address, ready_file)
     return await run(client, out, settings)
 
@@ -449,7 +450,8 @@ async def find(
     """Find prescriptions; exactly one criterion (查找链条)."""
     criteria = (rx_no, encounter_id, institution_code, trace_code)
     if sum(criterion is not None for criterion in criteria) != 1:
-        raise click.UsageError("name exactly one of --rx, --encounter, --institution and --trace-code")
+        criteria_options = "--rx, --encounter, --institution, --trace-code"
+        raise Failed("CLI_OPTION_ONE_OF", field=criteria_options, options=criteria_options)
     fetch = functools.partial(
         client.find,
         rx_no=rx_no,

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from erxhub.cli.exits import NEGATIVE, OK, UNAVAILABLE, USAGE, Failed, exit_code_for
+from erxhub.cli.exits import NEGATIVE, OK, UNAVAILABLE, exit_code_for
+from erxhub.cli.local_errors import Failed, failing_as, unusable
 from erxhub.v1 import audit_pb2
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _keep_evidence(database: Path, fault: MirrorFault) -> Path:
         part.write_text(data, encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        raise Failed(f"{path}: {error.strerror}", USAGE) from None
+        raise unusable(error, path) from None
     return path
 
 
@@ -169,16 +170,13 @@ async def _serve(stack: AsyncExitStack, mirror: Mirror, store: Store, keys: list
     assert folder is not None
     host, _, port = settings.address.rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
-        raise Failed(f"--address {settings.address}: write HOST:PORT", USAGE)
-    try:
+        raise Failed("CLI_VALUE_FORM", field="--address", value=settings.address, form="HOST:PORT")
+    with failing_as("CLI_WITNESS", WitnessFilesError, RecordsBroken, ProofInvalid, field="--cosign", path=folder):
         cosigner = load_witness(folder)
         records = FileRecords(folder / RECORDS_FOLDER, cosigner.key)
         stack.callback(records.close)
         server = WitnessServer(MirrorWitness(mirror, store, cosigner, keys, records, SystemClock()))
+    with failing_as("CLI_ADDRESS_TAKEN", OSError, field="--address", address=settings.address):
         listening = await server.start(host.strip("[]"), int(port))
-    except (WitnessFilesError, RecordsBroken, ProofInvalid) as error:
-        raise Failed(str(error), USAGE) from None
-    except OSError as error:
-        raise Failed(f"--address {settings.address}: {error.strerror}", USAGE) from None
     stack.push_async_callback(server.stop)
     write_ready(settings.ready_file, url=f"http://{host}:{listening}", vkey=cosigner.key.vkey, pid=os.getpid())

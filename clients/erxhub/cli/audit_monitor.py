@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from erxhub.cli.exits import USAGE, Failed
+from erxhub.cli.local_errors import Failed, unusable
 
 if TYPE_CHECKING:
     from erxhub.client import AuditorClient, MirrorClient
@@ -138,9 +138,7 @@ def load(path: Path, trust: Callable[[str], Trust]) -> Seen | None:
         return None
     except (OSError, ValueError, TypeError, KeyError, CheckpointRefused) as error:
         # Starting anew in silence would forget just what an attacker wants forgotten.
-        raise Failed(
-            f"{path} holds no checkpoint of this log ({error}); remove it only if you know why", USAGE
-        ) from None
+        raise Failed("CLI_MONITOR_STATE", field="--state", details=str(error), path=path) from None
 
 
 def keep(path: Path, seen: Seen) -> None:
@@ -164,4 +162,4 @@ def _write(path: Path, data: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         part.replace(path)
     except OSError as error:
-        raise Failed(f"{path}: {error.strerror}", USAGE) from None
+        raise unusable(error, path) from None

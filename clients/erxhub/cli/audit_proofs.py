@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from erxhub.cli.exits import NEGATIVE, OK, USAGE, Failed
+from erxhub.cli.exits import NEGATIVE, OK
+from erxhub.cli.local_errors import Failed, failing_as, unusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,6 @@ _Function = TypeVar("_Function", bound="Callable[..., Any]")
 
 _PUBLIC_HEX: Final = re.compile(r"[0-9a-f]{64}")
 _RX_NO: Final = re.compile(r"[0-9]{27}")
-_UNVERIFIED: Final = "name whose signature you trust: --log-key (`erxhub keys list` at the hub shows it) or --policy"
 
 
 _FILE: Final = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -66,17 +66,18 @@ def trust_of(log_keys: tuple[str, ...], policy: Path | None, ca: Path | None, or
     from erxhub.proof.merkle import ProofInvalid
     from erxhub.proof.policy import read_policy
 
-    read = "--log-key"
     try:
         keys = tuple(_log_key(text, origin) for text in log_keys)
-        read = f"--policy {policy}"
+    except ProofInvalid as error:
+        raise Failed("CLI_LOG_KEY", field="--log-key", details=f"{error.reason}: {error}") from None
+    try:
         trust = Trust(keys, read_policy(policy.read_bytes()) if policy else None, ca.read_bytes() if ca else None)
     except ProofInvalid as error:
-        raise Failed(f"{read}: {error.reason}: {error}", USAGE) from None
+        raise Failed("CLI_POLICY", field="--policy", details=f"{error.reason}: {error}", path=policy) from None
     if not trust.logs():
-        raise Failed(_UNVERIFIED, USAGE)
+        raise Failed("CLI_TRUST_MISSING", field="--log-key, --policy")
     if trust.ca_pem is not None and not holds_certificates(trust.ca_pem):
-        raise Failed(f"{ca}: no certificate in PEM", USAGE)
+        raise Failed("CLI_FILE_NO_CERTIFICATE", field="--ca", path=ca)
     return trust
 
 
@@ -97,7 +98,7 @@ def read_file(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(BUNDLE_BYTES_MAX + 1)
     except OSError as error:
-        raise Failed(f"{path}: {error.strerror}", USAGE) from None
+        raise unusable(error, path) from None
 
 
 def write_file(path: Path, text: str) -> None:
@@ -110,7 +111,7 @@ def write_file(path: Path, text: str) -> None:
             file.write(text.encode())
         part.replace(path)
     except OSError as error:
-        raise Failed(f"{path}: {error.strerror}", USAGE) from None
+        raise unusable(error, path) from None
 
 
 def origin_of(data: bytes) -> str:
@@ -127,10 +128,8 @@ def subject_of(name: str, kind: str | None) -> Subject:
         is_rx, is_key = _RX_NO.fullmatch(name), _PUBLIC_HEX.fullmatch(name)
         kind = "prescription" if is_rx else "stream" if is_key else "trace_code"
     subject = Subject(kind, name)
-    try:
+    with failing_as("CLI_SUBJECT", ValueError, value=name):
         _ = subject.key
-    except ValueError as error:
-        raise Failed(str(error), USAGE) from None
     return subject
 
 

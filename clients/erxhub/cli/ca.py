@@ -5,8 +5,8 @@ Owns the words. The authority and its files belong to `erxhub.crypto.ca`; a hub 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -17,7 +17,7 @@ from erxhub.cli.output import Output, output_option
 from erxhub.cli.session import request_id_option
 
 if TYPE_CHECKING:
-    from erxhub.crypto.ca import Issued
+    from erxhub.crypto.ca import Issued, TrustDomain
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 REASONS: Final = (
@@ -57,15 +57,12 @@ def _default_folder() -> Path:
     return home() / "pki"
 
 
-@contextmanager
-def _faults_are_usage() -> Iterator[None]:
-    from erxhub.cli.exits import USAGE, Failed
-    from erxhub.crypto.ca import TrustDomainError
+def _opened(pki: Path) -> TrustDomain:
+    from erxhub.cli.local_errors import failing_as
+    from erxhub.crypto.ca import TrustDomain, TrustDomainError
 
-    try:
-        yield
-    except TrustDomainError as error:
-        raise Failed(str(error), USAGE) from None
+    with failing_as("CLI_TRUST_DOMAIN", TrustDomainError, field="--pki", path=pki):
+        return TrustDomain.open(pki)
 
 
 @ca.command("init", example="erxhub ca init --trust-domain example.org --pki pki")
@@ -74,10 +71,11 @@ def _faults_are_usage() -> Iterator[None]:
 @output_option
 def init(trust_domain: str, pki: Path, out: Output) -> None:
     """Make an authority in an empty folder."""
-    from erxhub.crypto.ca import TrustDomain
+    from erxhub.cli.local_errors import failing_as
+    from erxhub.crypto.ca import TrustDomain, TrustDomainError
     from erxhub.ports import SystemClock
 
-    with _faults_are_usage():
+    with failing_as("CLI_TRUST_DOMAIN_NOT_MADE", TrustDomainError, field="--pki", path=pki, name=trust_domain):
         TrustDomain.init(pki, trust_domain, SystemClock().now_ms())
     out.object(
         {"trust_domain": trust_domain, "folder": str(pki), "ca": str(pki / "ca.pem"), "crl": str(pki / "crl.pem")}
@@ -118,21 +116,22 @@ def issue(
 
     Roles: hospital, pharmacy, channel, agency, auditor, supervisor, mirror, hub, witness, sandbox.
     """
-    from erxhub.cli.exits import USAGE, Failed
-    from erxhub.crypto.ca import TrustDomain
+    from erxhub.cli.local_errors import Failed, failing_as
+    from erxhub.crypto.ca import TrustDomainError
     from erxhub.ports import SystemClock
 
     now_ms = SystemClock().now_ms()
-    with _faults_are_usage():
-        trust = TrustDomain.open(pki)
+    trust = _opened(pki)
+    with failing_as("CLI_CERTIFICATE_REFUSED", TrustDomainError, field="SUBJECT", subject=subject):
         if signing:
             if hosts:
-                raise Failed("--host is for a TLS certificate", USAGE)
+                raise Failed("CLI_OPTION_ALONE", field="--host", options="--host", other="--signing")
             trust.issue_signing(subject, institution or subject, suite, now_ms, days)
         else:
             role, separator, peer_id = subject.partition("/")
             if not separator or institution:
-                raise Failed("a TLS certificate is for role/id, e.g. hospital/H33010099901; see also --signing", USAGE)
+                form = "ROLE/ID (hospital/H33010099901)"
+                raise Failed("CLI_VALUE_FORM", field="SUBJECT", value=subject, form=form)
             trust.issue_tls(role, peer_id, now_ms, days, hosts)
         issued = trust.list()[-1]
     out.object(_row(issued) | {"folder": str(pki / issued.path)})
@@ -143,11 +142,7 @@ def issue(
 @output_option
 def list_(pki: Path, out: Output) -> None:
     """Everything that was issued, oldest first, revoked or not."""
-    from erxhub.crypto.ca import TrustDomain
-
-    with _faults_are_usage():
-        rows = [_row(issued) for issued in TrustDomain.open(pki).list()]
-    out.rows(rows, _COLUMNS)
+    out.rows([_row(issued) for issued in _opened(pki).list()], _COLUMNS)
 
 
 @ca.command(
@@ -168,12 +163,16 @@ def revoke(
     The revocation list (crl.pem) is written. The hub reads no such list: with --context it is told, and from then on
     it refuses the certificate, or signatures of the key that claim a later time.
     """
+    from erxhub.cli.local_errors import failing_as
     from erxhub.cli.session import run
-    from erxhub.crypto.ca import TrustDomain
+    from erxhub.crypto.ca import TrustDomainError
     from erxhub.ports import SystemClock
 
-    with _faults_are_usage():
-        trust = TrustDomain.open(pki)
+    known = functools.partial(
+        failing_as, "CLI_CERTIFICATE_UNKNOWN", TrustDomainError, field="IDENTIFIER", identifier=identifier
+    )
+    trust = _opened(pki)
+    with known():
         issued = trust.revoke(identifier, reason, SystemClock().now_ms())
     row = _row(issued) | {"crl": str(pki / "crl.pem"), "hub_told": False}
     if context_name is None:
@@ -185,7 +184,7 @@ def revoke(
         if issued.kind == "signing":
             await client.revoke_certificate(reason=reason, key_id=issued.key_id, request_id=request_id)
         else:
-            with _faults_are_usage():
+            with known():
                 certificate = trust.certificate_pem(issued)
             await client.revoke_certificate(reason=reason, certificate_pem=certificate, request_id=request_id)
         out.object(row | {"hub_told": True})

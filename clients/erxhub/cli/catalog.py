@@ -92,13 +92,14 @@ async def import_(
     Exit code 1 when a line is left out.
     """
     from erxhub.cli.catalog_files import DATASETS
-    from erxhub.cli.exits import NEGATIVE, OK, USAGE, Failed
+    from erxhub.cli.exits import NEGATIVE, OK
+    from erxhub.cli.local_errors import Failed
     from erxhub.policy.pack import china_date
     from erxhub.ports import SystemClock
 
     files = _read(paths, dataset)
     if request_id is not None and len(files) > 1:
-        raise Failed("--request-id is for the import of one file", USAGE)
+        raise Failed("CLI_REQUEST_ID_OF_FILES", field="--request-id", count=len(files))
     day = valid_from_on or china_date(SystemClock().now_ms()).isoformat()
     summaries = []
     for file in files:
@@ -154,26 +155,22 @@ async def list_(
 
 
 def _read(paths: Sequence[Path], dataset: str | None) -> list[CatalogFile]:
-    from erxhub.cli.catalog_files import CatalogFileError, find_files, read_file
-    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.cli.catalog_files import find_files, read_file
 
-    try:
-        if not paths:
-            paths = (_shared_folder(),)
-        files: list[Path] = []
-        for path in paths:
-            files += find_files(path) if path.is_dir() else [path]
-        return [read_file(file, dataset) for file in files]
-    except CatalogFileError as error:
-        raise Failed(str(error), USAGE) from None
+    if not paths:
+        paths = (_shared_folder(),)
+    files: list[Path] = []
+    for path in paths:
+        files += find_files(path) if path.is_dir() else [path]
+    return [read_file(file, dataset) for file in files]
 
 
 def _shared_folder() -> Path:
-    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.cli.local_errors import Failed
 
     folder = Path(os.environ.get(SHARED_VARIABLE) or "../shared") / "data"
     if not folder.is_dir():
-        raise Failed(f"name a file or folder; there is no {folder} (set {SHARED_VARIABLE})", USAGE)
+        raise Failed("CLI_CATALOG_SHARED", field=SHARED_VARIABLE, path=folder)
     return folder
 
 

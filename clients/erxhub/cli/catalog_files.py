@@ -16,6 +16,7 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Any, Final
 
+from erxhub.cli.local_errors import Failed, unusable
 from erxhub.v1 import catalog_pb2
 
 DATASETS: Final[Mapping[str, catalog_pb2.CatalogDataset.ValueType]] = {
@@ -43,10 +44,6 @@ _FLAGS: Final = {"Y": True, "N": False, "": False}
 _KIND_LETTERS: Final = {"western": "X", "patent": "Z", "herbal": "T"}
 _DISEASE_LEVELS: Final = ("category", "subcategory", "diagnosis")
 _DECIMAL: Final = re.compile(r"[0-9]{1,10}(\.[0-9]{1,6})?", re.ASCII)
-
-
-class CatalogFileError(Exception):
-    """The file as a whole cannot be read as a code list; the message names it and says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,35 +249,36 @@ def _all_names() -> str:
 
 
 def find_files(folder: Path) -> list[Path]:
-    """The code lists of a folder, at most one for each dataset. Raises CatalogFileError when there is none."""
+    """The code lists of a folder, at most one for each dataset. Raises Failed when there is none."""
     found = []
     for names in FILE_NAMES.values():
         found += [folder / name for name in names if (folder / name).is_file()][:1]
     if not found:
-        raise CatalogFileError(f"{folder} holds no code list (looked for {_all_names()})")
+        raise Failed("CLI_CATALOG_NONE", field=str(folder), path=folder, known=_all_names())
     return found
 
 
 def read_file(path: Path, dataset: str | None = None) -> CatalogFile:
-    """Reads one file; its name says which dataset it is, unless that is given. Raises CatalogFileError."""
+    """Reads one file; its name says which dataset it is, unless that is given. Raises Failed."""
     dataset = dataset or dataset_of(path)
     if dataset is None:
-        raise CatalogFileError(f"{path.name} is no known code list ({_all_names()}); say which with --dataset")
+        raise Failed("CLI_CATALOG_DATASET", field="--dataset", path=path.name, known=_all_names())
     try:
         if path.stat().st_size > FILE_BYTES_MAX:
-            raise CatalogFileError(f"{path} is larger than {FILE_BYTES_MAX // (1024 * 1024)} MiB")
+            limit_mib = FILE_BYTES_MAX // (1024 * 1024)
+            raise Failed("CLI_CATALOG_LARGE", field=str(path), path=path, limit_mib=limit_mib)
         return parse(path.name, dataset, path.read_bytes())
     except OSError as error:
-        raise CatalogFileError(f"{path}: {error.strerror}") from None
+        raise unusable(error, path) from None
 
 
 def parse(name: str, dataset: str, data: bytes) -> CatalogFile:
-    """Reads the bytes of a file: UTF-8, comma-separated, a header line. Raises CatalogFileError."""
+    """Reads the bytes of a file: UTF-8, comma-separated, a header line. Raises Failed."""
     shape = _SHAPES[dataset]
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CatalogFileError(f"{name} is not UTF-8 (byte {error.start})") from None
+        raise Failed("CLI_CATALOG_ENCODING", field=name, path=name, byte=error.start) from None
     entries: list[catalog_pb2.CatalogEntry] = []
     faults: list[LineFault] = []
     notes: list[LineNote] = []
@@ -315,7 +313,7 @@ def _rows(name: str, columns: Iterable[str], text: str) -> Iterator[_Row | LineF
         header = [cell.strip() for cell in next(reader, [])]
         missing = [column for column in columns if column not in header]
         if missing:
-            raise CatalogFileError(f"{name} has no column {', '.join(missing)} in its first line")
+            raise Failed("CLI_CATALOG_COLUMN", field=name, path=name, columns=", ".join(missing))
         ended = reader.line_num
         for cells in reader:
             # A quoted cell may span lines; the row is named by its first one.
@@ -329,4 +327,4 @@ def _rows(name: str, columns: Iterable[str], text: str) -> Iterator[_Row | LineF
             else:
                 yield _Row(line, dict(zip(header, cells, strict=True)))
     except csv.Error as error:
-        raise CatalogFileError(f"{name}, line {reader.line_num}: {error}") from None
+        raise Failed("CLI_CATALOG_CSV", field=name, details=str(error), path=name, line=reader.line_num) from None

@@ -8,6 +8,7 @@ import click
 
 from erxhub.cli.arguments import DurationType, InstantType
 from erxhub.cli.commands import group
+from erxhub.cli.local_errors import Failed
 from erxhub.cli.namespaces import with_sandbox
 
 if TYPE_CHECKING:
@@ -61,9 +62,9 @@ async def advance(
     from erxhub.cli.records import record
 
     if (by_ms is not None) + (until_ms is not None) + next_timer != 1:
-        raise click.UsageError("name exactly one of DURATION, --to and --next")
+        raise Failed("CLI_OPTION_ONE_OF", field="DURATION, --to, --next", options="DURATION, --to, --next")
     if by_ms is not None and by_ms < 0:
-        raise click.UsageError("a clock never goes back; `erxhub reset` and `erxhub snapshot load` do")
+        raise Failed("CLI_CLOCK_BACK", field="DURATION")
     reply = await client.advance_clock(by_ms=by_ms, until_ms=until_ms, next_timer=next_timer)
     fired = [record(timer) for timer in reply.fired]
     if out.format != "table":

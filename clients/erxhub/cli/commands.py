@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import errno
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import click
-
-from erxhub.cli.exits import unusable
 
 HELP_OPTIONS: Final = {"help_option_names": ["-h", "--help"]}
 
@@ -61,6 +60,26 @@ class LazyGroup(ExampleGroup):
         super().__init__(*args, **kwargs)
         self.verbs = verbs
 
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        """As click's, but what goes wrong is told as a refusal is: with a code, and in both languages."""
+        try:
+            ended = super().main(args, prog_name, complete_var, standalone_mode=False, **extra)
+        except (click.ClickException, click.Abort) as error:
+            if not standalone_mode:
+                raise
+            ended = _told(error, sys.argv[1:] if args is None else args)
+        if not standalone_mode:
+            return ended
+        # click returns what a command wants the exit code to be.
+        sys.exit(ended if isinstance(ended, int) else 0)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
@@ -68,6 +87,8 @@ class LazyGroup(ExampleGroup):
             # A full disk has no name; whatever else has none (a closed pipe, a lost connection) is not about files.
             if error.filename is None and error.errno != errno.ENOSPC:
                 raise
+            from erxhub.cli.local_errors import unusable
+
             raise unusable(error) from None
 
     def resolve_command(
@@ -94,6 +115,24 @@ class LazyGroup(ExampleGroup):
         # click would load every command here to read its help.
         with formatter.section("Commands"):
             formatter.write_dl([(name, text) for name, (_, text) in self.verbs.items()])
+
+
+def _told(error: click.ClickException | click.Abort, words: Sequence[str]) -> int:
+    """Tells of an error on stderr; the exit code."""
+    from erxhub.cli.local_errors import Failed, error_data
+    from erxhub.cli.output import asks_for_json, say_error
+
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return error.exit_code
+    if isinstance(error, click.Abort):
+        error = Failed("CLI_INTERRUPTED")
+    as_json = asks_for_json(words)
+    if isinstance(error, click.UsageError) and error.ctx is not None and not as_json:
+        ctx = error.ctx
+        click.echo(f"{ctx.get_usage()}\nTry '{ctx.command_path} --help' for help.\n", err=True)
+    say_error(error_data(error), "local", as_json=as_json)
+    return error.exit_code
 
 
 def command(name: str, *, example: str, **kwargs: Any) -> Callable[[Callable[..., Any]], ExampleCommand]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from erxhub.cli.commands import LazyGroup, command
+from erxhub.cli.local_errors import Failed, failing_as, unusable
 from erxhub.cli.output import NewFile, Output, output_option
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def show(case_id: str, out: Output) -> None:
         if problem.case_id == case_id.upper():
             out.say(str(problem))
     if not found:
-        raise _harness_error(f"there is no case {case_id}; `erxhub conform list` has them all")
+        raise Failed("CLI_CASE_UNKNOWN", field="CASE", case=case_id)
     for case in found:
         scripts = {
             role: json_format.MessageToDict(play, preserving_proto_field_name=True) for role, play in case.plays.items()
@@ -158,7 +159,7 @@ def run(
 
     _check_way(role, driver, attach, target or options["sandbox"] or options["identities"])
     if sign_with is not None and output is None:
-        raise click.UsageError("--sign-with signs a bundle: name its folder with -o")
+        raise Failed("CLI_OPTION_NEEDS", field="--sign-with", options="--sign-with", other="-o")
     key = _maker_key(sign_with)
     suite = _suite()
     with tempfile.TemporaryDirectory(prefix="erxhub-conform-") as folder:
@@ -171,7 +172,7 @@ def run(
         try:
             write_bundle(result, output, key)
         except OSError as error:
-            raise _harness_error(f"the bundle cannot be written: {error}") from None
+            raise unusable(error, error.filename or output, field="-o") from None
         click.echo(f"bundle: {output}", err=True)
         if key is not None:
             click.echo(f"signed by {key.public_key.hex()}", err=True)
@@ -190,13 +191,13 @@ def verify(bundle: Path, key: str | None, out: Output) -> None:
     from erxhub.conform.bundle import named_key, verify_bundle
 
     if not bundle.is_dir():
-        raise _harness_error(f"there is no folder {bundle}")
+        raise Failed("CLI_FILE_ABSENT", field="BUNDLE", path=bundle)
     try:
         pinned = bytes.fromhex(key) if key is not None else None
     except ValueError:
         pinned = b""
     if pinned is not None and len(pinned) != KEY_BYTES:
-        raise click.UsageError(f"--key is {2 * KEY_BYTES} hexadecimal digits")
+        raise Failed("CLI_VALUE_FORM", field="--key", value=key, form=f"HEX ({2 * KEY_BYTES})")
     problems = verify_bundle(bundle, pinned)
     if out.format != "table":
         named = "" if problems else named_key(bundle)
@@ -223,19 +224,22 @@ def _maker_key(path: Path | None) -> SigningKey | None:
 
     try:
         return None if path is None else maker_key(path)
-    except (OSError, KeyFormatError) as error:
-        raise _harness_error(f"--sign-with {path}: {error}") from None
+    except OSError as error:
+        raise unusable(error, path, field="--sign-with") from None
+    except KeyFormatError as error:
+        raise Failed("CLI_FILE_NO_PRIVATE_KEY", field="--sign-with", details=str(error), path=path) from None
 
 
 def _check_way(role: str, driver: str | None, attach: bool, hub: object) -> None:
     if role == "hub":
         if driver or attach:
-            raise click.UsageError("a hub is reached by --target, or is our own")
+            raise Failed("CLI_OPTION_ALONE", field="--role", options="--driver, --attach", other="--role hub")
         return
     if hub:
-        raise click.UsageError("--target is for the role hub; a product calls the sandbox of this command")
+        options = "--target, --sandbox, --identities"
+        raise Failed("CLI_OPTION_NEEDS", field="--role", options=options, other="--role hub")
     if bool(driver) == attach:
-        raise click.UsageError("name either --driver or --attach")
+        raise Failed("CLI_OPTION_ONE_OF", field="--driver, --attach", options="--driver, --attach")
 
 
 def _settings(
@@ -256,8 +260,11 @@ def _settings(
         try:
             ids = {case.id for case in suite.cases} | {problem.case_id for problem in suite.problems}
             known = read_known_failing(known_failing.read_text(encoding="utf-8"), ids)
-        except (OSError, UnicodeDecodeError, ListMalformed) as error:
-            raise _harness_error(f"{known_failing}: {error}") from None
+        except OSError as error:
+            raise unusable(error, known_failing, field="--known-failing") from None
+        except (UnicodeDecodeError, ListMalformed) as error:
+            details = str(error)
+            raise Failed("CLI_KNOWN_FAILING", field="--known-failing", details=details, path=known_failing) from None
     start_at = options["start_at"]
     return Settings(
         role=role,
@@ -306,10 +313,8 @@ async def _run(suite: Suite, settings: Settings) -> RunResult:
 def _suite() -> Suite:
     from erxhub.conform.load import load_suite
 
-    try:
+    with failing_as("CLI_SUITE", ValueError):
         return load_suite()
-    except ValueError as error:
-        raise _harness_error(str(error)) from None
 
 
 def _end_with_problems(suite: Suite, out: Output) -> None:
@@ -317,12 +322,6 @@ def _end_with_problems(suite: Suite, out: Output) -> None:
         out.say(str(problem))
     if suite.problems:
         raise click.exceptions.Exit(HARNESS_ERROR)
-
-
-def _harness_error(message: str) -> click.ClickException:
-    from erxhub.cli.exits import Failed
-
-    return Failed(message, HARNESS_ERROR)
 
 
 def _progress(result: CaseResult) -> None:

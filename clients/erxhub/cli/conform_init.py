@@ -20,8 +20,7 @@ from erxhub.cli.output import Output, output_option
 @output_option
 def init(role: str, lang: str, folder: Path, out: Output) -> None:
     """Write a driver skeleton, test certificates, the .proto files and a README into FOLDER (by default here)."""
-    from erxhub.cli.conform import HARNESS_ERROR
-    from erxhub.cli.exits import Failed
+    from erxhub.cli.local_errors import Failed, unusable
     from erxhub.conform.init import LANGUAGES, FolderTaken, write_skeleton
     from erxhub.ports import SystemClock
 
@@ -29,9 +28,9 @@ def init(role: str, lang: str, folder: Path, out: Output) -> None:
         written = write_skeleton(folder, role=role, language=lang, now_ms=SystemClock().now_ms())
     except FolderTaken as taken:
         names = ", ".join(map(str, taken.paths[:5])) + (" …" if len(taken.paths) > 5 else "")
-        raise Failed(f"nothing was written, already there: {names} 文件已存在，未写入任何内容", HARNESS_ERROR) from None
+        raise Failed("CLI_FOLDER_TAKEN", field="FOLDER", names=names) from None
     except OSError as error:
-        raise Failed(f"{folder}: {error.strerror}", HARNESS_ERROR) from None
+        raise unusable(error, folder) from None
     if out.format != "table":
         out.object({"folder": str(folder), "begin_with": LANGUAGES[lang].file, "files": sorted(map(str, written))})
         return

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from erxhub.cli.exits import USAGE, Failed
+from erxhub.cli.local_errors import Failed, unusable
 
 if TYPE_CHECKING:
     from erxhub.client import ClientIdentity
@@ -60,7 +60,7 @@ class Context:
         try:
             return ClientIdentity.from_files(ca=self.ca, cert=self.cert, key=self.key)
         except OSError as error:
-            raise Failed(f"context {self.name}: {error.filename}: {error.strerror}", USAGE) from None
+            raise unusable(error, field=f"--context {self.name}") from None
 
     def signing_key(self, subject_code: str) -> SigningKey:
         """The private key of a person or an institution. Raises Failed when there is none, or it is unreadable."""
@@ -68,18 +68,16 @@ class Context:
 
         path = self.signing_keys.get(subject_code)
         if path is None:
-            known = ", ".join(sorted(self.signing_keys)) or "none"
+            known = ", ".join(sorted(self.signing_keys)) or "-"
             raise Failed(
-                f"context {self.name} has no signing key of {subject_code} (it has: {known}); "
-                f"add it with `erxhub context add {self.name} … --signing-key {subject_code}=FILE`",
-                USAGE,
+                "CLI_CONTEXT_NO_SIGNING_KEY", field="--signing-key", name=self.name, subject=subject_code, known=known
             )
         try:
             return SigningKey.from_pem(path.read_bytes())
         except OSError as error:
-            raise Failed(f"the signing key of {subject_code}: {path}: {error.strerror}", USAGE) from None
+            raise unusable(error, path, field=f"--signing-key {subject_code}") from None
         except ValueError:
-            raise Failed(f"the signing key of {subject_code}: {path} is no private key (PEM)", USAGE) from None
+            raise Failed("CLI_FILE_NO_PRIVATE_KEY", field=f"--signing-key {subject_code}", path=path) from None
 
     def receipt_key_bytes(self) -> dict[str, bytes]:
         """The pinned receipt keys as the client library takes them."""
@@ -102,15 +100,15 @@ class Contexts:
         try:
             content = json.loads(path.read_bytes())
             if content["format"] != _FORMAT:
-                raise Failed(f"{path} was written by another version of erxhub", USAGE)
+                raise Failed("CLI_CONTEXT_FORMAT", field=HOME_VARIABLE, path=path)
             contexts = [_context(folder, name, row) for name, row in content["contexts"].items()]
             return cls(folder, {context.name: context for context in contexts}, str(content["current"]))
         except FileNotFoundError:
             return cls(folder, {}, "")
         except OSError as error:
-            raise Failed(f"{path}: {error.strerror}", USAGE) from None
+            raise unusable(error, path, field=HOME_VARIABLE) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Failed(f"{path} cannot be read: {error!r}", USAGE) from None
+            raise Failed("CLI_CONTEXT_FORMAT", field=HOME_VARIABLE, details=repr(error), path=path) from None
 
     def save(self) -> None:
         """Writes the file whole or not at all, for the owner's eyes only."""
@@ -132,14 +130,13 @@ class Contexts:
         The named one, which must fit; otherwise the current one if it fits, then the one named like a role, then the
         only one of such a role. Raises Failed.
         """
-        wanted = " or ".join(roles)
         if name:
             if name not in self.by_name:
-                known = ", ".join(self.by_name) or "none"
-                raise Failed(f"there is no context {name!r} in {self.folder} (there are: {known})", USAGE)
+                known = ", ".join(self.by_name) or "-"
+                raise Failed("CLI_CONTEXT_UNKNOWN", field="--context", name=name, folder=self.folder, known=known)
             owner = self.by_name[name].role
             if owner not in roles:
-                raise Failed(f"context {name} is {_article(owner)}'s; this command is for {wanted}", USAGE)
+                raise Failed("CLI_CONTEXT_ROLE", field="--context", name=name, role=owner, roles=", ".join(roles))
             return self.by_name[name]
         for candidate in (self.current, *roles):
             found = self.by_name.get(candidate)
@@ -150,16 +147,8 @@ class Contexts:
             return fitting[0]
         if fitting:
             names = ", ".join(context.name for context in fitting)
-            raise Failed(f"several contexts fit ({names}); choose one with --context", USAGE)
-        raise Failed(
-            f"there is no context of {_article(wanted)} in {self.folder}; add one with `erxhub context add`, "
-            f"or point {HOME_VARIABLE} at the folder that `erxhub dev` printed",
-            USAGE,
-        )
-
-
-def _article(role: str) -> str:
-    return f"{'an' if role[0] in 'aeiou' else 'a'} {role}"
+            raise Failed("CLI_CONTEXT_AMBIGUOUS", field="--context", names=names)
+        raise Failed("CLI_CONTEXT_MISSING", field="--context", roles=", ".join(roles), folder=self.folder)
 
 
 def _context(folder: Path, name: str, row: Mapping[str, Any]) -> Context:

@@ -67,20 +67,20 @@ def add(
 ) -> None:
     """Add or replace a context. Role and id are those of its certificate."""
     from erxhub.cli.context import Context, Contexts
-    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.cli.local_errors import Failed
     from erxhub.client import ClientIdentity
 
     if not re.fullmatch(r".+:[0-9]{1,5}", target):
-        raise Failed(f"--target {target}: write HOST:PORT", USAGE)
+        raise Failed("CLI_VALUE_FORM", field="--target", value=target, form="HOST:PORT")
     cert, key, ca = (
         given or (folder / f"{file}.pem" if folder else None)
         for file, given in (("cert", cert), ("key", key), ("ca", ca))
     )
     if cert is None or key is None or ca is None:
-        raise Failed("name --dir, or all of --cert, --key and --ca", USAGE)
+        raise Failed("CLI_OPTION_SOME_OF", field="--dir", options="--dir, --cert + --key + --ca")
     peer = ClientIdentity.from_files(ca=ca, cert=cert, key=key).peer_name()
     if peer is None:
-        raise Failed(f"{cert} names no caller (spiffe://<trust domain>/<role>/<id>)", USAGE)
+        raise Failed("CLI_CONTEXT_NO_CALLER", field=str(cert), path=cert)
     contexts = Contexts.load()
     contexts.by_name[name] = Context(
         name=name,
@@ -106,12 +106,12 @@ def add(
 def use(name: str, out: Output) -> None:
     """Make a context the current one."""
     from erxhub.cli.context import Contexts
-    from erxhub.cli.exits import NOT_FOUND, Failed
+    from erxhub.cli.local_errors import Failed
 
     contexts = Contexts.load()
     if name not in contexts.by_name:
-        known = ", ".join(contexts.by_name) or "none"
-        raise Failed(f"there is no context {name!r} in {contexts.folder} (there are: {known})", NOT_FOUND)
+        known = ", ".join(contexts.by_name) or "-"
+        raise Failed("CLI_CONTEXT_NOT_FOUND", field="NAME", name=name, folder=contexts.folder, known=known)
     contexts.current = name
     contexts.save()
     out.object(_row(contexts.by_name[name], current=True))
@@ -147,7 +147,7 @@ def _row(one: Context, *, current: bool) -> dict[str, Any]:
 
 
 def _receipt_key(text: str) -> tuple[str, str]:
-    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.cli.local_errors import Failed
 
     key_id, _, key = text.partition("=")
     try:
@@ -155,15 +155,17 @@ def _receipt_key(text: str) -> tuple[str, str]:
     except ValueError:
         sizes_fit = False
     if not sizes_fit:
-        raise Failed(f"--receipt-key {text}: write ID=HEX as `erxhub keys list` prints them", USAGE)
+        raise Failed("CLI_VALUE_FORM", field="--receipt-key", value=text, form="ID=HEX (`erxhub keys list`)")
     return key_id.lower(), key.lower()
 
 
 def _signing_key(text: str) -> tuple[str, Path]:
-    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.cli.local_errors import Failed
 
     code, separator, name = text.partition("=")
     path = Path(name) / "key.pem" if Path(name).is_dir() else Path(name)
-    if not separator or not code or not path.is_file():
-        raise Failed(f"--signing-key {text}: write CODE=FILE with a file that exists", USAGE)
+    if separator and code and not path.is_file():
+        raise Failed("CLI_FILE_ABSENT", field="--signing-key", path=path)
+    if not separator or not code:
+        raise Failed("CLI_VALUE_FORM", field="--signing-key", value=text, form="CODE=FILE")
     return code, path.absolute()

@@ -5,8 +5,7 @@ Must never: replace a file or a ledger, or change an entry.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -171,12 +170,8 @@ def scrub(db: str, out: Output) -> None:
     out.object(found)
 
 
-@contextmanager
-def _programs() -> Iterator[None]:
-    from erxhub.cli.exits import USAGE, Failed
+def _programs() -> AbstractContextManager[None]:
+    from erxhub.cli.local_errors import failing_as
     from erxhub.ledger.dumps import ProgramMissing
 
-    try:
-        yield
-    except ProgramMissing as error:
-        raise Failed(str(error), USAGE) from None
+    return failing_as("CLI_PROGRAM_MISSING", ProgramMissing)

@@ -22,6 +22,7 @@ from typing import Any, Final
 import click
 
 from erxhub.cli.commands import command
+from erxhub.cli.local_errors import Failed
 
 _READY_TRIES: Final = 600
 _READY_PAUSE_MS: Final = 50
@@ -65,8 +66,7 @@ def _play(folder: Path) -> None:
     try:
         asyncio.run(_Demo(folder.resolve()).run())
     except DemoFailed as failure:
-        click.echo(f"demo: failed: {failure}")
-        raise click.exceptions.Exit(1) from None
+        raise Failed("CLI_DEMO_FAILED", details=str(failure)) from None
 
 
 @dataclass

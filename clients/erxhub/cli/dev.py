@@ -110,7 +110,7 @@ async def _dev(
         stop_at_end_of_input(stopping)
     async with AsyncExitStack() as undo:
         undo.enter_context(_alone(home))
-        with _failing(db):
+        with _failing(db, home):
             config = configured(default_config(), settings)
             sandbox = await undo.enter_async_context(
                 running_sandbox(
@@ -141,10 +141,10 @@ async def _dev(
 
 
 @contextmanager
-def _failing(db: Path | None) -> Iterator[None]:
+def _failing(db: Path | None, home: Path) -> Iterator[None]:
     """Says why a sandbox does not come up, and ends the command with the exit code of that."""
-    from erxhub.cli.exits import CONFLICT, NEGATIVE, UNAVAILABLE, USAGE, Failed
     from erxhub.cli.hosting import unlistenable
+    from erxhub.cli.local_errors import Failed
     from erxhub.crypto.ca import TrustDomainError
     from erxhub.keys import HubKeysError
     from erxhub.ledger.store import StoreFormatError, StoreInUse, StoreUnavailable
@@ -153,14 +153,17 @@ def _failing(db: Path | None) -> Iterator[None]:
     try:
         yield
     except (TrustDomainError, HubKeysError) as error:
-        raise Failed(str(error), USAGE) from None
+        raise Failed("CLI_HOME", field="--home", details=str(error), path=home) from None
     except LedgerRefused as error:
-        raise Failed(str(error), NEGATIVE) from None
+        raise Failed("CLI_LEDGER_REFUSED", field="--db", details=str(error)) from None
     except FileNotFoundError:
-        raise Failed(f"{db}: no such file, or no such folder", USAGE) from None
-    except (StoreInUse, StoreFormatError, StoreUnavailable) as error:
-        codes = {StoreInUse: CONFLICT, StoreFormatError: USAGE}
-        raise Failed(f"{db}: {error}", codes.get(type(error), UNAVAILABLE)) from None
+        raise Failed("CLI_FILE_ABSENT", field="--db", path=db) from None
+    except StoreInUse as error:
+        raise Failed("CLI_DATABASE_IN_USE", field="--db", details=str(error), name=db) from None
+    except StoreFormatError as error:
+        raise Failed("CLI_DATABASE_FORMAT", field="--db", details=str(error), name=db) from None
+    except StoreUnavailable as error:
+        raise Failed("CLI_DATABASE_UNAVAILABLE", field="--db", details=str(error), name=db) from None
     except RuntimeError as error:
         raise unlistenable(error) from None
 
@@ -171,14 +174,14 @@ def _alone(home: Path) -> Iterator[None]:
     import fcntl
     import os
 
-    from erxhub.cli.exits import CONFLICT, Failed
+    from erxhub.cli.local_errors import Failed
 
     lock = os.open(home / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Failed(f"{home}: another `erxhub dev` runs in this folder; name one with --home", CONFLICT) from None
+            raise Failed("CLI_HOME_IN_USE", field="--home", path=home) from None
         yield
     finally:
         os.close(lock)

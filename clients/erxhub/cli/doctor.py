@@ -66,7 +66,8 @@ def doctor(context_name: str | None, db: str | None, out: Output) -> None:
     import asyncio
 
     from erxhub.cli.context import Contexts
-    from erxhub.cli.exits import NEGATIVE, UNAVAILABLE, Failed
+    from erxhub.cli.exits import NEGATIVE, UNAVAILABLE
+    from erxhub.cli.local_errors import Failed
     from erxhub.cli.stores import is_postgres
 
     checks = [*_machine()]
@@ -100,11 +101,13 @@ def _machine() -> Iterator[Check]:
     import sys
     from importlib.metadata import version
 
+    from erxhub import process
     from erxhub.crypto import sm2
     from erxhub.ports import SystemClock
 
     python = ".".join(map(str, sys.version_info[:3]))
     yield Check("python", OK if sys.version_info >= (3, 11) else FAIL, f"{python}, 3.11 or newer is needed")
+    yield Check("code", OK, f"{process.code()} (docs/decisions/0014)")
     libraries = ", ".join(f"{name} {version(name)}" for name in ("grpcio", "protobuf", "cryptography", "aiosqlite"))
     yield Check("libraries", OK, libraries)
     yield Check("openssl", OK, ssl.OPENSSL_VERSION)
@@ -127,7 +130,7 @@ def _chosen(contexts: Contexts, name: str | None) -> tuple[list[Context], list[C
 
 
 def _certificates(context: Context) -> Iterator[Check]:
-    from erxhub.cli.exits import Failed
+    from erxhub.cli.local_errors import Failed
     from erxhub.crypto import certs
     from erxhub.ports import SystemClock
 
@@ -168,7 +171,7 @@ def _validity(name: str, cert_pem: bytes, now_ms: int) -> Check:
 
 async def _reached(contexts: Contexts, context: Context) -> Check:
     """Whether what the context points at answers: a hub, or the control port of a sandbox."""
-    from erxhub.cli.exits import Failed
+    from erxhub.cli.local_errors import Failed
     from erxhub.cli.session import SANDBOX_ROLE, connect, environment_of
     from erxhub.client import CallFailed, Refusal, SandboxClient
 
@@ -192,7 +195,7 @@ async def _hub(context: Context, environment: Environment | None) -> Check:
 
     from erxhub.cli.session import connect
     from erxhub.client.failures import refusal_of
-    from erxhub.rpc.dispatch import SENT_AT_HEADER
+    from erxhub.rpc.calls import SENT_AT_HEADER
     from erxhub.v1 import audit_pb2, audit_pb2_grpc, catalog_pb2, registry_pb2, registry_pb2_grpc
 
     name = f"{context.name}: hub"
@@ -267,7 +270,7 @@ def _file_schema(path: Path) -> Iterator[Check]:
 
 async def _postgres(url: str) -> list[Check]:
     """What a PostgreSQL database says of itself, each finding with the next step."""
-    from erxhub.cli.exits import Failed
+    from erxhub.cli.local_errors import Failed
     from erxhub.cli.stores import failures_of, shown
     from erxhub.ports import SystemClock
 

@@ -1,4 +1,4 @@
-"""`erxhub errors`: the refusal catalogue, for people."""
+"""`erxhub errors`: the refusals of hub and sandbox, and the command's own errors, for people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from erxhub.cli.output import Output, output_option
 
 @group("errors", example="erxhub errors explain VCH_EXPIRED")
 def errors() -> None:
-    """Every "no" that a hub or a sandbox (SBX_…) can say: status, rules, both languages, and what helps."""
+    """Every "no" that a hub or a sandbox (SBX_…) can say, and what the command itself finds wrong (CLI_…, local).
+
+    Status, rules, both languages, and what helps.
+    """
 
 
 @errors.command("list", example="erxhub errors list\nerxhub errors list RX_ -o json")
@@ -20,12 +23,12 @@ def errors() -> None:
 @output_option
 def list_(prefix: str, out: Output) -> None:
     """All codes, or those that begin with PREFIX."""
-    from erxhub.cli.exits import NOT_FOUND, Failed
+    from erxhub.cli.local_errors import Failed
 
     rows = [_row(code) for code in _codes() if code.startswith(prefix.upper())]
     if not rows:
-        raise Failed(f"no code begins with {prefix!r}", NOT_FOUND)
-    out.rows(rows, ("code", "grpc_status", "retriable", "en", "zh"))
+        raise Failed("CLI_CODE_PREFIX", field="PREFIX", prefix=prefix)
+    out.rows(rows, ("code", "source", "grpc_status", "retriable", "en", "zh"))
 
 
 @errors.command("explain", example="erxhub errors explain VCH_EXPIRED")
@@ -35,35 +38,50 @@ def explain(code: str, out: Output) -> None:
     """One code: what it means, by which rules, and whether trying again can help."""
     import difflib
 
-    from erxhub.cli.exits import NOT_FOUND, Failed
+    from erxhub.cli.local_errors import Failed
 
     wanted, codes = code.strip().upper(), _codes()
     if wanted not in codes:
-        if wanted.startswith("TLS_"):
-            raise Failed(f"{wanted} is about a certificate on this machine; `erxhub doctor` looks at them", NOT_FOUND)
-        near = difflib.get_close_matches(wanted, codes, n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else "; `erxhub errors list` has them all"
-        raise Failed(f"there is no code {wanted}{hint}", NOT_FOUND)
+        if wanted.startswith("TLS_") or wanted == "HUB_UNREACHABLE":
+            raise Failed("CLI_CODE_OF_CONNECTION", field="CODE", wanted=wanted)
+        near = ", ".join(difflib.get_close_matches(wanted, codes, n=3)) or "-"
+        raise Failed("CLI_CODE_UNKNOWN", field="CODE", wanted=wanted, near=near)
     out.object(_row(wanted))
 
 
 def _codes() -> list[str]:
+    from erxhub.cli import local_errors
     from erxhub.core.refusals import CATALOGUE
     from erxhub.sandbox.errors import ERRORS
 
-    return [*CATALOGUE, *ERRORS]
+    return [*CATALOGUE, *ERRORS, *local_errors.CATALOGUE]
 
 
 def _row(code: str) -> dict[str, Any]:
+    from erxhub.cli import local_errors
     from erxhub.cli.exits import exit_code_of_status
     from erxhub.core.refusals import CATALOGUE
     from erxhub.sandbox.errors import ERRORS
 
+    if code in local_errors.CATALOGUE:
+        local = local_errors.CATALOGUE[code]
+        return {
+            "code": code,
+            "source": "local",
+            "en": local.en,
+            "zh": local.zh,
+            "grpc_status": "",
+            "exit_code": local.exit_code,
+            "rule_ids": [],
+            "retriable": False,
+            "needs": "",
+        }
     if code in ERRORS:
         error = ERRORS[code]
         status = error.status.name
         return {
             "code": code,
+            "source": "sandbox",
             "en": error.en,
             "zh": error.zh,
             "grpc_status": status,
@@ -75,6 +93,7 @@ def _row(code: str) -> dict[str, Any]:
     kind = CATALOGUE[code]
     return {
         "code": kind.code,
+        "source": "hub",
         "en": kind.en,
         "zh": kind.zh,
         "grpc_status": kind.grpc_status,

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-import click
-
 if TYPE_CHECKING:
     from erxhub.client import ClientFailure
 
@@ -37,21 +35,6 @@ _BY_STATUS: Final = {
     "RESOURCE_EXHAUSTED": UNAVAILABLE,
     "DEADLINE_EXCEEDED": UNAVAILABLE,
 }
-
-
-class Failed(click.ClickException):
-    """A command cannot go on: the sentence goes to stderr, and the process ends with `exit_code`."""
-
-    def __init__(self, message: str, exit_code: int = NEGATIVE) -> None:
-        super().__init__(message)
-        # click reads it from the exception, and types it as the class's.
-        self.exit_code = exit_code  # type: ignore[misc]
-
-
-def unusable(error: OSError) -> Failed:
-    """A file, folder or device that cannot be used: its name, where the system tells it, and why."""
-    place = f"{error.filename}: " if error.filename is not None else ""
-    return Failed(f"{place}{error.strerror}", USAGE)
 
 
 def exit_code_of_status(grpc_status: str) -> int:

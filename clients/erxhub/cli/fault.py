@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from erxhub.cli.commands import group
-from erxhub.cli.exits import NOT_FOUND, USAGE, Failed
+from erxhub.cli.local_errors import Failed, failing_as
 from erxhub.cli.namespaces import with_sandbox
 
 if TYPE_CHECKING:
@@ -66,11 +66,9 @@ async def set_(
     from erxhub.client import fault_rule
 
     if not rules and file is None and profile is None:
-        raise click.UsageError("name a rule, --file or --profile; `erxhub fault clear` removes rules")
-    try:
+        raise Failed("CLI_OPTION_SOME_OF", field="RULE, --file, --profile", options="RULE, --file, --profile")
+    with failing_as("CLI_FAULT_RULE", ValueError, field="--file" if file else "RULE"):
         found = [fault_rule(words) for words in rules] + (_from_file(file) if file else [])
-    except ValueError as error:
-        raise Failed(str(error), USAGE) from None
     if profile is not None:
         found += _of_profile(profile)
     _print(out, await client.set_faults(found, replace=replace))
@@ -84,7 +82,7 @@ async def clear(client: SandboxClient, ctx: Context, out: Output, rule_ids: tupl
     known = {rule.rule_id for rule in await client.list_faults()}
     missing = sorted(set(rule_ids) - known)
     if missing:
-        raise Failed(f"there is no rule {missing[0]} (there are: {', '.join(sorted(known)) or 'none'})", NOT_FOUND)
+        raise Failed("CLI_FAULT_UNKNOWN", field="ID", rule=missing[0], known=", ".join(sorted(known)) or "-")
     _print(out, await client.clear_faults(rule_ids))
 
 

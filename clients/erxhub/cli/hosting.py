@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from erxhub.app import Hub, start_hub
-from erxhub.cli.exits import NEGATIVE, UNAVAILABLE, USAGE, Failed
+from erxhub.cli.local_errors import Failed, failing_as
 from erxhub.config import Config
 from erxhub.crypto.certs import iso_time
 from erxhub.high_water import HighWaterUnreadable
@@ -45,40 +45,36 @@ def configured(config: Config, settings: Iterable[str]) -> Config:
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator or key not in fields:
-            raise Failed(f"--config {setting}: write KEY=VALUE, with a key of {', '.join(sorted(fields))}", USAGE)
-        try:
-            changed[key] = _value(fields[key], text)
-        except ValueError as error:
-            raise Failed(f"--config {setting}: {error}", USAGE) from None
-    try:
+            keys = ", ".join(sorted(fields))
+            raise Failed("CLI_SETTING_UNKNOWN", field="--config", setting=setting, keys=keys)
+        changed[key] = _value(fields[key], text, setting)
+    with failing_as("CLI_SETTING_BOUNDS", ValueError, field="--config"):
         config = dataclasses.replace(config, **changed)
-    except ValueError as error:
-        raise Failed(f"--config {error}", USAGE) from None
     if not valid_name(config.origin):
-        raise Failed(f"the origin {config.origin!r}: a name has no space and no +", USAGE)
+        raise Failed("CLI_ORIGIN", field="--origin", origin=config.origin)
     if not config.hub_id:
-        raise Failed("the id of a hub is not empty", USAGE)
+        raise Failed("CLI_HUB_ID", field="--hub-id")
     return config
 
 
-def _value(default: Any, text: str) -> Any:
+def _value(default: Any, text: str, setting: str) -> Any:
     # A bool is an int too, so it comes first.
     if isinstance(default, bool):
         if text.lower() not in _TRUE | _FALSE:
-            raise ValueError("the value is true or false")
+            raise Failed("CLI_SETTING_TRUTH", field="--config", setting=setting)
         return text.lower() in _TRUE
     if isinstance(default, int):
         if not (text.isascii() and text.isdecimal()):
-            raise ValueError("the value is a whole number, not negative")
+            raise Failed("CLI_SETTING_NUMBER", field="--config", setting=setting)
         return int(text)
     if isinstance(default, tuple):
         # Not even "none" is written as an empty value: a forgotten variable must not mean "everybody".
         parts = tuple(part.strip() for part in text.split(","))
         if not all(parts):
-            raise ValueError("the value is a list with commas, and nothing in it is empty")
+            raise Failed("CLI_SETTING_LIST", field="--config", setting=setting)
         return parts
     if not text:
-        raise ValueError("the value is empty")
+        raise Failed("CLI_SETTING_EMPTY", field="--config", setting=setting)
     return text
 
 
@@ -150,12 +146,11 @@ async def started(
             witnesses=witnesses,
         )
     except (LedgerRefused, HighWaterUnreadable) as error:
-        raise Failed(str(error), NEGATIVE) from None
+        raise Failed("CLI_LEDGER_REFUSED", field="--db", details=str(error)) from None
     except ForeignKeys as error:
-        cure = "copy the hmac-*.key files of a hub of this ledger into the folder of --keys"
-        raise Failed(f"{error}; {cure}", USAGE) from None
+        raise Failed("CLI_FOREIGN_KEYS", field="--keys", details=str(error)) from None
     except StoreUnavailable as error:
-        raise Failed(f"the database: {error}", UNAVAILABLE) from None
+        raise Failed("CLI_DATABASE_UNAVAILABLE", field="--db", details=str(error), name="--db") from None
     except RuntimeError as error:
         raise unlistenable(error) from None
     settle_memory()
@@ -165,7 +160,10 @@ async def started(
 def unlistenable(error: RuntimeError) -> Failed:
     """What gRPC says of an address on which it cannot listen: it has no other error for that."""
     words, hint, _ = str(error).partition("; set GRPC_VERBOSITY")
-    return Failed(f"{words}: it is in use, or not this machine's" if hint else words, USAGE)
+    if not hint:
+        return Failed("CLI_NOT_STARTED", details=words)
+    address = words.rpartition(" ")[2]
+    return Failed("CLI_ADDRESS_TAKEN", field=address, details=words, address=address)
 
 
 async def until_stopped(hub: Hub, stopping: asyncio.Event) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -45,15 +45,11 @@ def _default_folder() -> Path:
     return home() / "keys"
 
 
-@contextmanager
-def _faults_are_usage() -> Iterator[None]:
-    from erxhub.cli.exits import USAGE, Failed
+def _needing_keys(folder: Path) -> AbstractContextManager[None]:
+    from erxhub.cli.local_errors import failing_as
     from erxhub.keys import HubKeysError
 
-    try:
-        yield
-    except HubKeysError as error:
-        raise Failed(str(error), USAGE) from None
+    return failing_as("CLI_HUB_KEYS", HubKeysError, field="--keys", path=folder)
 
 
 @keys.command("init", example="erxhub keys init --keys keys")
@@ -61,11 +57,13 @@ def _faults_are_usage() -> Iterator[None]:
 @output_option
 def init(folder: Path, out: Output) -> None:
     """Make the keys in an empty folder, readable by its owner only."""
-    from erxhub.keys import HubKeys
+    from erxhub.cli.local_errors import failing_as
+    from erxhub.keys import HubKeys, HubKeysError
     from erxhub.ports import SystemIds
 
-    with _faults_are_usage():
+    with failing_as("CLI_FOLDER_NOT_EMPTY", HubKeysError, field="--keys", path=folder):
         made = HubKeys.init(folder, SystemIds())
+    with _needing_keys(folder):
         _print(made, folder, out)
 
 
@@ -78,7 +76,7 @@ def rotate(what: str, folder: Path, out: Output) -> None:
     from erxhub.keys import HubKeys
     from erxhub.ports import SystemIds
 
-    with _faults_are_usage():
+    with _needing_keys(folder):
         made = HubKeys.rotate(folder, what, SystemIds())
         _print(made, folder, out)
 
@@ -95,7 +93,7 @@ def list_(folder: Path, origin: str | None, out: Output) -> None:
     """The public parts: pin the receipt keys (`erxhub context add … --receipt-key ID=HEX`)."""
     from erxhub.keys import HubKeys
 
-    with _faults_are_usage():
+    with _needing_keys(folder):
         held = HubKeys.load(folder)
         if origin is None:
             _print(held, folder, out)
@@ -109,11 +107,11 @@ def receipt_pins(held: HubKeys, folder: Path) -> dict[str, str]:
 
 
 def _vkeys(held: HubKeys, folder: Path, origin: str) -> list[dict[str, Any]]:
-    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.cli.local_errors import Failed
     from erxhub.proof.notes import ED25519, NoteKey, valid_name
 
     if not valid_name(origin):
-        raise Failed(f"--origin {origin}: a name has no space and no +", USAGE)
+        raise Failed("CLI_ORIGIN", field="--origin", origin=origin)
     return [
         {
             "key": "log",

@@ -41,7 +41,7 @@ VERBS: Final = {
     "witness": ("erxhub.cli.witness:witness", "A witness of logs: cosigns their checkpoints while they only grow."),
     "proof": ("erxhub.cli.proof:proof", "Proofs, notes and maps of any log: check them line by line."),
     "conform": ("erxhub.cli.conform:conform", "Test a product or a hub against the published interface."),
-    "errors": ("erxhub.cli.errors:errors", "Every refusal the hub can give, explained."),
+    "errors": ("erxhub.cli.errors:errors", "Every refusal and every error of this command, explained."),
     "doctor": ("erxhub.cli.doctor:doctor", "Look for what is wrong on this machine."),
     "context": ("erxhub.cli.contexts:context", "Which hub to speak to, and as whom."),
 }

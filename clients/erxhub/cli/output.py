@@ -10,6 +10,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("table", "json", "jsonl")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_ERROR_LINES: Final = (
+    ("text_en", ""),
+    ("text_zh", ""),
+    ("field", "field: "),
+    ("rule_ids", "rules: "),
+    ("needs", "needs: "),
+    ("legal_actions", "possible now: "),
+    ("details", "details: "),
+    ("request_id", "request id: "),
+)
 
 
 class Output:
@@ -84,6 +95,26 @@ class Output:
         for line in lines:
             padded = [text + " " * (width - _width(text)) for text, width in zip(line[:-1], widths, strict=True)]
             click.echo("  ".join([*padded, *line[-1:]]).rstrip())
+
+
+def say_error(data: Mapping[str, Any], origin: str, *, as_json: bool) -> None:
+    """A failure on stderr: both languages and what to do, or one JSON object. `origin` is where the code is from."""
+    if as_json:
+        click.echo(json.dumps({"error": data}, ensure_ascii=False), err=True)
+        return
+    click.echo(f"{data['code']} ({origin})", err=True)
+    for name, label in _ERROR_LINES:
+        value = data.get(name)
+        if value:
+            click.echo(f"  {label}{', '.join(value) if isinstance(value, list) else value}", err=True)
+
+
+def asks_for_json(words: Sequence[str]) -> bool:
+    """Whether a command line has `-o json` or `-o jsonl`, in any of the ways to write it, be it right or wrong."""
+    json_formats = FORMATS[1:]
+    if any(f"{option}{word}" in words for option in ("-o", "--output=") for word in json_formats):
+        return True
+    return any(option in ("-o", "--output") and word in json_formats for option, word in pairwise(words))
 
 
 def output_option(function: _Function) -> _Function:

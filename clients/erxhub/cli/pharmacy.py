@@ -14,6 +14,7 @@ import click
 
 from erxhub.cli.arguments import LotArgument, LotType, SaleArgument, SaleType
 from erxhub.cli.commands import group
+from erxhub.cli.local_errors import Failed, failing_as
 from erxhub.cli.replies import show, show_rows, signed_request_id_option, watch, watch_options
 from erxhub.cli.session import request_id_option, with_client
 
@@ -124,7 +125,8 @@ async def download(
     from erxhub.cli.statements import prepare_folder, write_download
 
     if bool(authorization) + bool(qr) + bool(token) != 1:
-        raise click.UsageError("name exactly one of --authorization, --qr and --token")
+        options = "--authorization, --qr, --token"
+        raise Failed("CLI_OPTION_ONE_OF", field=options, options=options)
     prepare_folder(folder or Path())
     if qr:
         token = (await client.resolve_qr(rx_qr=qr)).rx_token
@@ -169,7 +171,7 @@ async def review(
 
     if opinion is None:
         if decision != "pass":
-            raise click.UsageError(f"{decision} needs --opinion")
+            raise Failed("CLI_OPTION_NEEDS", field="--opinion", options=decision, other="--opinion")
         opinion = "审核通过"
     kept = _kept(folder, rx_no)
     reply = await client.review(
@@ -264,15 +266,13 @@ async def settle(
     seal_key = ctx.signing_key(ctx.id)
     if self_paid:
         if path is not None:
-            raise click.UsageError("a self-payment takes up no quote")
+            raise Failed("CLI_OPTION_ALONE", field="--quote", options="--quote", other="--self-paid")
         lines = sale_lines(typed, _kept_for(typed, folder, rx_no))
-        try:
+        with failing_as("CLI_LINES_INVALID", ValueError, field="--line"):
             reply = await client.record_self_payment(rx_no=rx_no, lines=lines, seal_key=seal_key, request_id=request_id)
-        except ValueError as error:
-            raise click.UsageError(f"the sold lines: {error}") from error
     else:
         if path is None or typed:
-            raise click.UsageError("name --quote with the quote's file, or --self-paid with its lines")
+            raise Failed("CLI_OPTION_ONE_OF", field="--quote", options="--quote, --self-paid + --line")
         quote_id, amounts = read_quote(path)
         reply = await client.settle(
             rx_no=rx_no,
@@ -377,7 +377,7 @@ async def dispense(
     from erxhub.cli.statements import dispensed_lots, read_lots
 
     if bool(typed) == (path is not None):
-        raise click.UsageError("name the lots: --lot for each, or --lots FILE")
+        raise Failed("CLI_OPTION_ONE_OF", field="--lot", options="--lot, --lots")
     lots = (
         read_lots(path)
         if path is not None

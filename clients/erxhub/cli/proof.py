@@ -49,7 +49,7 @@ def vkey(origin: str, public: str) -> None:
 
     `erxhub keys list` shows a hub's log key.
     """
-    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.cli.local_errors import Failed
     from erxhub.proof.merkle import ProofInvalid
     from erxhub.proof.notes import ED25519, NoteKey, read_vkey
 
@@ -57,9 +57,9 @@ def vkey(origin: str, public: str) -> None:
         made = NoteKey(origin, ED25519, bytes.fromhex(public)).vkey
         click.echo(read_vkey(made).vkey)
     except ProofInvalid as error:
-        raise Failed(str(error), USAGE) from None
+        raise Failed("CLI_LOG_KEY", field="ORIGIN, PUBLIC", details=str(error)) from None
     except ValueError:
-        raise Failed("PUBLIC is 64 hexadecimal digits", USAGE) from None
+        raise Failed("CLI_VALUE_FORM", field="PUBLIC", value=public, form="HEX (64)") from None
 
 
 def _line(source: BinaryIO) -> bytes:

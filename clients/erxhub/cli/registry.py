@@ -145,13 +145,11 @@ async def add_key(client: AgencyClient, ctx: Context, out: Output, folder: Path,
 
     Only public parts are sent.
     """
-    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.cli.local_errors import failing_as
     from erxhub.crypto.ca import SigningIdentity, TrustDomainError
 
-    try:
+    with failing_as("CLI_SIGNING_FOLDER", TrustDomainError, field=str(folder), path=folder):
         held = SigningIdentity.load(folder)
-    except TrustDomainError as error:
-        raise Failed(str(error), USAGE) from None
     reply = await client.register_signing_key(
         subject_code=held.subject_code,
         institution_code=held.institution_code,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from erxhub.cli.commands import group
+from erxhub.cli.local_errors import Failed, unusable
 from erxhub.cli.replies import (
     limit_option,
     rows_of,
@@ -77,7 +78,7 @@ async def precheck(
     from erxhub.v1 import common_pb2
 
     if sample == (path is not None):
-        raise click.UsageError("name either --file or --sample")
+        raise Failed("CLI_OPTION_ONE_OF", field="--file, --sample", options="--file, --sample")
     now_ms = client.connection.environment.now_ms()
     if path is not None:
         prescription = read_message(path, common_pb2.Prescription)
@@ -144,7 +145,8 @@ async def upload(
     from erxhub.v1 import signed_pb2
 
     if (pdf is not None) + (ofd is not None) + sample_pdf != 1:
-        raise click.UsageError("name exactly one of --pdf, --ofd and --sample-pdf")
+        options = "--pdf, --ofd, --sample-pdf"
+        raise Failed("CLI_OPTION_ONE_OF", field=options, options=options)
     prescription = checked_prescription(path)
     people_file = _sample_pdf(rx_no) if sample_pdf else _read(pdf or ofd)
     document = signed_pb2.PrescriptionDocument(rx_no=rx_no, rx_trace_code=rx_trace_code, prescription=prescription)
@@ -241,18 +243,18 @@ def _read(path: Path | None) -> bytes:
     try:
         return path.read_bytes() if path else b""
     except OSError as error:
-        raise click.UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise unusable(error, path) from None
 
 
 def _sample(encounter_id: str, person_no: str, now_ms: int, lines: int) -> common_pb2.Prescription:
     from erxhub import seed
 
     if not encounter_id or not person_no:
-        raise click.UsageError("--sample needs --encounter and --person")
+        raise Failed("CLI_OPTION_NEEDS", field="--sample", options="--sample", other="--encounter, --person")
     try:
         return seed.sample_prescription(seed.SeedWorld, encounter_id, person_no, now_ms, lines)
     except KeyError:
-        raise click.UsageError(f"{person_no} is nobody of the fictional world: write a --file for him") from None
+        raise Failed("CLI_PERSON_NOT_SEEDED", field="--person", person_no=person_no) from None
 
 
 def _sample_pdf(rx_no: str) -> bytes:

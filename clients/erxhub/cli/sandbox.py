@@ -9,7 +9,8 @@ import click
 
 from erxhub.cli.arguments import InstantType
 from erxhub.cli.commands import group
-from erxhub.cli.exits import NEGATIVE, OK, USAGE, Failed
+from erxhub.cli.exits import NEGATIVE, OK
+from erxhub.cli.local_errors import unusable
 from erxhub.cli.namespaces import namespace_option, with_sandbox
 from erxhub.cli.output import NewFile, Output
 from erxhub.cli.session import context_option, run
@@ -302,7 +303,7 @@ def _write_page(file: Path, page: str) -> None:
     try:
         file.write_text(page, encoding="utf-8")
     except OSError as error:
-        raise Failed(f"{file}: {error.strerror}", USAGE) from None
+        raise unusable(error, file) from None
 
 
 def _upper(word: str) -> str:

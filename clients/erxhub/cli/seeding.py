@@ -44,19 +44,17 @@ async def seed(client: AgencyClient, ctx: Context, out: Output, pki: Path, suite
     The agency is that of area 330100. Doing it again changes nothing. The contexts hospital, hospital2, pharmacy,
     pharmacy2, channel and auditor are written beside the agency's.
     """
-    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.cli.local_errors import Failed, failing_as
     from erxhub.crypto.ca import TrustDomain, TrustDomainError
     from erxhub.ports import SystemClock
     from erxhub.seed import register_world
     from erxhub.seed.world import AREA
 
     if ctx.id != AREA:
-        raise Failed(f"context {ctx.name} is agency/{ctx.id}; the seeded world lies in {AREA}", USAGE)
-    try:
+        raise Failed("CLI_SEED_AREA", field="--context", name=ctx.name, agency=ctx.id, area=AREA)
+    with failing_as("CLI_TRUST_DOMAIN", TrustDomainError, field="--pki", path=pki):
         trust = TrustDomain.open(pki)
         world = await register_world(client, trust, SystemClock().now_ms(), suite, directory=pki)
-    except TrustDomainError as error:
-        raise Failed(str(error), USAGE) from None
     contexts = save_contexts(None, world, ctx.target, ctx.receipt_keys, server_name=ctx.server_name)
     out.rows(caller_rows(contexts, world), title="Seeded identities")
 

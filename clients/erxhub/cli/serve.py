@@ -104,8 +104,8 @@ def serve(
     at the next handshake.
     """
     from erxhub import process
-    from erxhub.cli.exits import USAGE, Failed
     from erxhub.cli.hosting import configured, log_to_stderr
+    from erxhub.cli.local_errors import Failed, failing_as
     from erxhub.config import Config
     from erxhub.crypto.certs import holds_certificates
     from erxhub.high_water import FILE_NAME
@@ -113,15 +113,12 @@ def serve(
     from erxhub.rpc.server import IdentityFiles
 
     log_to_stderr(log_level)
-    try:
+    with failing_as("CLI_HUB_KEYS", HubKeysError, field="--keys", path=keys_folder):
         keys = HubKeys.load(keys_folder)
+    with failing_as("CLI_SERVER_CERTIFICATE", ValueError, field="--cert, --key, --ca"):
         identity = IdentityFiles(cert, key, ca)
-    except HubKeysError as error:
-        raise Failed(str(error), USAGE) from None
-    except (OSError, ValueError) as error:
-        raise Failed(f"the server's certificate: {error}", USAGE) from None
     if not holds_certificates(ca.read_bytes()):
-        raise Failed(f"--ca {ca}: no certificate in PEM", USAGE)
+        raise Failed("CLI_FILE_NO_CERTIFICATE", field="--ca", path=ca)
     config = Config(trust_domain=trust_domain, hub_id=hub_id, origin=origin or f"{trust_domain}/ledger")
     if metrics is not None:
         _check_loopback(metrics)
@@ -167,7 +164,7 @@ async def _serve(
 
 
 def _witnesses(path: Path) -> Policy:
-    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.cli.local_errors import Failed, unusable
     from erxhub.proof.merkle import ProofInvalid
     from erxhub.proof.policy import read_policy
     from erxhub.witnessing import PolicyUnusable, check_policy
@@ -176,37 +173,36 @@ def _witnesses(path: Path) -> Policy:
         policy = read_policy(path.read_bytes())
         check_policy(policy)
     except OSError as error:
-        raise Failed(f"--witness-policy {path}: {error.strerror}", USAGE) from None
+        raise unusable(error, path, field="--witness-policy") from None
     except ProofInvalid as error:
-        raise Failed(f"--witness-policy {path}: {error.reason}: {error}", USAGE) from None
+        details = f"{error.reason}: {error}"
+        raise Failed("CLI_POLICY", field="--witness-policy", details=details, path=path) from None
     except PolicyUnusable as error:
-        raise Failed(f"--witness-policy {path}: {error}", USAGE) from None
+        raise Failed("CLI_POLICY", field="--witness-policy", details=str(error), path=path) from None
     return policy
 
 
 def _traced(endpoint: str, config: Config) -> Tracing:
-    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.cli.local_errors import Failed
     from erxhub.tracing import TracingMissing, otlp_tracing
 
     try:
         return otlp_tracing(endpoint, config.hub_id)
-    except TracingMissing as error:
-        raise Failed(f"--traces: {error}", USAGE) from None
+    except TracingMissing:
+        raise Failed("CLI_EXTRA_MISSING", field="--traces", extra="otel") from None
 
 
 def _check_loopback(address: str) -> None:
-    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.cli.local_errors import failing_as
     from erxhub.operating import loopback
 
-    try:
+    with failing_as("CLI_ADDRESS_NOT_LOOPBACK", ValueError, field="--metrics", address=address):
         loopback(address)
-    except ValueError as error:
-        raise Failed(f"--metrics {address}: {error}", USAGE) from None
 
 
 async def _operated(hub: Hub, meter: RpcMeter, config: Config, address: str, stack: AsyncExitStack) -> str:
     """Open the operator's port until the stack is closed; where it listens."""
-    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.cli.local_errors import Failed
     from erxhub.operating import Operations, OperatorPort
 
     port = OperatorPort(Operations(hub, meter, hub_id=config.hub_id))
@@ -214,6 +210,6 @@ async def _operated(hub: Hub, meter: RpcMeter, config: Config, address: str, sta
         bound = await port.start(address)
     except OSError as error:
         await hub.stop()
-        raise Failed(f"--metrics {address}: {error}", USAGE) from None
+        raise Failed("CLI_ADDRESS_TAKEN", field="--metrics", details=str(error), address=address) from None
     stack.push_async_callback(port.stop)
     return f"{address.rpartition(':')[0]}:{bound}"

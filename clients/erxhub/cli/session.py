@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
 from erxhub.cli.context import CONTEXT_VARIABLE, Context, Contexts
-from erxhub.cli.exits import OK, USAGE, Failed, exit_code_for
-from erxhub.cli.output import Output, output_option
+from erxhub.cli.exits import OK, exit_code_for
+from erxhub.cli.local_errors import Failed
+from erxhub.cli.output import Output, output_option, say_error
 
 if TYPE_CHECKING:
     from erxhub.client import ClientFailure, Connection, Environment, SandboxClient
@@ -139,7 +139,7 @@ async def environment_of(contexts: Contexts, context: Context) -> Environment | 
 
     operator = contexts.by_name.get(context.sandbox)
     if operator is None:
-        raise Failed(f"context {context.name} takes its time from context {context.sandbox}, which is gone", USAGE)
+        raise Failed("CLI_CONTEXT_SANDBOX_GONE", field="--context", name=context.name, sandbox=context.sandbox)
     async with connect(operator) as connection:
         namespace = await SandboxClient(connection).get_namespace(namespace=context.namespace)
     return SandboxEnvironment(namespace.now_ms, runs=namespace.clock_mode == sandbox_pb2.CLOCK_MODE_RUNNING)
@@ -208,23 +208,10 @@ def failure_data(failure: ClientFailure) -> dict[str, Any]:
 def say_failure(failure: ClientFailure, out: Output) -> None:
     """A failure on stderr: both languages and what to do, or one JSON object when the output is JSON."""
     data = failure_data(failure)
-    if out.format != "table":
-        out.say(json.dumps({"error": data}, ensure_ascii=False))
+    as_json = out.format != "table"
+    say_error(data, data.get("grpc_status", "receipt"), as_json=as_json)
+    if as_json:
         return
-    out.say(f"{data['code']} ({data.get('grpc_status', 'receipt')})")
-    for name, label in (
-        ("text_en", ""),
-        ("text_zh", ""),
-        ("field", "field: "),
-        ("rule_ids", "rules: "),
-        ("needs", "needs: "),
-        ("legal_actions", "possible now: "),
-        ("details", "details: "),
-        ("request_id", "request id: "),
-    ):
-        value = data.get(name)
-        if value:
-            out.say(f"  {label}{', '.join(value) if isinstance(value, list) else value}")
     for violation in data.get("violations", ()):
         if violation["field"] != data.get("field") or violation["message"] != data["text_en"]:
             out.say(f"  {violation['field']}: {violation['message']}")

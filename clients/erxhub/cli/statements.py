@@ -1,6 +1,6 @@
 """Documents and files of the business verbs: prescriptions from JSON, sold lines, lots, downloads, quotes.
 
-Owns how they are read, filled in and written. What is at fault in a file is a UsageError that names the file. It must
+Owns how they are read, filled in and written. What is at fault in a file is a local error that names the file. It must
 never sign (the client library does), ask the time, or judge a content that is well-formed; the hub does.
 """
 
@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-import click
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
 from erxhub.cli.arguments import DiagnosisArgument, LotArgument, SaleArgument
+from erxhub.cli.local_errors import Failed, failing_as, unusable
 from erxhub.v1 import common_pb2, dispensing_pb2, signed_pb2
 
 DAY_MS: Final = 86_400_000
@@ -40,9 +40,9 @@ def read_json(path: str) -> Any:
         data = sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
         return json.loads(data.decode())
     except OSError as error:
-        raise click.UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise unusable(error, path) from None
     except ValueError as error:
-        raise click.UsageError(f"{path} is not JSON in UTF-8: {error}") from error
+        raise Failed("CLI_FILE_NOT_JSON", field=path, details=str(error), path=path) from None
 
 
 def read_message(path: str, kind: type[Content]) -> Content:
@@ -54,11 +54,12 @@ def parse_message(content: Any, kind: type[Content], source: str) -> Content:
     """As `read_message`, of JSON that was read already."""
     message = kind()
     if not isinstance(content, dict):
-        raise click.UsageError(f"{source} holds no JSON object")
+        raise Failed("CLI_FILE_NOT_OBJECT", field=source, path=source)
     try:
         json_format.ParseDict(content, message)
     except json_format.ParseError as error:
-        raise click.UsageError(f"{source} is no {kind.DESCRIPTOR.name}: {error}") from error
+        name = kind.DESCRIPTOR.name
+        raise Failed("CLI_FILE_NOT_MESSAGE", field=source, details=str(error), path=source, kind=name) from None
     return message
 
 
@@ -74,7 +75,7 @@ def write_private(path: Path, data: bytes) -> None:
         path.touch(mode=0o600)
         path.write_bytes(data)
     except OSError as error:
-        raise click.ClickException(f"cannot write {path}: {error.strerror}") from error
+        raise Failed("CLI_FILE_UNWRITABLE", field=str(path), details=error.strerror or "", path=path) from None
 
 
 # --- the hospital's side ---
@@ -112,10 +113,7 @@ def checked_prescription(path: str) -> common_pb2.Prescription:
     needed = ("hospital_code", "hospital_rx_no", "encounter_id", "prescribed_at_ms", "valid_days", "valid_until_ms")
     missing = [field for field in needed if not getattr(prescription, field)]
     if missing:
-        raise click.UsageError(
-            f"{path} lacks {', '.join(missing)}, which the pre-check filled in: "
-            "name the file that `erxhub rx precheck --save` wrote"
-        )
+        raise Failed("CLI_PRECHECK_MISSING", field=path, path=path, fields=", ".join(missing))
     return prescription
 
 
@@ -142,11 +140,11 @@ class Download(NamedTuple):
     document: signed_pb2.PrescriptionDocument
 
     def line(self, line_no: int) -> common_pb2.RxLine:
-        """Raises UsageError for a line that the prescription does not have."""
+        """Raises Failed for a line that the prescription does not have."""
         for line in self.document.prescription.lines:
             if line.line_no == line_no:
                 return line
-        raise click.UsageError(f"the prescription has no line {line_no}")
+        raise Failed("CLI_LINE_UNKNOWN", field="LINE_NO", line=line_no)
 
 
 def prepare_folder(folder: Path) -> None:
@@ -157,7 +155,7 @@ def prepare_folder(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise click.UsageError(f"cannot write into {folder}: {error.strerror}") from error
+        raise unusable(error, folder) from None
 
 
 def write_download(folder: Path, reply: dispensing_pb2.DownloadPrescriptionResponse) -> list[Path]:
@@ -177,21 +175,23 @@ def write_download(folder: Path, reply: dispensing_pb2.DownloadPrescriptionRespo
 
 
 def read_download(folder: Path, rx_no: str) -> Download:
-    """Reads a folder back. Raises UsageError when it holds another prescription, or not the bytes that were signed."""
+    """Reads a folder back. Raises Failed when it holds another prescription, or not the bytes that were signed."""
     kept = read_json(str(folder / SIGNATURES_FILE))
     if not isinstance(kept, dict) or kept.get("rx_no") != rx_no:
-        raise click.UsageError(f"{folder} does not hold the download of {rx_no}")
+        raise Failed("CLI_DOWNLOAD_OTHER", field=str(folder), folder=folder, rx_no=rx_no)
     signed = parse_message(kept.get("prescription"), common_pb2.Signed, str(folder / SIGNATURES_FILE))
+    payload_file = folder / PAYLOAD_FILE
     try:
-        payload = (folder / PAYLOAD_FILE).read_bytes()
+        payload = payload_file.read_bytes()
     except OSError as error:
-        raise click.UsageError(f"cannot read {folder / PAYLOAD_FILE}: {error.strerror}") from error
+        raise unusable(error, payload_file) from None
     if payload != signed.payload:
-        raise click.UsageError(f"{folder / PAYLOAD_FILE} is not what was downloaded: download it again")
-    try:
-        document = signed_pb2.PrescriptionDocument.FromString(payload)
-    except DecodeError as error:
-        raise click.UsageError(f"{folder / PAYLOAD_FILE} is no prescription") from error
+        raise Failed("CLI_DOWNLOAD_ALTERED", field=str(payload_file), path=payload_file)
+    kind = signed_pb2.PrescriptionDocument
+    with failing_as(
+        "CLI_FILE_NOT_MESSAGE", DecodeError, field=str(payload_file), path=payload_file, kind=kind.DESCRIPTOR.name
+    ):
+        document = kind.FromString(payload)
     return Download(signed, document)
 
 
@@ -209,13 +209,11 @@ def sale_lines(arguments: Iterable[SaleArgument], download: Download | None) -> 
             for line in typed
         ]
     if download is None:
-        raise click.UsageError("name the sold lines: --line LINE_NO:DRUG=QTY@PRICE")
+        raise Failed("CLI_LINES_MISSING", field="--line")
     lines = download.document.prescription.lines
     unpriced = [str(line.line_no) for line in lines if not line.unit_price]
     if unpriced:
-        raise click.UsageError(
-            f"the prescription states no price for line {', '.join(unpriced)}: --line LINE_NO=QTY@PRICE"
-        )
+        raise Failed("CLI_PRICE_MISSING", field="--line", lines=", ".join(unpriced))
     return [
         signed_pb2.SaleLine(
             line_no=line.line_no, drug_code=line.drug_code, quantity=line.quantity, unit_price=line.unit_price
@@ -248,7 +246,7 @@ def dispensed_lots(
     ]
     strangers = (split | uncoded) - {lot.line_no for lot in lots}
     if strangers:
-        raise click.UsageError(f"no lot of line {min(strangers)} is given")
+        raise Failed("CLI_LOT_MISSING", field="--lot", line=min(strangers))
     return lots
 
 
@@ -256,7 +254,7 @@ def read_lots(path: str) -> list[signed_pb2.DispensedLot]:
     """A JSON array of DispensedLot in protobuf-JSON form, for what is too long to type."""
     content = read_json(path)
     if not isinstance(content, list):
-        raise click.UsageError(f"{path} holds no JSON array of lots")
+        raise Failed("CLI_FILE_NOT_LIST", field=path, path=path)
     return [parse_message(item, signed_pb2.DispensedLot, path) for item in content]
 
 
@@ -264,13 +262,13 @@ def read_quote(path: str) -> tuple[str, signed_pb2.ClaimAmounts]:
     """Number and amounts of a quote, from what `erxhub pharmacy quote -o json` printed."""
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("quote_id"), str):
-        raise click.UsageError(f"{path} is no quote: keep what `erxhub pharmacy quote -o json` prints")
+        raise Failed("CLI_QUOTE", field="--quote", path=path)
     return content["quote_id"], parse_message(content.get("amounts"), signed_pb2.ClaimAmounts, path)
 
 
 def _drug_code(download: Download | None, line_no: int) -> str:
     if download is None:
-        raise click.UsageError(f"line {line_no} needs its drug, LINE_NO:DRUG=…, or --from with the download's folder")
+        raise Failed("CLI_DRUG_MISSING", field="LINE_NO", line=line_no)
     return download.line(line_no).drug_code
 
 

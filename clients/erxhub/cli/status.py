@@ -43,21 +43,19 @@ def _asked(address: str) -> dict[str, Any]:
     import json
     from http.client import HTTPConnection, HTTPException
 
-    from erxhub.cli.exits import UNAVAILABLE, USAGE, Failed
+    from erxhub.cli.local_errors import Failed, failing_as
     from erxhub.operating import loopback
 
-    try:
+    with failing_as("CLI_ADDRESS_NOT_LOOPBACK", ValueError, field="--metrics", address=address):
         host, port = loopback(address)
-    except ValueError as error:
-        raise Failed(f"--metrics {address}: {error}", USAGE) from None
     connection = HTTPConnection(host, port, timeout=_TIMEOUT_S)
     try:
         connection.request("GET", "/status")
         reply = connection.getresponse()
         body = reply.read()
     except (OSError, HTTPException) as error:
-        hint = "is the hub running, and was it started with `erxhub serve --metrics HOST:PORT`?"
-        raise Failed(f"{address}: {error or type(error).__name__}; {hint}", UNAVAILABLE) from None
+        details = str(error) or type(error).__name__
+        raise Failed("CLI_OPERATOR_PORT_SILENT", field="--metrics", details=details, address=address) from None
     finally:
         connection.close()
     try:
@@ -65,5 +63,5 @@ def _asked(address: str) -> dict[str, Any]:
     except ValueError:
         told = None
     if reply.status != 200 or not isinstance(told, dict):
-        raise Failed(f"{address}: answered {reply.status}, and is no hub's operator port or has failed", UNAVAILABLE)
+        raise Failed("CLI_OPERATOR_PORT_FAILED", field="--metrics", address=address, status=reply.status)
     return told

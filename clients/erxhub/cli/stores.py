@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from erxhub.cli.exits import CONFLICT, UNAVAILABLE, USAGE, Failed
+from erxhub.cli.local_errors import Failed
 
 if TYPE_CHECKING:
     from erxhub.ledger.migrations import Engine
@@ -66,20 +66,21 @@ def failures_of(database: str) -> Iterator[None]:
 
     name = shown(database)
     if not is_postgres(database) and Path(database).is_dir():
-        raise Failed(f"{name} is a folder", USAGE)
+        raise Failed("CLI_FILE_IS_FOLDER", field=name, path=name)
     try:
         yield
     except ModuleNotFoundError as error:
         if error.name != "asyncpg":
             raise
-        raise Failed("PostgreSQL needs more than is installed: pip install 'erxhub[postgres]'", USAGE) from None
+        raise Failed("CLI_EXTRA_MISSING", field=name, extra="postgres") from None
     except FileNotFoundError as error:
-        raise Failed(f"{error.filename or name}: no such file, or no such folder", USAGE) from None
+        path = error.filename or name
+        raise Failed("CLI_FILE_ABSENT", field=path, path=path) from None
     except FileExistsError as error:
-        raise Failed(f"{error.filename}: exists already, and is never replaced", CONFLICT) from None
+        raise Failed("CLI_FILE_EXISTS", field=error.filename, path=error.filename) from None
     except StoreInUse as error:
-        raise Failed(f"{name}: {error}", CONFLICT) from None
+        raise Failed("CLI_DATABASE_IN_USE", field=name, details=str(error), name=name) from None
     except StoreFormatError as error:
-        raise Failed(f"{name}: {error}", USAGE) from None
+        raise Failed("CLI_DATABASE_FORMAT", field=name, details=str(error), name=name) from None
     except StoreUnavailable as error:
-        raise Failed(f"{name}: {error}", UNAVAILABLE) from None
+        raise Failed("CLI_DATABASE_UNAVAILABLE", field=name, details=str(error), name=name) from None

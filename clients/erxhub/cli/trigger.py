@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from erxhub.cli.commands import command
+from erxhub.cli.local_errors import Failed
 from erxhub.cli.namespaces import with_sandbox
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ async def trigger(client: SandboxClient, ctx: Context, out: Output, kind: str, r
 
     option, given, other = ("--rx", rx_no, id_) if kind in OF_PRESCRIPTION else ("--id", id_, rx_no)
     if not given or other:
-        raise click.UsageError(f"{kind} needs {option}, and only that")
+        raise Failed("CLI_TRIGGER_OF", field=option, kind=kind, option=option)
     number = sandbox_pb2.TriggerKind.Value(f"TRIGGER_KIND_{kind.replace('-', '_').upper()}")
     reply = await client.trigger(number, rx_no=rx_no, id=id_)
     out.object({"kind": kind, "now": iso_beijing(reply.now_ms), "events": list(reply.events)})

@@ -5,8 +5,8 @@ Must never: print the private key, or open a ledger.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,16 +39,12 @@ def _folder_option(function: _Function) -> _Function:
     )(function)
 
 
-@contextmanager
-def _faults_are_usage() -> Iterator[None]:
-    from erxhub.cli.exits import USAGE, Failed
+def _needing_witness(folder: Path) -> AbstractContextManager[None]:
+    from erxhub.cli.local_errors import failing_as
     from erxhub.witness.keyfiles import WitnessFilesError
     from erxhub.witness.records import RecordsBroken
 
-    try:
-        yield
-    except (WitnessFilesError, RecordsBroken) as error:
-        raise Failed(str(error), USAGE) from None
+    return failing_as("CLI_WITNESS", WitnessFilesError, RecordsBroken, field="--folder", path=folder)
 
 
 @witness.command("keygen", example="erxhub witness keygen example.org/witness-1 --folder witness-1")
@@ -60,9 +56,10 @@ def keygen(name: str, folder: Path, out: Output) -> None:
 
     The line that is printed is the public key: it goes into the policies of those who trust this witness.
     """
-    from erxhub.witness.keyfiles import make_witness
+    from erxhub.cli.local_errors import failing_as
+    from erxhub.witness.keyfiles import WitnessFilesError, make_witness
 
-    with _faults_are_usage():
+    with failing_as("CLI_WITNESS_NOT_MADE", WitnessFilesError, field="--folder", path=folder, name=name):
         made = make_witness(folder, name)
     out.object({"name": made.key.name, "vkey": made.key.vkey, "folder": str(folder)})
 
@@ -75,7 +72,7 @@ def show(folder: Path, out: Output) -> None:
     from erxhub.witness.keyfiles import RECORDS_FOLDER, load_witness
     from erxhub.witness.records import read_records
 
-    with _faults_are_usage():
+    with _needing_witness(folder):
         key = load_witness(folder).key
         recorded = read_records(folder / RECORDS_FOLDER, key)
     logs = [{"origin": origin, "size": one.size, "root": one.root.hex()} for origin, one in recorded.items()]
@@ -108,32 +105,30 @@ def serve(folder: Path, logs: tuple[str, ...], address: str, ready_file: Path | 
     It speaks plain HTTP; a checkpoint is public and signed. Put a proxy in front for TLS.
     """
     from erxhub import process
-    from erxhub.cli.exits import USAGE, Failed
     from erxhub.cli.hosting import log_to_stderr
+    from erxhub.cli.local_errors import Failed
 
     host, _, port = address.rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
-        raise Failed(f"--address {address}: write HOST:PORT", USAGE)
+        raise Failed("CLI_VALUE_FORM", field="--address", value=address, form="HOST:PORT")
     keys = [_log_key(vkey) for vkey in dict.fromkeys(logs)]
     log_to_stderr()
-    with _faults_are_usage():
+    with _needing_witness(folder):
         process.run(_serve(folder, keys, host.strip("[]"), int(port), ready_file))
 
 
 def _log_key(vkey: str) -> NoteKey:
-    from erxhub.cli.exits import USAGE, Failed
+    from erxhub.cli.local_errors import failing_as
     from erxhub.proof.merkle import ProofInvalid
     from erxhub.proof.notes import ED25519, read_vkey
 
-    try:
+    with failing_as("CLI_LOG_KEY", ProofInvalid, field="--log"):
         return read_vkey(vkey, (ED25519,))
-    except ProofInvalid as error:
-        raise Failed(f"--log {vkey}: {error}", USAGE) from None
 
 
 async def _serve(folder: Path, keys: list[NoteKey], host: str, port: int, ready_file: Path | None) -> None:
-    from erxhub.cli.exits import USAGE, Failed
     from erxhub.cli.hosting import stop_signal
+    from erxhub.cli.local_errors import Failed
     from erxhub.ports import SystemClock
     from erxhub.witness.keyfiles import RECORDS_FOLDER, load_witness
     from erxhub.witness.records import FileRecords
@@ -148,7 +143,8 @@ async def _serve(folder: Path, keys: list[NoteKey], host: str, port: int, ready_
         try:
             listening = await server.start(host, port)
         except OSError as error:
-            raise Failed(f"--address {host}:{port}: {error.strerror}", USAGE) from None
+            address, details = f"{host}:{port}", error.strerror or ""
+            raise Failed("CLI_ADDRESS_TAKEN", field="--address", details=details, address=address) from None
         _ready(f"http://{f'[{host}]' if ':' in host else host}:{listening}", cosigner.key, ready_file)
         await stopping.wait()
         await server.stop()

@@ -353,7 +353,7 @@ class Verifier:
         """The process starts when so many callers wait at once; None for never."""
         self._process_from_callers = process_from_callers
         self._queue: SimpleQueue[Asked | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._verifying: threading.Thread | None = None
         self._process: VerifyProcess | None = None
         self._process_wanted = process_from_callers is not None
         self._connecting: asyncio.Task[None] | None = None
@@ -392,10 +392,10 @@ class Verifier:
     # ---- the thread ----
 
     def _ask_thread(self, asked: Asked) -> None:
-        if self._thread is None:
+        if self._verifying is None:
             # A daemon: a process that ends without `close` does not wait for it.
-            self._thread = threading.Thread(target=self._work, name="erxhub-verify", daemon=True)
-            self._thread.start()
+            self._verifying = threading.Thread(target=self._work, name="erxhub-verify", daemon=True)
+            self._verifying.start()
         self._queue.put(asked)
 
     def _work(self) -> None:
@@ -448,8 +448,8 @@ class Verifier:
             while asked := self._queue.get_nowait():
                 asked.answer.cancel()
         self._queue.put(None)  # wakes the thread, which sees that it is over
-        if self._thread is not None:
-            self._thread.join()
+        if self._verifying is not None:
+            self._verifying.join()
         if self._connecting is not None:
             self._connecting.cancel()
         if self._process is not None:

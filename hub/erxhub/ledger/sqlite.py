@@ -1,8 +1,8 @@
 """The ledger in one SQLite file: the embedded store.
 
-Owns the file, its lock and every SQL statement about it. One connection writes and a few read-only ones read,
-each on its own thread; a call is one hop to such a thread, whatever the size of its batch. It must never
-write outside `append`, and never acknowledge what is not yet on disk (WAL, synchronous=FULL).
+Owns the file, its lock, its settings and its connections: one writes and a few read-only ones read, each on its own
+thread; a call is one hop to such a thread, whatever the size of its batch. It must never write but through the Writer,
+and never acknowledge what is not yet on disk (WAL, synchronous=FULL).
 """
 
 from __future__ import annotations
@@ -13,28 +13,25 @@ import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import aiosqlite
 
-from erxhub.ledger import sqlite_log
-from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH
+from erxhub.ledger import sqlite_log, sqlite_read
 from erxhub.ledger.log import Checkpoint, Cosignature, Proofs, ProofsWanted
 from erxhub.ledger.migrations import check_version, newest, run_sqlite, sqlite_version
+from erxhub.ledger.sqlite_read import INTEGER_MAX, bounded, in_snapshot
+from erxhub.ledger.sqlite_writer import Writer
 from erxhub.ledger.store import (
     AppendResult,
-    Erasure,
-    Head,
     ListingRow,
     Loaded,
     NameRow,
     PlacedRow,
-    Reply,
     StoredEntry,
     StoreInUse,
     StoreUnavailable,
@@ -42,7 +39,6 @@ from erxhub.ledger.store import (
     Write,
     check_limit,
     check_write,
-    requests_of,
 )
 from erxhub.proof.tiles import TilePlace
 
@@ -51,12 +47,10 @@ _T = TypeVar("_T")
 
 _APPLICATION_ID = 0x65727868  # as the schema sets it
 _BUSY_TIMEOUT_S = 5.0  # a copy or a shell may hold the file for a moment; longer is an operator's mistake
-_STATEMENTS_CACHED = 256  # more than this module has, so that each is parsed once
-_HEADS_CACHED = 50_000  # about 15 MB; a stream not in here costs two look-ups
+_STATEMENTS_CACHED = 256  # more than a connection is given, so that each is parsed once
 _WRITER_CACHE_KIB = 64 * 1024
 _PAGE_BYTES = 8192  # a prescription file is some 16 KiB: half the pages of SQLite's own size, and half the writes
 _CHECKPOINT_PAGES = 4000  # a WAL of 32 MiB: often enough for a quick start, rare enough to write a hot page once
-_INTEGER_MAX = 2**63 - 1  # SQLite's; a larger position or instant is beyond every row anyway
 
 # Of SQLite's primary result codes, those that say "not now" about the disk or the file. All others are bugs.
 _UNAVAILABLE = frozenset(
@@ -74,16 +68,6 @@ _UNAVAILABLE = frozenset(
         sqlite3.SQLITE_NOTADB,
     }
 )
-# Of the constraints, those that another Write can cause. A failed CHECK or NOT NULL is a bug.
-_CONFLICT = frozenset(
-    {
-        sqlite3.SQLITE_CONSTRAINT_UNIQUE,
-        sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY,
-        sqlite3.SQLITE_CONSTRAINT_ROWID,
-        sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY,
-        sqlite3.SQLITE_CONSTRAINT_TRIGGER,
-    }
-)
 
 # Cast, so that verification meets bytes and numbers also where somebody has put something else.
 _ENTRY_COLUMNS = (
@@ -91,19 +75,6 @@ _ENTRY_COLUMNS = (
     " CAST(e.leaf_hash AS BLOB), CAST(c.salt AS BLOB), CAST(c.payload AS BLOB), CAST(e.version AS INTEGER)"
 )
 _CONTENT_JOIN = "LEFT JOIN content c ON c.stream = e.stream AND c.version = e.version"
-_HEAD_COLUMNS = "SELECT s.no, s.kind, s.key, t.version, t.leaf_hash, t.body, t.due_at_ms"
-# Constants and not built where they are used: a new string costs as much as finding the row.
-_HEAD_BY_NAME = (
-    f"{_HEAD_COLUMNS} FROM name n JOIN stream s ON s.no = n.stream LEFT JOIN state t ON t.stream = s.no"
-    " WHERE n.space = ? AND n.key = ?"
-)
-_HEAD_BY_KEY = f"{_HEAD_COLUMNS} FROM stream s LEFT JOIN state t ON t.stream = s.no WHERE s.key = ?"
-_NEWEST_ENTRY = "SELECT version, leaf_hash FROM entry WHERE stream = ? ORDER BY version DESC LIMIT 1"
-_REPLY_BY_REQUEST = (
-    "SELECT r.caller, r.request_id, r.method, r.content_mac, r.body, s.key, r.version FROM reply r"
-    " LEFT JOIN stream s ON s.no = r.stream WHERE r.caller = ? AND r.request_id = ?"
-)
-_CATALOG_ROW = "SELECT body FROM catalog_row WHERE dataset = ? AND edition = ? AND code = ?"
 
 
 async def open_sqlite(path: str | os.PathLike[str], *, create: bool = True, readers: int = 3) -> SqliteStore:
@@ -220,7 +191,7 @@ class SqliteStore:
     def __init__(
         self,
         connection: aiosqlite.Connection,
-        writer: _Writer,
+        writer: Writer,
         readers: Sequence[aiosqlite.Connection],
         lock: int,
     ) -> None:
@@ -240,7 +211,7 @@ class SqliteStore:
         return await self._write_side(self._writer.load, wanted)
 
     async def read(self, wanted: Wanted) -> Loaded:
-        return await self._read_side(_load, wanted)
+        return await self._read_side(sqlite_read.load, wanted)
 
     async def append(self, batch: Sequence[Write]) -> AppendResult:
         writes = tuple(batch)
@@ -257,7 +228,7 @@ class SqliteStore:
             _fetch,
             f"{_ENTRY_COLUMNS} FROM stream s JOIN entry e ON e.stream = s.no {_CONTENT_JOIN}"
             " WHERE s.key = ? AND e.version > ? ORDER BY e.version LIMIT ?",
-            (stream_key, _bounded(after_version), _bounded(limit)),
+            (stream_key, bounded(after_version), bounded(limit)),
         )
         return [StoredEntry(*row) for row in rows]
 
@@ -267,7 +238,7 @@ class SqliteStore:
             _fetch,
             f"{_ENTRY_COLUMNS} FROM entry e JOIN stream s ON s.no = e.stream {_CONTENT_JOIN}"
             " WHERE e.position > ? ORDER BY e.position LIMIT ?",
-            (_bounded(after_position), _bounded(limit)),
+            (bounded(after_position), bounded(limit)),
         )
         return [StoredEntry(*row) for row in rows]
 
@@ -276,7 +247,7 @@ class SqliteStore:
     ) -> list[ListingRow]:
         check_limit(limit)
         if newest_first:
-            bound, side, order = after_position or _INTEGER_MAX, "<", "DESC"
+            bound, side, order = after_position or INTEGER_MAX, "<", "DESC"
         else:
             bound, side, order = after_position, ">", "ASC"
         rows = await self._read_side(
@@ -285,7 +256,7 @@ class SqliteStore:
             " JOIN entry e ON e.position = l.position JOIN stream s ON s.no = e.stream"
             f" WHERE l.space = ? AND l.key = ? AND l.position {side} ?"
             f" ORDER BY l.position {order} LIMIT ?",
-            (space, key, _bounded(bound), _bounded(limit)),
+            (space, key, bounded(bound), bounded(limit)),
         )
         return [ListingRow(*row) for row in rows]
 
@@ -296,7 +267,7 @@ class SqliteStore:
             "SELECT n.space, CAST(n.key AS BLOB), ifnull(s.kind, ''), ifnull(CAST(s.key AS BLOB), X'') FROM name n"
             f" LEFT JOIN stream s ON s.no = n.stream {'' if after is None else 'WHERE (n.space, n.key) > (?, ?)'}"
             " ORDER BY n.space, n.key LIMIT ?",
-            (*(after or ()), _bounded(limit)),
+            (*(after or ()), bounded(limit)),
         )
         return [NameRow(*row) for row in rows]
 
@@ -305,7 +276,7 @@ class SqliteStore:
             _fetch,
             "SELECT position, space, CAST(key AS BLOB), CAST(value AS BLOB) FROM listing"
             " WHERE position > ? AND position <= ? ORDER BY position, space, key",
-            (_bounded(after_position), _bounded(until_position)),
+            (bounded(after_position), bounded(until_position)),
         )
         return [PlacedRow(*row) for row in rows]
 
@@ -322,7 +293,7 @@ class SqliteStore:
         return await self._read_side(
             _fetch,
             "SELECT code, body FROM catalog_row WHERE dataset = ? AND edition = ? AND code > ? ORDER BY code LIMIT ?",
-            (dataset, edition, after_code, _bounded(limit)),
+            (dataset, edition, after_code, bounded(limit)),
         )
 
     async def due(self, now_ms: int, limit: int) -> list[bytes]:
@@ -331,7 +302,7 @@ class SqliteStore:
             _fetch,
             "SELECT s.key FROM state t JOIN stream s ON s.no = t.stream WHERE t.due_at_ms <= ?"
             " ORDER BY t.due_at_ms, t.stream LIMIT ?",
-            (_bounded(now_ms), _bounded(limit)),
+            (bounded(now_ms), bounded(limit)),
         )
         return [row[0] for row in rows]
 
@@ -402,328 +373,15 @@ class SqliteStore:
         self, function: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
     ) -> _T:
         self._check_open()
-        return await _on_thread(next(self._next_reader), _in_snapshot(function, *args, **kwargs))
+        return await _on_thread(next(self._next_reader), in_snapshot(function, *args, **kwargs))
 
     def _check_open(self) -> None:
         if self._closed:
             raise StoreUnavailable("the store is closed")
 
 
-_StreamHead: TypeAlias = tuple[int, int, bytes]
-"""Where the writer knows a stream to stand, which the next entry has to extend: number, version, leaf hash."""
-
-
-@dataclass(slots=True)
-class _Rows:
-    """The rows of some Writes, gathered so that each table takes one executemany.
-
-    With them, where these Writes leave the streams and the two counters.
-    """
-
-    last_stream: int
-    last_position: int
-    heads: dict[bytes, _StreamHead] = field(default_factory=dict)
-    positions: dict[tuple[bytes, int], int] = field(default_factory=dict)
-    streams: list[tuple[Any, ...]] = field(default_factory=list)
-    entries: list[tuple[Any, ...]] = field(default_factory=list)
-    contents: list[tuple[Any, ...]] = field(default_factory=list)
-    states: dict[int, tuple[Any, ...]] = field(default_factory=dict)  # by stream: only the newest is written
-    names: list[tuple[Any, ...]] = field(default_factory=list)
-    listings: list[tuple[Any, ...]] = field(default_factory=list)
-    blobs: list[tuple[Any, ...]] = field(default_factory=list)
-    catalog_rows: list[tuple[Any, ...]] = field(default_factory=list)
-    replies: list[tuple[Any, ...]] = field(default_factory=list)
-    erasures: list[tuple[int, Erasure]] = field(default_factory=list)  # with the stream's number
-
-
-class _Conflict(Exception):
-    """A Write does not fit what is in the ledger."""
-
-
-class _Writer:
-    """What happens on the writer's thread, and never on another.
-
-    All of it assumes, and the lock file grants, that nobody else writes: stream heads and the two counters are kept
-    here instead of being asked for every time.
-    """
-
-    def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
-        self._heads: dict[bytes, _StreamHead] = {}  # what was written last comes last
-        self._wal_keeps_erased = False
-        self._last_stream: int = connection.execute("SELECT ifnull(max(no), 0) FROM stream").fetchone()[0]
-        self._last_position: int = connection.execute("SELECT ifnull(max(position), 0) FROM entry").fetchone()[0]
-
-    def load(self, wanted: Wanted) -> Loaded:
-        self._roll_back()  # of an append whose own roll-back failed with the disk
-        return _in_snapshot(_load, wanted)(self._connection)  # one transaction is also half the price of many
-
-    def run(self, job: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """A transaction that touches neither streams nor entries."""
-        self._roll_back()  # as in load
-        try:
-            return job(self._connection, *args, **kwargs)
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._roll_back()
-            raise
-
-    def append(self, batch: Sequence[Write]) -> AppendResult:
-        """Tries the batch as one; only when something conflicts is it worth finding out what."""
-        self._roll_back()  # as in load
-        try:
-            try:
-                self._append_together(batch)
-                return AppendResult(frozenset(), self._last_position)
-            except _Conflict:
-                pass
-            except sqlite3.IntegrityError as error:
-                if error.sqlite_errorcode not in _CONFLICT:
-                    raise
-            self._roll_back()
-            conflicts = self._append_one_by_one(batch)
-            return AppendResult(conflicts, self._last_position)
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._roll_back()
-            raise
-
-    def _append_together(self, batch: Sequence[Write]) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-        rows = _Rows(self._last_stream, self._last_position)
-        for write in batch:
-            self._gather(rows, write, new_streams_are_new=True)
-        self._insert(rows)
-        self._commit(rows)
-
-    def _append_one_by_one(self, batch: Sequence[Write]) -> frozenset[int]:
-        execute = self._connection.execute
-        execute("BEGIN IMMEDIATE")
-        written = _Rows(self._last_stream, self._last_position)
-        conflicts: set[int] = set()
-        dropped: set[bytes] = set()
-        for index, write in enumerate(batch):
-            rows = _Rows(written.last_stream, written.last_position, dict(written.heads))
-            execute("SAVEPOINT one_write")
-            try:
-                if any(not dropped.isdisjoint(entry.header.causes) for entry in write.entries):
-                    raise _Conflict
-                self._gather(rows, write, new_streams_are_new=False)
-                self._insert(rows)
-                rows.erasures[:0] = written.erasures
-                written = rows
-            except (_Conflict, sqlite3.IntegrityError) as error:
-                if isinstance(error, sqlite3.IntegrityError) and error.sqlite_errorcode not in _CONFLICT:
-                    raise
-                execute("ROLLBACK TO one_write")
-                conflicts.add(index)
-                dropped.update(entry.leaf_hash for entry in write.entries)
-            execute("RELEASE one_write")
-        self._commit(written)
-        return frozenset(conflicts)
-
-    def _commit(self, rows: _Rows) -> None:
-        self._connection.execute("COMMIT")
-        self._last_stream = rows.last_stream
-        self._last_position = rows.last_position
-        cache = self._heads
-        for key, head in rows.heads.items():
-            cache.pop(key, None)
-            cache[key] = head
-        while len(cache) > _HEADS_CACHED:
-            del cache[next(iter(cache))]
-        if rows.erasures or self._wal_keeps_erased:
-            self._empty_wal()
-
-    def _empty_wal(self) -> None:
-        """Fold the WAL into the file and cut it to nothing: it holds what was erased. Tried again when a reader is in
-        the way, and when the disk is: the erasure itself is committed.
-        """
-        self._wal_keeps_erased = True
-        with suppress(sqlite3.Error):
-            self._wal_keeps_erased = bool(self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
-
-    def _roll_back(self) -> None:
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
-
-    def _gather(self, rows: _Rows, write: Write, *, new_streams_are_new: bool) -> None:
-        """Adds the rows of one Write. Raises _Conflict.
-
-        `new_streams_are_new` takes a first entry's word for it that its stream does not exist, which saves a
-        look-up; the unique key catches the lie.
-        """
-        heads, known = rows.heads, self._heads
-        for header, header_bytes, salt, payload, commitment, prev_leaf_hash, leaf_hash in write.entries:
-            key, version = header.stream_key, header.version
-            head = heads.get(key) or known.get(key)
-            if head is None and not (new_streams_are_new and version == 1):
-                head = self._find_head(key)
-            if head is not None:
-                no, newest, newest_leaf_hash = head
-                if version != newest + 1 or prev_leaf_hash != newest_leaf_hash:
-                    raise _Conflict
-            else:
-                if version != 1 or prev_leaf_hash != FIRST_PREV_LEAF_HASH:
-                    raise _Conflict
-                no = rows.last_stream = rows.last_stream + 1
-                rows.streams.append((no, header.stream_kind, key))
-            position = rows.last_position = rows.last_position + 1
-            heads[key] = (no, version, leaf_hash)
-            rows.positions[key, version] = position
-            rows.entries.append((position, no, version, header_bytes, commitment, leaf_hash))
-            rows.contents.append((no, version, salt, payload))
-        for key, version, leaf_hash, body, due_at_ms in write.states:
-            no = heads[key][0]
-            rows.states[no] = (no, version, leaf_hash, body, due_at_ms)
-        for space, name, key in write.names:
-            rows.names.append((space, name, self._stream_no(rows, key)))
-        for space, listed_under, key, version, value in write.listings:
-            listed = rows.positions.get((key, version))
-            if listed is None:
-                listed = self._find_position(key, version)
-            rows.listings.append((space, listed_under, listed, value))
-        for key, digest, data in write.blobs:
-            rows.blobs.append((self._stream_no(rows, key), digest, data))
-        rows.catalog_rows.extend(write.catalog_rows)
-        for caller, request_id, method, content_mac, body, of_key, of_version in write.replies:
-            of = None if of_key is None else self._stream_no(rows, of_key)
-            rows.replies.append((caller, request_id, method, content_mac, body, of, of_version))
-        rows.erasures.extend([(heads[erasure.stream_key][0], erasure) for erasure in write.erasures])
-
-    def _insert(self, rows: _Rows) -> None:
-        for statement, parameters in (
-            ("INSERT INTO stream VALUES (?, ?, ?)", rows.streams),
-            ("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)", rows.entries),
-            ("INSERT INTO content VALUES (?, ?, ?, ?)", rows.contents),
-            (
-                "INSERT INTO state VALUES (?, ?, ?, ?, ?) ON CONFLICT (stream) DO UPDATE SET"
-                " version = excluded.version, leaf_hash = excluded.leaf_hash, body = excluded.body,"
-                " due_at_ms = excluded.due_at_ms",
-                list(rows.states.values()),
-            ),
-            ("INSERT INTO name VALUES (?, ?, ?)", rows.names),
-            ("INSERT INTO listing VALUES (?, ?, ?, ?)", rows.listings),
-            ("INSERT INTO blob VALUES (?, ?, ?) ON CONFLICT DO NOTHING", rows.blobs),
-            (
-                "INSERT INTO catalog_row VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET body = excluded.body"
-                " WHERE body <> excluded.body",  # which a trigger refuses: an edition never changes
-                rows.catalog_rows,
-            ),
-            ("INSERT INTO reply VALUES (?, ?, ?, ?, ?, ?, ?)", rows.replies),
-        ):
-            if parameters:
-                self._connection.executemany(statement, parameters)
-        for no, erasure in rows.erasures:
-            self._erase(no, erasure)
-
-    def _erase(self, no: int, erasure: Erasure) -> None:
-        execute, before = self._connection.execute, (no, erasure.version)
-        execute("INSERT INTO erasure VALUES (?, ?)", before)
-        headers = execute("SELECT header FROM entry WHERE stream = ? AND version < ?", before).fetchall()
-        for place in requests_of(row[0] for row in headers):
-            # A reply is never changed: what is left of it takes its place.
-            found = execute(
-                "DELETE FROM reply WHERE caller = ? AND request_id = ? AND stream = ? AND version < ?"
-                " RETURNING caller, request_id, method, stream, version",
-                (*place, *before),
-            ).fetchall()
-            for caller, request_id, method, stream, version in found:
-                bare = (caller, request_id, method, b"", b"", stream, version)
-                execute("INSERT INTO reply VALUES (?, ?, ?, ?, ?, ?, ?)", bare)
-        execute("DELETE FROM content WHERE stream = ? AND version < ?", before)
-        execute("DELETE FROM blob WHERE stream = ?", (no,))
-        execute(
-            "DELETE FROM listing WHERE position IN (SELECT position FROM entry WHERE stream = ? AND version < ?)",
-            before,
-        )
-        for space, key in erasure.names:
-            execute("DELETE FROM name WHERE space = ? AND key = ? AND stream = ?", (space, key, no))
-
-    def _stream_no(self, rows: _Rows, key: bytes) -> int:
-        head = rows.heads.get(key) or self._heads.get(key) or self._find_head(key)
-        if head is None:
-            raise _Conflict
-        return head[0]
-
-    def _find_head(self, key: bytes) -> _StreamHead | None:
-        row = self._connection.execute(
-            "SELECT s.no, e.version, e.leaf_hash FROM stream s JOIN entry e ON e.stream = s.no"
-            " WHERE s.key = ? ORDER BY e.version DESC LIMIT 1",
-            (key,),
-        ).fetchone()
-        return None if row is None else (row[0], row[1], row[2])
-
-    def _find_position(self, key: bytes, version: int) -> int:
-        row = self._connection.execute(
-            "SELECT e.position FROM stream s JOIN entry e ON e.stream = s.no WHERE s.key = ? AND e.version = ?",
-            (key, _bounded(version)),
-        ).fetchone()
-        if row is None:
-            raise _Conflict
-        position: int = row[0]
-        return position
-
-
-def _load(connection: sqlite3.Connection, wanted: Wanted) -> Loaded:
-    """The look-ups of one round trip, on whichever connection."""
-    find = connection.cursor().execute  # one cursor for all: each is read out before the next
-    names: dict[tuple[str, bytes], bytes] = {}
-    heads: dict[bytes, Head] = {}
-    for name in wanted.names:
-        row = find(_HEAD_BY_NAME, name).fetchone()
-        if row is not None:
-            names[name] = row[2]
-            heads.update(_head(connection, row))
-    for key in wanted.streams:
-        if key not in heads:
-            row = find(_HEAD_BY_KEY, (key,)).fetchone()
-            if row is not None:
-                heads.update(_head(connection, row))
-    replies: dict[tuple[str, str], Reply] = {}
-    for request in wanted.replies:
-        row = find(_REPLY_BY_REQUEST, request).fetchone()
-        if row is not None:
-            replies[request] = Reply(*row)
-    catalog: dict[tuple[str, str, str], bytes] = {}
-    for code in wanted.catalog:
-        row = find(_CATALOG_ROW, code).fetchone()
-        if row is not None:
-            catalog[code] = row[0]
-    return Loaded(names, heads, replies, catalog)
-
-
-def _head(connection: sqlite3.Connection, row: tuple[Any, ...]) -> dict[bytes, Head]:
-    """One head, or none for a stream whose entries somebody has taken out."""
-    no, kind, key, version, leaf_hash, body, due_at_ms = row
-    if version is not None:
-        return {key: Head(kind, key, version, leaf_hash, body, due_at_ms)}
-    newest = connection.execute(_NEWEST_ENTRY, (no,)).fetchone()
-    return {} if newest is None else {key: Head(kind, key, newest[0], newest[1], b"", None)}
-
-
 def _fetch(connection: sqlite3.Connection, statement: str, parameters: Iterable[Any]) -> list[tuple[Any, ...]]:
     return connection.execute(statement, tuple(parameters)).fetchall()
-
-
-def _in_snapshot(
-    function: Callable[Concatenate[sqlite3.Connection, _P], _T], *args: _P.args, **kwargs: _P.kwargs
-) -> Callable[[sqlite3.Connection], _T]:
-    """Several statements of one read see one state of the ledger."""
-
-    def run(connection: sqlite3.Connection) -> _T:
-        connection.execute("BEGIN")
-        try:
-            return function(connection, *args, **kwargs)
-        finally:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-
-    return run
-
-
-def _bounded(number: int) -> int:
-    return max(-_INTEGER_MAX, min(number, _INTEGER_MAX))
 
 
 async def _connect(database: str, *, uri: bool) -> aiosqlite.Connection:
@@ -789,7 +447,7 @@ def _lock(path: str | os.PathLike[str], *, create: bool) -> tuple[int, Path]:
     return lock, file
 
 
-def _prepare_writer(connection: sqlite3.Connection, database: str) -> _Writer:
+def _prepare_writer(connection: sqlite3.Connection, database: str) -> Writer:
     version = sqlite_version(connection, _APPLICATION_ID)
     if version:
         check_version("sqlite", version, database)
@@ -803,7 +461,7 @@ def _prepare_writer(connection: sqlite3.Connection, database: str) -> _Writer:
     connection.execute("PRAGMA secure_delete = ON")  # what is erased, or replaced in a state, is overwritten
     if not version:
         run_sqlite(connection, version)  # a new file is made here; an old one by whoever decides it
-    return _Writer(connection)
+    return Writer(connection)
 
 
 def _prepare_reader(connection: sqlite3.Connection) -> None:

@@ -24,6 +24,7 @@ from erxhub.ledger.log import (
     Standing,
     Step,
 )
+from erxhub.ledger.sqlite_read import bounded
 from erxhub.proof.tiles import TilePlace
 
 _T = TypeVar("_T")
@@ -56,15 +57,14 @@ _HEAD: Final = (
     "SELECT CAST(e.version AS INTEGER), CAST(e.leaf_hash AS BLOB) FROM stream s JOIN entry e ON e.stream = s.no"
     " WHERE s.key = ? AND e.position <= ? ORDER BY e.version DESC LIMIT 1"
 )
-_INTEGER_MAX: Final = 2**63 - 1
 
 
 def checkpoint(connection: sqlite3.Connection, no: int | None = None, size: int | None = None) -> Checkpoint | None:
     """See `Store.checkpoint`."""
     if no is not None:
-        row = connection.execute(_BY_NO, (_bounded(no),)).fetchone()
+        row = connection.execute(_BY_NO, (bounded(no),)).fetchone()
     elif size is not None:
-        row = connection.execute(_BY_SIZE, (_bounded(size),)).fetchone()
+        row = connection.execute(_BY_SIZE, (bounded(size),)).fetchone()
     else:
         row = connection.execute(_NEWEST).fetchone()
     if row is None or size not in (None, row[1]):
@@ -75,7 +75,7 @@ def checkpoint(connection: sqlite3.Connection, no: int | None = None, size: int 
 
 def checkpoints(connection: sqlite3.Connection, after_no: int, limit: int) -> list[Checkpoint]:
     """See `Store.checkpoints`."""
-    return [_checkpoint(row, ()) for row in connection.execute(_AFTER, (_bounded(after_no), _bounded(limit)))]
+    return [_checkpoint(row, ()) for row in connection.execute(_AFTER, (bounded(after_no), bounded(limit)))]
 
 
 def _checkpoint(row: Sequence[Any], lines: tuple[Cosignature, ...]) -> Checkpoint:
@@ -88,7 +88,7 @@ def plan(connection: sqlite3.Connection, now_ms: int, leaves_max: int) -> Step |
     """The next step over what is committed, None when everything is in the log."""
     newest = checkpoint(connection)
     covered = newest.covered_position if newest else 0
-    rows = connection.execute(_LEAVES, (covered, _bounded(leaves_max))).fetchall()
+    rows = connection.execute(_LEAVES, (covered, bounded(leaves_max))).fetchall()
     if not rows:
         return None
     return _run(connection, log.next_step(newest, [PlacedLeaf(*row) for row in rows], now_ms))
@@ -151,7 +151,7 @@ def prove(connection: sqlite3.Connection, wanted: ProofsWanted) -> Proofs:
         raise LogEmpty("there is no checkpoint yet")
     standings = {}
     for key, version in wanted.entries:
-        row = connection.execute(_POSITION, (key, _bounded(version))).fetchone()
+        row = connection.execute(_POSITION, (key, bounded(version))).fetchone()
         if row is not None:
             before = connection.execute(_CHECKPOINTS_BEFORE, row).fetchone()
             standings[key, version] = Standing(row[0], before[0] if before else 0)
@@ -177,7 +177,7 @@ def consistency(connection: sqlite3.Connection, size1: int, size2: int) -> list[
 
 def tiles(connection: sqlite3.Connection, places: Collection[TilePlace]) -> dict[TilePlace, bytes]:
     """See `Store.tiles`."""
-    return _rows(connection, _TILE, [(place, tuple(map(_bounded, place))) for place in places])
+    return _rows(connection, _TILE, [(place, tuple(map(bounded, place))) for place in places])
 
 
 def pages(connection: sqlite3.Connection, paths: Collection[bytes]) -> dict[bytes, bytes]:
@@ -206,7 +206,7 @@ def _run(connection: sqlite3.Connection, steps: LogSteps[_T]) -> _T:
 
 
 def _check_no(connection: sqlite3.Connection, no: int) -> None:
-    if connection.execute("SELECT 1 FROM checkpoint WHERE no = ?", (_bounded(no),)).fetchone() is None:
+    if connection.execute("SELECT 1 FROM checkpoint WHERE no = ?", (bounded(no),)).fetchone() is None:
         connection.execute("ROLLBACK")
         raise LogEmpty(f"there is no checkpoint {no}")
 
@@ -215,7 +215,3 @@ def _check_size(connection: sqlite3.Connection, size: int) -> None:
     newest = checkpoint(connection)
     if newest is None or size > newest.size:
         raise LogEmpty(f"the log has no {size} leaves")
-
-
-def _bounded(number: int) -> int:
-    return max(-_INTEGER_MAX, min(number, _INTEGER_MAX))
