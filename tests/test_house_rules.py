@@ -1,13 +1,14 @@
 """Walks the syntax tree of hub/ and clients/ and says where a house rule is broken.
 
 The rules: time, ids and randomness come in through the ports; SQL lives in the ledger; the core is pure;
-statuses change in two files; layers know only the layers below them. Each rule has its own
-counter-examples at the end, so that a rule that has gone blind fails too.
+statuses change in two files; layers know only the layers below them; compiled modules do not wait while
+they handle an error. Each rule has its own counter-examples at the end, so that a rule that has gone blind fails too.
 """
 
 import ast
 import re
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -226,7 +227,47 @@ def layers(source: Source) -> Iterator[Finding]:
             yield Finding("layers", source.path, line, f"the hub imports {full}")
 
 
-RULES = (clock_and_chance, sql, pure_core, transitions, layers)
+# --- a compiled module waits for nothing while it handles an error ---------------------------------
+
+WAITS = (ast.Await, ast.Yield, ast.YieldFrom, ast.AsyncFor, ast.AsyncWith)
+COMPILED = ("compiled", "interpreted")
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+
+
+@cache
+def compiled_modules() -> frozenset[str]:
+    """The files that `make compiled` compiles, by pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    hook = project["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]
+    found, left_out = ({path for pattern in hook[name] for path in (ROOT / "hub").glob(pattern)} for name in COMPILED)
+    return frozenset(path.relative_to(ROOT).as_posix() for path in found - left_out)
+
+
+def waits_while_handling(source: Source) -> Iterator[Finding]:
+    """mypyc (2.4) leaves the error that is being handled with the thread, where every other task would meet it."""
+    if source.path not in compiled_modules():
+        return
+    rule = "a compiled module waits for nothing while it handles an error"
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.AsyncWith):  # its end is awaited while the error is handled
+            yield Finding(rule, source.path, node.lineno, "async with")
+        if isinstance(node, ast.Try | ast.TryStar):
+            for body in (*(handler.body for handler in node.handlers), node.finalbody):
+                yield from (Finding(rule, source.path, line, "await") for line in _waits(body))
+
+
+def _waits(body: Sequence[ast.AST]) -> Iterator[int]:
+    left = list(body)
+    while left:
+        node = left.pop()
+        if isinstance(node, FUNCTIONS):
+            continue
+        if isinstance(node, WAITS):
+            yield node.lineno
+        left += ast.iter_child_nodes(node)
+
+
+RULES = (clock_and_chance, sql, pure_core, transitions, layers, waits_while_handling)
 
 
 def findings(source: Source) -> list[Finding]:
@@ -278,6 +319,13 @@ BROKEN = [
     ("hub/erxhub/rpc/server.py", "import asyncio\nasync def f():\n    await asyncio.sleep(1)"),
     ("hub/erxhub/queries.py", "import asyncio\nt = asyncio.get_running_loop().time()"),
     ("hub/erxhub/queries.py", "def f(self):\n    return self._loop.time()"),
+    ("hub/erxhub/engine.py", "async def f():\n    try:\n        g()\n    except OSError:\n        await h()"),
+    (
+        "hub/erxhub/engine.py",
+        "async def f():\n    try:\n        g()\n    finally:\n        if h:\n            await h()",
+    ),
+    ("hub/erxhub/core/fold.py", "def f():\n    try:\n        g()\n    except OSError:\n        yield 1"),
+    ("hub/erxhub/rpc/calls.py", "async def f():\n    async with g():\n        h()"),
     ("clients/erxhub/client/calls.py", "import uuid"),
     ("hub/erxhub/engine.py", "import sqlite3"),
     ("clients/erxhub/cli/main.py", "import aiosqlite"),
@@ -304,6 +352,11 @@ KEPT = [
     ("hub/erxhub/ports.py", "import time, secrets\nt = time.time_ns()\nb = secrets.token_bytes(32)"),
     ("hub/erxhub/engine.py", "import asyncio\nt = asyncio.get_running_loop().time()"),
     ("hub/erxhub/engine.py", "def f(clock):\n    return clock.time()"),
+    (
+        "hub/erxhub/engine.py",
+        "async def f():\n    try:\n        await g()\n    except OSError:\n        h()\n    await h()",
+    ),
+    ("hub/erxhub/rpc/streams.py", "async def f():\n    try:\n        g()\n    finally:\n        await h()"),
     ("hub/erxhub/engine.py", "from datetime import UTC, datetime\nd = datetime.fromtimestamp(0, UTC)"),
     ("hub/erxhub/ledger/sqlite.py", "import aiosqlite\nq = 'SELECT 1'"),
     ("hub/erxhub/queries.py", "'''SELECT is a word of a docstring.'''\nq = 'Select a pharmacy'"),

@@ -335,11 +335,16 @@ class Engine:
         due = [key for key in found if key not in left_out][: self.config.sweep_streams_max]
         if not due and not self._accesses.has_overdue(now_ms) and self._can_write:
             return 0
+        swept = False
         try:
             await self._put(_Sweep(tuple(due)))
+            swept = True
         except HubStopped:
             raise
-        except Exception:  # noqa: BLE001 the lane logged it; each stream is tried alone to find the faulty one
+        except Exception:  # noqa: BLE001 the lane logged it
+            pass
+        if not swept:
+            # Each stream is tried alone to find the faulty one.
             await self._sweep_each(due, left_out)
         return len(due)
 
@@ -483,19 +488,21 @@ class Engine:
     async def _commit(self, jobs: Sequence[_Job], *, closing: bool = False) -> None:
         try:
             await self._process(jobs, closing=closing)
+            return
         except StoreUnavailable as error:
             _log.error("the store cannot be written: %s", error)
             self._accesses.forget()
             self._turn(can_write=False)
             _fail(jobs, HubStopped())
+            return
         except Exception as error:  # noqa: BLE001 a bug must end neither the lane nor the calls beside the faulty one
             self._accesses.forget()
-            if len(jobs) > 1:
-                for job in jobs:
-                    await self._commit([job])
+            if len(jobs) <= 1:
+                _log.exception("a command failed")
+                _fail(jobs, error)
                 return
-            _log.exception("a command failed")
-            _fail(jobs, error)
+        for job in jobs:
+            await self._commit([job])
 
     def _turn(self, *, can_write: bool) -> None:
         if self._can_write != can_write:
