@@ -128,7 +128,9 @@ def test_what_is_wrong_has_its_own_code_and_names_the_field(
     erxhub: Erxhub, tmp_path: Path, words: tuple[str, ...], code: str, field: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    told = erxhub(*(word.format(tmp_path / "empty") for word in words)).stderr.splitlines()
+    result = erxhub(*(word.format(tmp_path / "empty") for word in words))
+    assert result.exit_code == CATALOGUE[code].exit_code
+    told = result.stderr.splitlines()
     assert told[0] == f"{code} (local)"
     assert is_chinese(told[2])
     assert f"  field: {field.format(tmp_path / 'empty')}" in told

@@ -3,8 +3,9 @@
 A command: admission, the lane, the answer. A read: admission, the query, its access entry, the answer. Every refusal of
 an identified caller is recorded before it leaves; what only is counted is counted here.
 
-Owns the count of open calls. Must never hold an async generator, with which it could not be compiled: what streams is
-served in `rpc/streams.py`.
+Owns the count of open calls. This module can be compiled, and so must never hold an async generator (what streams is
+served in `rpc/streams.py`), nor await inside an `except`: compiled, the error would stay the one that is being handled,
+for every other task of the loop.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from erxhub.core.catalog import CatalogImport
 from erxhub.core.model import Caller, Command, Evidence, Refused, Target
 from erxhub.downloads import attach
 from erxhub.engine import Answer, Declined, Engine, HubBusy, HubStopped
-from erxhub.ledger.store import StoreUnavailable, Wanted
+from erxhub.ledger.store import Loaded, StoreUnavailable, Wanted
 from erxhub.ports import Pause
 from erxhub.queries import QUERIES
 from erxhub.queries.base import ReadContext
@@ -112,13 +113,14 @@ class Calls:
         async def call(request: Any, context: Context) -> bytes:
             self.opened()
             try:
-                return await serve(method, request, context)
-            except ENDS:
-                raise
-            except Exception:
-                _log.exception("%s failed", method.name)
+                try:
+                    return await serve(method, request, context)
+                except ENDS:
+                    raise
+                except Exception:  # noqa: BLE001 answered below
+                    _log.exception("%s failed", method.name)
                 await context.abort(grpc.StatusCode.INTERNAL, INTERNAL)
-                raise
+                raise AssertionError("abort always raises")
             finally:
                 self.closed()
 
@@ -160,9 +162,12 @@ class Calls:
     async def proven(self, method: Method, checked: Checked, context: Context) -> bytes:
         """A command that keeps the field rules: its signatures, and the decision."""
         call, request, statements, raw = checked
+        evidence: Evidence | None
         try:
             evidence = await self.proof.evidence(request, method.signed_fields, statements)
         except StoreUnavailable:
+            evidence = None
+        if evidence is None:
             await self.unavailable(context)
         content = content_of(raw, hashed(request, evidence))
         return await self.decide(call, request, request.request_id, evidence, content, len(raw), context)
@@ -185,12 +190,13 @@ class Calls:
             # An auditor's look is recorded even when it showed nothing: it was made for a case.
             if outcome.targets or case_reason:
                 await self.note(call, "", outcome.targets, case_reason)
+            told(call, "", "OK")
+            return reply
         except (StoreUnavailable, HubStopped):
-            await self.unavailable(context)
+            code = "HUB_UNAVAILABLE"
         except HubBusy:
-            await self.overloaded(context)
-        told(call, "", "OK")
-        return reply
+            code = "OVERLOADED"
+        return await self._count(Refused(code), context)
 
     # ---- the steps ----
 
@@ -202,9 +208,12 @@ class Calls:
         certificate = bytes(next(iter(context.auth_context().get("x509_pem_cert", ())), b""))
         caller = await self.caller(certificate, received_at_ms, context)
         call = Call(method, caller, certificate, received_at_ms)
+        has_room = True
         try:
             self.engine.check_room(size)
         except HubBusy:
+            has_room = False
+        if not has_room:
             await self.overloaded(context)
         if caller.kind not in method.callers:
             await self.refuse(call, Refused("ROLE_NOT_ALLOWED", detail={"caller": caller.kind}), "", context)
@@ -215,16 +224,18 @@ class Calls:
         try:
             return caller_of(certificate, self.config, at_ms)
         except PeerIdentityError as error:
-            await self._count(Refused("PEER_IDENTITY", detail={"reason": error.reason}), context)
+            reason = error.reason
+        return await self._count(Refused("PEER_IDENTITY", detail={"reason": reason}), context)
 
     async def parse(self, call: Call, raw: bytes, context: Context) -> Any:
         """The request in the bytes of a message."""
         request = call.method.request()
         try:
             request.ParseFromString(raw)
+            return request
         except DecodeError:
-            await self._count(Refused("INPUT_MALFORMED", detail={"reason": "the bytes are no such message"}), context)
-        return request
+            refused = Refused("INPUT_MALFORMED", detail={"reason": "the bytes are no such message"})
+        return await self._count(refused, context)
 
     async def check(self, call: Call, request: Any, request_id: str, context: Context) -> dict[str, Any]:
         """Field rules and the caller's clock; returns the signed contents of the request, read."""
@@ -256,9 +267,12 @@ class Calls:
     async def certificate(self, call: Call, context: Context) -> None:
         """CERT_REVOKED when the caller's certificate was revoked; the first in an hour is recorded."""
         name = ("revoked_certificate", call.caller.fingerprint)
+        loaded: Loaded | None
         try:
             loaded = await self.engine.store.read(Wanted(names=frozenset({name})))
         except StoreUnavailable:
+            loaded = None
+        if loaded is None:
             await self.unavailable(context)
         if name in loaded.names:
             if self.engine.counts_revoked(call.caller.fingerprint):
@@ -298,11 +312,12 @@ class Calls:
                 await self._wait(level, answer.body, call, context)
             if answer.attach_upload:
                 return await attach(self.engine.store, answer.body, answer.attach_upload, call.method.response)
+            return answer.body
         except HubBusy:
-            await self.overloaded(context)
+            code = "OVERLOADED"
         except (HubStopped, StoreUnavailable):
-            await self.unavailable(context)
-        return answer.body
+            code = "HUB_UNAVAILABLE"
+        return await self._count(Refused(code), context)
 
     async def _wait(self, level: int, reply: bytes, call: Call, context: Any) -> None:
         """Let the log come up to the level that the caller asked for, as far as there is time; tell how far it came."""
@@ -365,13 +380,16 @@ class Calls:
             refused,
             fingerprint=fingerprint,
         )
+        code = ""
         try:
             if await self.engine.note(note):
                 await self.pause(self.config.slowed_reply_ms)
         except HubBusy:
-            await self.overloaded(context)
+            code = "OVERLOADED"
         except HubStopped:
-            await self.unavailable(context)
+            code = "HUB_UNAVAILABLE"
+        if code:
+            await self._count(Refused(code), context)
         await self._abort(refused, context, violations)
 
     async def _count(self, refused: Refused, context: Context) -> NoReturn:
