@@ -103,11 +103,12 @@ async def test_a_skeleton_gets_to_its_first_green_case(
     work = tmp_path / "work"
     work.mkdir()
     driver = _built(folder, language, thoroughly=bool(pytestconfig.getoption("--campaign")))
-    # A driver that was just built may take long to start on a machine that is busy.
-    patient = {"case_ms": 120_000, "operation_ms": 60_000}
+    # A driver that was just built may take long on a busy machine, to start and for its first call over TLS.
+    patient = {"case_ms": 120_000, "operation_ms": 60_000, "call_timeout_ms": 60_000}
     settings = Settings(role=role, folder=work, driver=driver, patterns=("CONN-001", "INIT-001"), workers=1, **patient)
     result = await run_suite(suite, settings)
-    assert {one.key: one.verdict for one in result.results} == dict.fromkeys(("CONN-001", "INIT-001"), Verdict.PASS)
+    assert {one.key: one.failed_checks for one in result.results if one.verdict is not Verdict.PASS} == {}
+    assert {one.key for one in result.results} == {"CONN-001", "INIT-001"}
     ends_with_its_input(driver, role, tmp_path / "ending")
 
 
