@@ -78,12 +78,12 @@ test-compiled: compiled ## the suite on the compiled modules, but for the tests 
 	PYTHONPATH=$(SITE) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not interpreted"
 
 bench: venv ## measure; prints a table and writes build/bench.json (up to 20 minutes)
-	$(MEASURED) -m tests.bench
+	@$(MEASURED) -m tests.bench
 
 bench-large: venv ## the same with 1,000,000 prescriptions in the ledger, beside the rows of `bench` (20 minutes, 10 GB)
-	$(MEASURED) -m tests.bench --large
+	@$(MEASURED) -m tests.bench --large
 
-campaign: venv ## races and crashes with the large numbers, and every mutant against every stable case
+campaign: venv test-compiled ## races and crashes with the large numbers, every mutant, and the suite on the compiled hub
 	$(BIN)/python -m pytest --campaign -m campaign
 	$(BIN)/python -m tests.mutants --all
 
