@@ -7,7 +7,7 @@ STAMP := .venv/.installed
 SITE := build/compiled/site
 COMPILED := build/compiled/.built
 # What is measured is the compiled hub, where it can be built.
-MEASURED = if $(MAKE) --no-print-directory compiled; then export PYTHONPATH=$(SITE); \
+MEASURED = if $(MAKE) --no-print-directory compiled; then export PYTHONPATH="$(CURDIR)/$(SITE)"; \
 	else echo "make: no compiled hub; the interpreted one is measured" >&2; fi; $(BIN)/python
 
 .DEFAULT_GOAL := help
@@ -66,7 +66,7 @@ docs: venv ## regenerate the generated documents
 compiled: $(COMPILED) ## the hot modules compiled, in build/compiled (docs/decisions/0014; needs a C compiler)
 
 # Into a folder of its own and never beside the sources, where it would stand in for a .py file that was edited since.
-$(COMPILED): $(STAMP) $(shell find hub protos -name '*.py' -not -name '*_grpc.py')
+$(COMPILED): $(STAMP) $(shell find hub clients protos -type d -not -name __pycache__ -o -type f -not -name '*.pyc')
 	@rm -rf build/compiled; mkdir -p build/compiled
 	@echo "compiling the hub's hot modules: some two minutes" >&2
 	@HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/python -m hatchling build -t wheel -d build/compiled >build/compiled/log 2>&1 || \
@@ -75,7 +75,7 @@ $(COMPILED): $(STAMP) $(shell find hub protos -name '*.py' -not -name '*_grpc.py
 	@touch $@
 
 test-compiled: compiled ## the suite on the compiled modules, but for the tests that change the hub's code
-	PYTHONPATH=$(SITE) $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not interpreted"
+	PYTHONPATH="$(CURDIR)/$(SITE)" $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m "not interpreted"
 
 bench: venv ## measure; prints a table and writes build/bench.json (up to 20 minutes)
 	@$(MEASURED) -m tests.bench

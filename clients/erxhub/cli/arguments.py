@@ -118,6 +118,7 @@ class BusinessType(click.ParamType[str]):
     """A name of `BUSINESS_TYPES`, or five digits."""
 
     name = "BUSINESS"
+    zh = "业务类型的代码或名称"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)
@@ -132,6 +133,7 @@ class InstantType(click.ParamType[int]):
     """An ISO 8601 time, Beijing's where it names no offset; converts to milliseconds since 1970."""
 
     name = "TIME"
+    zh = "2026-03-01T08:00:00 这样的时刻"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
@@ -147,6 +149,7 @@ class DurationType(click.ParamType[int]):
     """A duration with its unit; converts to milliseconds."""
 
     name = "DURATION"
+    zh = "2h、90m、1d12h 或 300ms 这样的时长"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         from erxhub.client.fault_rules import duration_ms
@@ -163,6 +166,7 @@ class PositionType(click.ParamType[tuple[int, int]]):
     """Latitude and longitude in degrees, WGS-84; converts to millionths."""
 
     name = "LAT,LON"
+    zh = "纬度,经度，如 30.25,120.17"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
         if isinstance(value, tuple):

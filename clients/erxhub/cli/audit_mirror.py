@@ -171,7 +171,10 @@ async def _serve(stack: AsyncExitStack, mirror: Mirror, store: Store, keys: list
     host, _, port = settings.address.rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65_535:
         raise Failed("CLI_VALUE_FORM", field="--address", value=settings.address, form="HOST:PORT")
-    with failing_as("CLI_WITNESS", WitnessFilesError, RecordsBroken, ProofInvalid, field="--cosign", path=folder):
+    with (
+        failing_as("CLI_WITNESS", WitnessFilesError, ProofInvalid, field="--cosign", path=folder),
+        failing_as("CLI_WITNESS_RECORDS", RecordsBroken, field="--cosign", path=folder),
+    ):
         cosigner = load_witness(folder)
         records = FileRecords(folder / RECORDS_FOLDER, cosigner.key)
         stack.callback(records.close)

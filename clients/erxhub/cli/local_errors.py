@@ -54,10 +54,12 @@ CATALOGUE: Final[Mapping[str, LocalError]] = MappingProxyType(
         "CLI_OPTION_NEEDS": LocalError(USAGE, "{options} needs {other}.", "{options} 须与 {other} 一起给出。"),
         "CLI_OPTION_ONE_OF": LocalError(USAGE, "Name exactly one of {options}.", "须且只须给出其中一项：{options}。"),
         "CLI_OPTION_SOME_OF": LocalError(USAGE, "Name at least one of {options}.", "至少给出其中一项：{options}。"),
-        "CLI_VALUE_FORM": LocalError(USAGE, "'{value}' is not of the form {form}.", "“{value}”不合要求的写法 {form}。"),
+        "CLI_VALUE_FORM": LocalError(
+            USAGE, "'{value}' is not of the form {form}.", "“{value}”的写法不对：须写作 {form}。"
+        ),
         "CLI_ORIGIN": LocalError(
             USAGE,
-            "The origin '{origin}' is no name: it has no space and no +.",
+            "The origin '{origin}' is no name: a name is not empty and has no space and no +.",
             "来源名“{origin}”不可用：名称不得为空，不含空格和 +。",
         ),
         "CLI_SUBJECT": LocalError(USAGE, "'{value}' cannot be asked about.", "“{value}”不是可查询的对象。"),
@@ -156,7 +158,9 @@ CATALOGUE: Final[Mapping[str, LocalError]] = MappingProxyType(
             "of --keys.",
             "密钥与本账本不符；请将本账本某个中心的 hmac-*.key 文件复制到 --keys 所指的文件夹。",
         ),
-        "CLI_HUB_KEYS": LocalError(USAGE, "{path} holds no usable keys of a hub.", "{path} 中没有可用的中心密钥。"),
+        "CLI_HUB_KEYS": LocalError(
+            USAGE, "The keys of a hub in {path} cannot be used.", "{path} 中的中心密钥无法使用。"
+        ),
         "CLI_LOG_KEY": LocalError(USAGE, "The key of the log cannot be used.", "日志公钥不可用。"),
         "CLI_POLICY": LocalError(USAGE, "{path} is no usable policy of witnesses.", "见证策略 {path} 不可用。"),
         "CLI_CERTIFICATE_REFUSED": LocalError(
@@ -195,6 +199,9 @@ CATALOGUE: Final[Mapping[str, LocalError]] = MappingProxyType(
             USAGE,
             "{path} holds no usable witness; `erxhub witness keygen` makes one.",
             "{path} 中没有可用的见证人；可用 `erxhub witness keygen` 新建。",
+        ),
+        "CLI_WITNESS_RECORDS": LocalError(
+            USAGE, "The records of the witness in {path} cannot be used.", "{path} 中的见证记录无法使用。"
         ),
         "CLI_WITNESS_NOT_MADE": LocalError(
             USAGE,
@@ -488,4 +495,4 @@ def _rule(param: click.Parameter | None) -> str:
         return f"须为{'已存在的' if kind.exists else '可用的'}{place}"
     if kind in (click.INT, click.FLOAT):
         return "须为数值"
-    return f"须写作 {kind.name}" if kind is not None else "与要求不符"
+    return f"须写作 {getattr(kind, 'zh', kind.name)}" if kind is not None else "与要求不符"

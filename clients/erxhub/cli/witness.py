@@ -5,8 +5,8 @@ Must never: print the private key, or open a ledger.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -39,12 +39,17 @@ def _folder_option(function: _Function) -> _Function:
     )(function)
 
 
-def _needing_witness(folder: Path) -> AbstractContextManager[None]:
+@contextmanager
+def _needing_witness(folder: Path) -> Iterator[None]:
     from erxhub.cli.local_errors import failing_as
     from erxhub.witness.keyfiles import WitnessFilesError
     from erxhub.witness.records import RecordsBroken
 
-    return failing_as("CLI_WITNESS", WitnessFilesError, RecordsBroken, field="--folder", path=folder)
+    with (
+        failing_as("CLI_WITNESS", WitnessFilesError, field="--folder", path=folder),
+        failing_as("CLI_WITNESS_RECORDS", RecordsBroken, field="--folder", path=folder),
+    ):
+        yield
 
 
 @witness.command("keygen", example="erxhub witness keygen example.org/witness-1 --folder witness-1")

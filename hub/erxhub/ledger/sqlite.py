@@ -390,7 +390,7 @@ async def _connect(database: str, *, uri: bool) -> aiosqlite.Connection:
             database,
             uri=uri,
             timeout=_BUSY_TIMEOUT_S,
-            isolation_level=None,  # transactions are begun and ended by this module alone
+            isolation_level=None,  # transactions are begun and ended by statements
             cached_statements=_STATEMENTS_CACHED,
         )
     except sqlite3.Error as error:

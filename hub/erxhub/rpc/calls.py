@@ -4,8 +4,8 @@ A command: admission, the lane, the answer. A read: admission, the query, its ac
 an identified caller is recorded before it leaves; what only is counted is counted here.
 
 Owns the count of open calls. This module can be compiled, and so must never hold an async generator (what streams is
-served in `rpc/streams.py`), nor await inside an `except`: compiled, the error would stay the one that is being handled,
-for every other task of the loop.
+served in `rpc/streams.py`), nor await inside an `except` or a `finally`: compiled, the error would stay the one that is
+being handled, for every other task of the loop.
 """
 
 from __future__ import annotations
