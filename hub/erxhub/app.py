@@ -27,6 +27,7 @@ from erxhub.ports import Clock, Ids, Pause, SystemClock, SystemIds, system_pause
 from erxhub.proof.policy import Policy
 from erxhub.publishing import Publisher
 from erxhub.queries.base import ReadContext
+from erxhub.rpc.calls import Calls
 from erxhub.rpc.dispatch import Dispatcher
 from erxhub.rpc.methods import METHODS, STATEMENTS
 from erxhub.rpc.server import HubServer, IdentitySource, Layer
@@ -258,7 +259,7 @@ async def start_core(
         cosigned=witnessing.cosigned if witnessing is not None else None,
         evidence=water.evidence if water else tuple,
     )
-    dispatcher = Dispatcher(
+    calls = Calls(
         engine=engine,
         reads=reads,
         proof=SignatureProof(store, shared.verifier, authority, config.trust_domain),
@@ -267,6 +268,7 @@ async def start_core(
         pause=pause,
         waiting=Waiting(publisher.reached if publishes else publisher.covering, publisher.witnessed, store, pause),
     )
+    dispatcher = Dispatcher(calls)
     erasing = Erasing(engine, config)
     sweep = asyncio.create_task(_sweep(engine, erasing, config, pause), name="sweep") if sweeps else None
     publishing = asyncio.create_task(publisher.run(), name="publishing") if publishes else None

@@ -69,22 +69,7 @@ class NaiveStore:
 
     async def _insert(self, rows: Any) -> None:
         await self._connection.execute("BEGIN IMMEDIATE")
-        for statement, parameters in (
-            ("INSERT INTO stream VALUES (?, ?, ?)", rows.streams),
-            ("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)", rows.entries),
-            ("INSERT INTO content VALUES (?, ?, ?, ?)", rows.contents),
-            (
-                "INSERT INTO state VALUES (?, ?, ?, ?, ?) ON CONFLICT (stream) DO UPDATE SET"
-                " version = excluded.version, leaf_hash = excluded.leaf_hash, body = excluded.body,"
-                " due_at_ms = excluded.due_at_ms",
-                rows.states.values(),
-            ),
-            ("INSERT INTO name VALUES (?, ?, ?)", rows.names),
-            ("INSERT INTO listing VALUES (?, ?, ?, ?)", rows.listings),
-            ("INSERT INTO blob VALUES (?, ?, ?) ON CONFLICT DO NOTHING", rows.blobs),
-            ("INSERT INTO catalog_row VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", rows.catalog_rows),
-            ("INSERT INTO reply VALUES (?, ?, ?, ?, ?, ?, ?)", rows.replies),
-        ):
+        for statement, parameters in sqlite_writer.inserts(rows):
             for row in parameters:
                 await self._connection.execute(statement, row)
         await self._job(self._committed, rows)

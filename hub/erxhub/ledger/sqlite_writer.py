@@ -60,6 +60,30 @@ class _Rows:
     erasures: list[tuple[int, Erasure]] = field(default_factory=list)  # with the stream's number
 
 
+def inserts(rows: _Rows) -> tuple[tuple[str, Sequence[tuple[Any, ...]]], ...]:
+    """The statements that write the rows, each with the parameters of its own; erasures are not among them."""
+    return (
+        ("INSERT INTO stream VALUES (?, ?, ?)", rows.streams),
+        ("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)", rows.entries),
+        ("INSERT INTO content VALUES (?, ?, ?, ?)", rows.contents),
+        (
+            "INSERT INTO state VALUES (?, ?, ?, ?, ?) ON CONFLICT (stream) DO UPDATE SET"
+            " version = excluded.version, leaf_hash = excluded.leaf_hash, body = excluded.body,"
+            " due_at_ms = excluded.due_at_ms",
+            list(rows.states.values()),
+        ),
+        ("INSERT INTO name VALUES (?, ?, ?)", rows.names),
+        ("INSERT INTO listing VALUES (?, ?, ?, ?)", rows.listings),
+        ("INSERT INTO blob VALUES (?, ?, ?) ON CONFLICT DO NOTHING", rows.blobs),
+        (
+            "INSERT INTO catalog_row VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET body = excluded.body"
+            " WHERE body <> excluded.body",  # which a trigger refuses: an edition never changes
+            rows.catalog_rows,
+        ),
+        ("INSERT INTO reply VALUES (?, ?, ?, ?, ?, ?, ?)", rows.replies),
+    )
+
+
 class _Conflict(Exception):
     """A Write does not fit what is in the ledger."""
 
@@ -217,26 +241,7 @@ class Writer:
         rows.erasures.extend([(heads[erasure.stream_key][0], erasure) for erasure in write.erasures])
 
     def _insert(self, rows: _Rows) -> None:
-        for statement, parameters in (
-            ("INSERT INTO stream VALUES (?, ?, ?)", rows.streams),
-            ("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)", rows.entries),
-            ("INSERT INTO content VALUES (?, ?, ?, ?)", rows.contents),
-            (
-                "INSERT INTO state VALUES (?, ?, ?, ?, ?) ON CONFLICT (stream) DO UPDATE SET"
-                " version = excluded.version, leaf_hash = excluded.leaf_hash, body = excluded.body,"
-                " due_at_ms = excluded.due_at_ms",
-                list(rows.states.values()),
-            ),
-            ("INSERT INTO name VALUES (?, ?, ?)", rows.names),
-            ("INSERT INTO listing VALUES (?, ?, ?, ?)", rows.listings),
-            ("INSERT INTO blob VALUES (?, ?, ?) ON CONFLICT DO NOTHING", rows.blobs),
-            (
-                "INSERT INTO catalog_row VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET body = excluded.body"
-                " WHERE body <> excluded.body",  # which a trigger refuses: an edition never changes
-                rows.catalog_rows,
-            ),
-            ("INSERT INTO reply VALUES (?, ?, ?, ?, ?, ?, ?)", rows.replies),
-        ):
+        for statement, parameters in inserts(rows):
             if parameters:
                 self._connection.executemany(statement, parameters)
         for no, erasure in rows.erasures:

@@ -10,37 +10,19 @@ from typing import Any, Protocol
 
 import grpc
 
-from erxhub.admission import FieldRules, SignatureProof
-from erxhub.config import Config
 from erxhub.core.decide import HANDLERS
-from erxhub.engine import Engine
-from erxhub.ports import Pause
 from erxhub.queries import QUERIES, STREAMS
-from erxhub.queries.base import ReadContext
 from erxhub.rpc.calls import Calls
 from erxhub.rpc.methods import COMMAND, Method
 from erxhub.rpc.streams import BULK, Streams
-from erxhub.rpc.waiting import Waiting
 
 
 class Dispatcher:
     """Serves the methods of one hub."""
 
-    def __init__(
-        self,
-        *,
-        engine: Engine,
-        reads: ReadContext,
-        proof: SignatureProof,
-        rules: FieldRules,
-        config: Config,
-        pause: Pause,
-        waiting: Waiting,
-    ) -> None:
-        self._calls = Calls(
-            engine=engine, reads=reads, proof=proof, rules=rules, config=config, pause=pause, waiting=waiting
-        )
-        self._streams = Streams(self._calls)
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self._streams = Streams(calls)
 
     def handler(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
         """The gRPC handler of a method; bytes go in and out unread, so that unreadable ones get an answer too.
