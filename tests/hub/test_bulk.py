@@ -16,7 +16,7 @@ from erxhub.config import Config
 from erxhub.ledger.entry import EntryKind, Header
 from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.store import StoreUnavailable
-from erxhub.rpc.bulk import items_of
+from erxhub.rpc.bulk_wire import items_of
 from erxhub.v1 import catalog_pb2, prescribing_pb2
 from tests.chain import Chain
 from tests.hub.test_lane import _Rounds as Rounds

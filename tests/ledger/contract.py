@@ -91,6 +91,48 @@ def reply_to(entry: Entry | None, caller: str = "H11010100001", request_id: str 
     )
 
 
+def rows_of_all_kinds(count: int) -> list[Write]:
+    """Writes that each have a row of every kind, told apart by their number."""
+    writes = []
+    for number in range(count):
+        entry = next_entry(f"s{number}")
+        key, text = entry.header.stream_key, b"%d" % number
+        writes.append(
+            Write(
+                entries=(entry,),
+                states=(state_at(entry, text),),
+                names=(NewName("number", text, key),),
+                listings=(Listing("feed", b"all", key, 1, text),),
+                blobs=(Blob(key, sha256(text).digest(), text),),
+                catalog_rows=(CatalogRow("drugs", "1", f"{number:04}", text),),
+                replies=(reply_to(entry, request_id=f"request {number}"),),
+            )
+        )
+    return writes
+
+
+async def check_rows_of_all_kinds(store: Store, numbers: list[int], first_position: int) -> None:
+    """Of `rows_of_all_kinds`, those with these numbers are there, and nothing of the others."""
+    keys = {number: key_of(f"s{number}") for number in numbers}
+    places = [(place, number, b"%d" % number) for place, number in enumerate(numbers, first_position)]
+    log = await store.log(first_position - 1, 1_000)
+    assert log == [stored(place, next_entry(f"s{number}")) for place, number, _ in places]
+    rows = [ListingRow(place, keys[number], 1, text) for place, number, text in places]
+    assert await store.listing("feed", b"all", 0, 1_000) == rows
+    assert await store.catalog_page("drugs", "1", "", 1_000) == [(f"{number:04}", text) for _, number, text in places]
+    assert {row.key: row.stream_key for row in await store.names(None, 1_000)} == {
+        text: keys[number] for _, number, text in places
+    }
+    requests = {("H11010100001", f"request {number}"): number for number in numbers}
+    loaded = await store.read(Wanted(streams=frozenset(keys.values()), replies=frozenset(requests)))
+    assert {key: head.body for key, head in loaded.heads.items()} == {keys[n]: text for _, n, text in places}
+    assert {reply.stream_key: requests[request] for request, reply in loaded.replies.items()} == {
+        key: number for number, key in keys.items()
+    }
+    for number, key in keys.items():
+        assert await store.blob(key, sha256(b"%d" % number).digest()) == b"%d" % number
+
+
 async def append_all(store: Store, writes: Iterable[Write]) -> int:
     result = await store.append(list(writes))
     assert result.conflicts == frozenset()
@@ -428,6 +470,18 @@ class StoreContract:
         result = await store.append([Write(entries=(one,)), Write(entries=(two,))])
         assert (result.conflicts, result.last_position) == (frozenset({1}), 1)
         assert await store.log(0, 10) == [stored(1, one)]
+
+    @pytest.mark.parametrize("size", [1, 3, 4, 17, 64, 149])
+    async def test_batch_of_any_size_is_written_whole_and_in_order(self, store: Store, size: int) -> None:
+        assert (await store.append(rows_of_all_kinds(size))).conflicts == frozenset()
+        await check_rows_of_all_kinds(store, list(range(size)), first_position=1)
+
+    async def test_conflict_in_the_midst_of_a_large_batch_drops_its_own_write_only(self, store: Store) -> None:
+        await append_all(store, [Write(entries=(taken := next_entry("taken"),), replies=(reply_to(taken),))])
+        batch = rows_of_all_kinds(149)
+        batch[70] = batch[70]._replace(replies=(reply_to(batch[70].entries[0]),))
+        assert (await store.append(batch)).conflicts == {70}
+        await check_rows_of_all_kinds(store, [number for number in range(149) if number != 70], first_position=2)
 
     async def test_entry_that_builds_on_a_dropped_one_conflicts_too(self, store: Store) -> None:
         kept = next_entry("a", request_id="kept")

@@ -25,6 +25,7 @@ from erxhub.ledger.log import (
     Step,
 )
 from erxhub.ledger.sqlite_read import bounded
+from erxhub.ledger.sqlite_writer import put_rows
 from erxhub.proof.tiles import TilePlace
 
 _T = TypeVar("_T")
@@ -106,11 +107,13 @@ def write(connection: sqlite3.Connection, step: Step) -> bool:
         "INSERT INTO checkpoint VALUES (?, ?, ?, ?, ?, ?)",
         (made.no, made.size, made.root, made.map_root, made.covered_position, made.made_at_ms),
     )
-    connection.executemany(
+    put_rows(
+        connection,
         "INSERT INTO tile VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET hashes = excluded.hashes",
         [(*place, hashes) for place, hashes in step.tiles.items()],
     )
-    connection.executemany(
+    put_rows(
+        connection,
         "INSERT INTO page VALUES (?, ?) ON CONFLICT DO UPDATE SET data = excluded.data",
         sorted(step.pages.items()),
     )

@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH
@@ -21,6 +22,9 @@ _T = TypeVar("_T")
 
 _HEADS_CACHED: Final = 50_000
 """About 15 MB; a stream not in here costs two look-ups."""
+
+_ROWS_A_STATEMENT: Final = (64, 16, 4)
+"""How many rows an INSERT may have; the rest go one by one."""
 
 # Of the constraints, those that another Write can cause. A failed CHECK or NOT NULL is a bug.
 _CONFLICT: Final = frozenset(
@@ -61,7 +65,7 @@ class _Rows:
 
 
 def inserts(rows: _Rows) -> tuple[tuple[str, Sequence[tuple[Any, ...]]], ...]:
-    """The statements that write the rows, each with the parameters of its own; erasures are not among them."""
+    """The statements that write the rows, one row each, with what they write; erasures are not among them."""
     return (
         ("INSERT INTO stream VALUES (?, ?, ?)", rows.streams),
         ("INSERT INTO entry VALUES (?, ?, ?, ?, ?, ?)", rows.entries),
@@ -82,6 +86,25 @@ def inserts(rows: _Rows) -> tuple[tuple[str, Sequence[tuple[Any, ...]]], ...]:
         ),
         ("INSERT INTO reply VALUES (?, ?, ?, ?, ?, ?, ?)", rows.replies),
     )
+
+
+def put_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    """An INSERT of one row, for all rows, many to a statement: at each one the interpreter's lock changes hands."""
+    begin = 0
+    for many in _ROWS_A_STATEMENT:
+        while len(rows) - begin >= many:
+            group = rows[begin : begin + many]
+            connection.execute(_of_many(statement, many), [value for row in group for value in row])
+            begin += many
+    if begin < len(rows):
+        connection.executemany(statement, rows[begin:])
+
+
+@cache
+def _of_many(statement: str, rows: int) -> str:
+    """The statement with the values of so many rows."""
+    row = statement[statement.index("(") : statement.index(")") + 1]
+    return statement.replace(row, ", ".join([row] * rows), 1)
 
 
 class _Conflict(Exception):
@@ -242,8 +265,7 @@ class Writer:
 
     def _insert(self, rows: _Rows) -> None:
         for statement, parameters in inserts(rows):
-            if parameters:
-                self._connection.executemany(statement, parameters)
+            put_rows(self._connection, statement, parameters)
         for no, erasure in rows.erasures:
             self._erase(no, erasure)
 

@@ -1,7 +1,8 @@
 """Many unary calls over one bidirectional stream: each item is decided for itself, and the answers come in order.
 
-Owns the cutting of messages into items, how many are under way, and the order of the results. It never looks into an
-item and decides nothing about it: whoever serves the unary method does, for the items of a message together.
+Owns how many items are under way, and the order of the results; the bytes are cut and put together in `bulk_wire`. It
+never looks into an item and decides nothing about it: whoever serves the unary method does, for the items of a message
+together.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from itertools import count
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
 import grpc
-from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from erxhub.core.model import Refused
+from erxhub.rpc import bulk_wire
 from erxhub.rpc.waiting import REACHED_TRAILER
 from erxhub.v1 import common_pb2, prescribing_pb2
 
@@ -24,12 +25,6 @@ DETAILS_KEY: Final = "grpc-status-details-bin"
 
 ITEMS_MAX: Final = 64
 """Items of one message; the field rule says the same."""
-
-_ITEMS_FIELD: Final = prescribing_pb2.UploadPrescriptionsRequest.ITEMS_FIELD_NUMBER
-_TAG: Final = _ITEMS_FIELD << 3 | 2
-_RESULTS: Final = prescribing_pb2.UploadPrescriptionsResponse.RESULTS_FIELD_NUMBER
-_ACCEPTED: Final = prescribing_pb2.UploadResult.ACCEPTED_FIELD_NUMBER
-_REFUSED: Final = prescribing_pb2.UploadResult.REFUSED_FIELD_NUMBER
 
 
 class ItemRefused(grpc.aio.AbortError):
@@ -195,7 +190,7 @@ class Bulk:
     async def _read(self, requests: AsyncIterator[bytes]) -> None:
         try:
             async for raw in requests:
-                items = items_of(raw)
+                items = bulk_wire.items_of(raw)
                 if items is None or not 0 < len(items) <= ITEMS_MAX:
                     detail = {"items_max": str(ITEMS_MAX)}
                     self._groups.put(Refused("INPUT_MALFORMED", field="items", detail=detail))
@@ -236,66 +231,10 @@ class Bulk:
 def _result(number: int, raw: bytes, outcome: ItemOutcome) -> bytes:
     """The result of one item, as a field of the response."""
     if isinstance(outcome, ItemRefused):
-        told = _delimited(_REFUSED, _refusal(outcome).SerializeToString())
-    elif isinstance(outcome, Waited):
-        reached = prescribing_pb2.UploadResult(reached=outcome.reached)
-        told = _delimited(_ACCEPTED, outcome.reply) + reached.SerializeToString()
-    else:
-        # Put in as it is: the reply is the unary call's, byte for byte.
-        told = _delimited(_ACCEPTED, outcome)
-    head = prescribing_pb2.UploadResult(item=number, request_id=_request_id(raw)).SerializeToString()
-    return _delimited(_RESULTS, head + told)
-
-
-def _delimited(number: int, data: bytes) -> bytes:
-    """A field with a length."""
-    size, head = len(data), bytes([number << 3 | 2])
-    while size >= 0x80:
-        head += bytes([size & 0x7F | 0x80])
-        size >>= 7
-    return head + bytes([size]) + data
-
-
-def items_of(raw: bytes) -> list[bytes] | None:
-    """The items of a message as the bytes that were sent; None when they cannot be read."""
-    items: list[bytes] = []
-    position = 0
-    while position < len(raw):
-        if raw[position] != _TAG:
-            return None
-        size = shift = 0
-        while True:
-            position += 1
-            if position >= len(raw) or shift > 28:
-                return None
-            size |= (raw[position] & 0x7F) << shift
-            shift += 7
-            if raw[position] < 0x80:
-                break
-        end = position + 1 + size
-        if end > len(raw):
-            return None
-        items.append(raw[position + 1 : end])
-        position = end
-    return items
-
-
-def _request_id(raw: bytes) -> str:
-    """The request id, which a client writes first; "" when it does not, or cannot be read."""
-    # Field 1 with a length of one byte: an id has at most 64 characters.
-    if len(raw) < 2 or raw[0] != 0x0A or raw[1] >= 0x80:
-        return _parsed_request_id(raw)
-    try:
-        return raw[2 : 2 + raw[1]].decode()
-    except UnicodeDecodeError:
-        return ""
-
-
-def _parsed_request_id(raw: bytes) -> str:
-    try:
-        return prescribing_pb2.UploadPrescriptionRequest.FromString(raw).request_id
-    except DecodeError:
-        return ""
+        return bulk_wire.refused(number, raw, _refusal(outcome).SerializeToString())
+    if isinstance(outcome, Waited):
+        return bulk_wire.accepted(number, raw, outcome.reply, outcome.reached)
+    return bulk_wire.accepted(number, raw, outcome)
 
 
 def _refusal(refused: ItemRefused) -> prescribing_pb2.UploadRefusal:

@@ -51,6 +51,7 @@ class Items:
         async def serve(items: Sequence[bytes], context: ItemContext) -> list[ItemOutcome]:
             call = self._entered(method, context)
             begun: list[_Queued | asyncio.Task[bytes | Waited]] = []
+            outcomes: list[ItemOutcome] = []
             try:
                 for raw in items:
                     checked: Checked | None = None
@@ -67,11 +68,25 @@ class Items:
                     else:
                         begun.append(asyncio.create_task(_of_one(single, raw, context)))
                 for place, one in enumerate(begun):
-                    if isinstance(one, _Queued) and not await _is_plain(one):
+                    if not isinstance(one, _Queued):
+                        continue
+                    # Whoever is asked for the same answer next says what went wrong with it.
+                    with suppress(Exception):
+                        await one.answer
+                    if not _is_plain(one):
                         begun[place] = asyncio.create_task(_of_one(answered, one, context))
-                return [await _outcome(one) for one in begun]
+                for one in begun:
+                    if isinstance(one, _Queued):
+                        outcomes.append(_accepted(one))
+                        continue
+                    try:
+                        outcomes.append(await one)
+                    except ItemRefused as refused:
+                        outcomes.append(refused)
+                return outcomes
             finally:
-                await _left(begun)
+                if len(outcomes) < len(items):
+                    _give_up(begun)
 
         return serve
 
@@ -116,14 +131,11 @@ class Items:
         return await self._calls.answered(call, request, request.request_id, answer, context)
 
 
-async def _is_plain(queued: _Queued) -> bool:
-    """Waits for the answer; whether it is an acceptance that leaves as it is and at once."""
-    try:
-        answer = await queued.answer
-    except asyncio.CancelledError:
-        raise
-    except Exception:  # noqa: BLE001 whoever is asked next for the same answer says what it was
+def _is_plain(queued: _Queued) -> bool:
+    """Whether the answer that was waited for is an acceptance that leaves as it is and at once."""
+    if queued.answer.cancelled() or queued.answer.exception() is not None:
         return False
+    answer = queued.answer.result()
     waits = wanted_level(queued.request) > common_pb2.WAIT_FOR_DURABLE
     return isinstance(answer, Replied) and not (answer.slowed or answer.attach_upload or waits)
 
@@ -135,23 +147,26 @@ async def _of_one(way: Callable[[Any, Any], Awaitable[bytes]], given: Any, conte
     return Waited(reply, own.reached) if own.reached else reply
 
 
-async def _outcome(one: _Queued | asyncio.Task[bytes | Waited]) -> ItemOutcome:
-    if isinstance(one, _Queued):
-        answer = one.answer.result()
-        assert isinstance(answer, Replied)
-        told(one.call, one.request.request_id, "OK")
-        return answer.body
-    try:
-        return await one
-    except ItemRefused as refused:
-        return refused
+def _accepted(queued: _Queued) -> bytes:
+    answer = queued.answer.result()
+    assert isinstance(answer, Replied)
+    told(queued.call, queued.request.request_id, "OK")
+    return answer.body
 
 
-async def _left(begun: Sequence[_Queued | asyncio.Task[bytes | Waited]]) -> None:
-    """Nobody waits any more: what is not answered is given up, and its errors are nobody's. Queued commands stay so."""
-    waiting = [one.answer if isinstance(one, _Queued) else one for one in begun]
-    for one in waiting:
-        one.cancel()
-    tasks = [one for one in waiting if not one.done() or (not one.cancelled() and one.exception())]
-    if tasks:
-        await asyncio.gather(*tasks, return_exceptions=True)
+def _give_up(begun: Sequence[_Queued | asyncio.Task[bytes | Waited]]) -> None:
+    """Nobody waits any more. Queued commands stay so; an item with a task of its own is cancelled, and its end is
+    nobody's: the stream's own end waits until no call is open.
+    """
+    for one in begun:
+        if isinstance(one, _Queued):
+            one.answer.cancel()
+        else:
+            one.cancel()
+            one.add_done_callback(_forget)
+
+
+def _forget(task: asyncio.Task[bytes | Waited]) -> None:
+    """Look at what ended a task, so that it is not reported as forgotten."""
+    if not task.cancelled():
+        task.exception()
