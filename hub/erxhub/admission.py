@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
@@ -20,6 +21,7 @@ from google.protobuf.message import DecodeError, Message
 from erxhub.config import Config
 from erxhub.core.model import Caller, CertifiedKey, CertifiedPeer, Evidence, SignatureFact
 from erxhub.crypto.certs import (
+    CERTIFICATES_KEPT,
     PeerIdentity,
     PeerIdentityError,
     SigningCertificateError,
@@ -57,13 +59,21 @@ def caller_of(certificate_pem: bytes, config: Config, at_ms: int) -> Caller:
     Raises PeerIdentityError when it names no identity of the trust domain in a URI, and with the reason EXPIRED or
     NOT_YET_VALID when it is not valid then.
     """
-    identity = peer_identity(certificate_pem, config.trust_domain)
-    if at_ms > identity.not_after_ms:
+    caller, not_before_ms, not_after_ms = _named(certificate_pem, config.trust_domain, config.national_agencies)
+    if at_ms > not_after_ms:
         raise PeerIdentityError("EXPIRED", "the certificate has expired")
-    if at_ms < identity.not_before_ms:
+    if at_ms < not_before_ms:
         raise PeerIdentityError("NOT_YET_VALID", "the certificate is not valid yet")
-    national = identity.role == "agency" and identity.id in (config.national_agencies or (identity.id,))
-    return Caller(identity.role, identity.id, _area_of(identity), identity.fingerprint, national)
+    return caller
+
+
+@lru_cache(maxsize=CERTIFICATES_KEPT)
+def _named(certificate_pem: bytes, trust_domain: str, national_agencies: tuple[str, ...]) -> tuple[Caller, int, int]:
+    """Whom the certificate names, and from when to when."""
+    identity = peer_identity(certificate_pem, trust_domain)
+    national = identity.role == "agency" and identity.id in (national_agencies or (identity.id,))
+    caller = Caller(identity.role, identity.id, _area_of(identity), identity.fingerprint, national)
+    return caller, identity.not_before_ms, identity.not_after_ms
 
 
 def _area_of(identity: PeerIdentity) -> str:

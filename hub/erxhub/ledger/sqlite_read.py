@@ -6,7 +6,8 @@ Functions over a connection, the writer's or a reader's; it owns none. It must n
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import cache
 from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 from erxhub.ledger.store import Head, Loaded, Reply, Wanted
@@ -17,11 +18,14 @@ _T = TypeVar("_T")
 INTEGER_MAX: Final = 2**63 - 1
 """SQLite's largest; a larger position or instant is beyond every row anyway."""
 
+_TOGETHER: Final = 16
+"""How many look-ups go into one statement: around each statement the interpreter's lock changes hands."""
+
 _HEAD_COLUMNS: Final = "SELECT s.no, s.kind, s.key, t.version, t.leaf_hash, t.body, t.due_at_ms"
 # Constants and not built where they are used: a new string costs as much as finding the row.
 HEAD_BY_NAME: Final = (
-    f"{_HEAD_COLUMNS} FROM name n JOIN stream s ON s.no = n.stream LEFT JOIN state t ON t.stream = s.no"
-    " WHERE n.space = ? AND n.key = ?"
+    f"{_HEAD_COLUMNS}, n.space, n.key FROM name n JOIN stream s ON s.no = n.stream"
+    " LEFT JOIN state t ON t.stream = s.no WHERE n.space = ? AND n.key = ?"
 )
 HEAD_BY_KEY: Final = f"{_HEAD_COLUMNS} FROM stream s LEFT JOIN state t ON t.stream = s.no WHERE s.key = ?"
 NEWEST_ENTRY: Final = "SELECT version, leaf_hash FROM entry WHERE stream = ? ORDER BY version DESC LIMIT 1"
@@ -29,40 +33,54 @@ REPLY_BY_REQUEST: Final = (
     "SELECT r.caller, r.request_id, r.method, r.content_mac, r.body, s.key, r.version FROM reply r"
     " LEFT JOIN stream s ON s.no = r.stream WHERE r.caller = ? AND r.request_id = ?"
 )
-CATALOG_ROW: Final = "SELECT body FROM catalog_row WHERE dataset = ? AND edition = ? AND code = ?"
+CATALOG_ROW: Final = (
+    "SELECT body, dataset, edition, code FROM catalog_row WHERE dataset = ? AND edition = ? AND code = ?"
+)
 
 
 def load(connection: sqlite3.Connection, wanted: Wanted) -> Loaded:
     """The look-ups of one round trip, on whichever connection."""
-    find = connection.cursor().execute  # one cursor for all: each is read out before the next
     names: dict[tuple[str, bytes], bytes] = {}
     heads: dict[bytes, Head] = {}
-    for name in wanted.names:
-        row = find(HEAD_BY_NAME, name).fetchone()
-        if row is not None:
-            names[name] = row[2]
-            heads.update(_head(connection, row))
-    for key in wanted.streams:
-        if key not in heads:
-            row = find(HEAD_BY_KEY, (key,)).fetchone()
-            if row is not None:
-                heads.update(_head(connection, row))
+    for row in _found(connection, HEAD_BY_NAME, wanted.names):
+        names[row[7], row[8]] = row[2]
+        heads.update(_head(connection, row))
+    keys = [(key,) for key in wanted.streams if key not in heads]
+    for row in _found(connection, HEAD_BY_KEY, keys):
+        heads.update(_head(connection, row))
     replies: dict[tuple[str, str], Reply] = {}
-    for request in wanted.replies:
-        row = find(REPLY_BY_REQUEST, request).fetchone()
-        if row is not None:
-            replies[request] = Reply(*row)
+    for row in _found(connection, REPLY_BY_REQUEST, wanted.replies):
+        replies[row[0], row[1]] = Reply(*row)
     catalog: dict[tuple[str, str, str], bytes] = {}
-    for code in wanted.catalog:
-        row = find(CATALOG_ROW, code).fetchone()
-        if row is not None:
-            catalog[code] = row[0]
+    for row in _found(connection, CATALOG_ROW, wanted.catalog):
+        catalog[row[1], row[2], row[3]] = row[0]
     return Loaded(names, heads, replies, catalog)
+
+
+def _found(
+    connection: sqlite3.Connection, statement: str, wanted: Collection[tuple[Any, ...]]
+) -> list[tuple[Any, ...]]:
+    """The rows that a look-up finds for each of these."""
+    rows: list[tuple[Any, ...]] = []
+    execute, keys = connection.execute, list(wanted)
+    while len(keys) >= _TOGETHER:
+        together, keys = keys[:_TOGETHER], keys[_TOGETHER:]
+        rows += execute(_of_many(statement), [value for key in together for value in key]).fetchall()
+    for key in keys:
+        rows += execute(statement, key).fetchall()
+    return rows
+
+
+@cache
+def _of_many(statement: str) -> str:
+    """A look-up for many keys at a time."""
+    text, _, condition = statement.partition(" WHERE ")
+    return f"{text} WHERE " + " OR ".join([f"({condition})"] * _TOGETHER)
 
 
 def _head(connection: sqlite3.Connection, row: tuple[Any, ...]) -> dict[bytes, Head]:
     """One head, or none for a stream whose entries somebody has taken out."""
-    no, kind, key, version, leaf_hash, body, due_at_ms = row
+    no, kind, key, version, leaf_hash, body, due_at_ms = row[:7]
     if version is not None:
         return {key: Head(kind, key, version, leaf_hash, body, due_at_ms)}
     newest = connection.execute(NEWEST_ENTRY, (no,)).fetchone()
