@@ -91,7 +91,7 @@ class NaiveStore:
             return await cursor.fetchone()
 
     async def _head(self, heads: dict[bytes, Head], row: Any) -> None:
-        no, kind, key, version, leaf_hash, body, due_at_ms = row
+        no, kind, key, version, leaf_hash, body, due_at_ms = row[:7]
         if version is not None:
             heads[key] = Head(kind, key, version, leaf_hash, body, due_at_ms)
         elif newest := await self._one(sqlite_read.NEWEST_ENTRY, (no,)):
