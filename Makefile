@@ -66,7 +66,8 @@ docs: venv ## regenerate the generated documents
 compiled: $(COMPILED) ## the hot modules compiled, in build/compiled (docs/decisions/0014; needs a C compiler)
 
 # Into a folder of its own and never beside the sources, where it would stand in for a .py file that was edited since.
-$(COMPILED): $(STAMP) $(shell find hub clients protos -type d -not -name __pycache__ -o -type f -not -name '*.pyc')
+# (Not the three folders themselves: `protos` is also a word of this file, and would make this anew each time.)
+$(COMPILED): $(STAMP) $(shell find hub clients protos -mindepth 1 -type d -not -name __pycache__ -o -type f -not -name '*.pyc')
 	@rm -rf build/compiled; mkdir -p build/compiled
 	@echo "compiling the hub's hot modules: some two minutes" >&2
 	@HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/python -m hatchling build -t wheel -d build/compiled >build/compiled/log 2>&1 || \
