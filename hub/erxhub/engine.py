@@ -495,11 +495,11 @@ class Engine:
             self._turn(can_write=False)
             _fail(jobs, HubStopped())
             return
-        except Exception as error:  # noqa: BLE001 a bug must end neither the lane nor the calls beside the faulty one
+        except Exception as bug:  # noqa: BLE001 a bug must end neither the lane nor the calls beside the faulty one
             self._accesses.forget()
             if len(jobs) <= 1:
                 _log.exception("a command failed")
-                _fail(jobs, error)
+                _fail(jobs, bug)
                 return
         for job in jobs:
             await self._commit([job])
