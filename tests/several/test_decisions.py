@@ -154,6 +154,10 @@ class Sale:
         )
 
 
+WANTED = ("revoke RX_UNDO_STATE", "settle OK", "reverse OK", "dispense OK", "release OK")
+"""Answers without which the histories would not hold what they are for."""
+
+
 async def _one_sale(sale: Sale, chance: random.Random) -> None:
     await sale.upload()
     chains = [await sale.presented(code) for code in (PHARMACY, PHARMACY_B)]
@@ -183,15 +187,18 @@ async def test_whatever_three_hubs_are_asked_at_once_has_one_order(several: Seve
     chance = random.Random(5)
     recorder = Recorder()
     answers: Counter[str] = Counter()
-    for _ in range(rounds(10, 200)):
+    least = rounds(10, 200)
+    for number in range(5 * least):
+        # Which of several callers is first is not ours to say, so it goes on until each has been, within reason.
+        if number >= least and all(answers[wanted] for wanted in WANTED):
+            break
         sales = [Sale(several, chance, Historian(recorder)) for _ in range(3)]
         await asyncio.gather(*(_one_sale(sale, chance) for sale in sales))
         several[0].advance(60_001)
         for sale in sales:
             answers += sale.answers
     assert recorder.check() > 0
-    # The histories hold what they are for.
-    for wanted in ("revoke RX_UNDO_STATE", "settle OK", "reverse OK", "dispense OK", "release OK"):
+    for wanted in WANTED:
         assert answers[wanted], f"{wanted} never happened: {dict(answers)}"
     await stores_agree(list(several.stores))
     assert (await (await several[2].auditor()).verify_ledger()).verified
