@@ -114,13 +114,16 @@ class _Handlers(grpc.GenericRpcHandler):
 
 @asynccontextmanager
 async def running_hub(identity: Identity) -> AsyncIterator[FakeHub]:
-    """A FakeHub on a free port of localhost, with mutual TLS required."""
+    """A FakeHub on a free port, with mutual TLS required.
+
+    On one address: of `localhost` two are taken, and the port of the second may be another server's.
+    """
     hub = FakeHub()
     server = grpc.aio.server(handlers=[_Handlers(hub)])
     credentials = grpc.ssl_server_credentials(
         [(identity.key_pem, identity.cert_pem)], root_certificates=identity.ca_pem, require_client_auth=True
     )
-    hub.target = f"localhost:{server.add_secure_port('localhost:0', credentials)}"
+    hub.target = f"localhost:{server.add_secure_port('127.0.0.1:0', credentials)}"
     await server.start()
     try:
         yield hub

@@ -64,7 +64,7 @@ async def running(
     credentials = grpc.ssl_server_credentials(
         [(served.key_pem, served.cert_pem)], root_certificates=served.ca_pem, require_client_auth=True
     )
-    port = server.add_secure_port("localhost:0", credentials)
+    port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     try:
         async with SandboxClient.connect(

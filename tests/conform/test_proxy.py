@@ -88,7 +88,7 @@ async def proxied_upstream() -> AsyncIterator[tuple[Upstream, FaultProxy, RawCal
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((upstream,))
     credentials = grpc.ssl_server_credentials([(served.key_pem, served.cert_pem)], trust.ca_pem, True)
-    upstream.target = f"localhost:{server.add_secure_port('localhost:0', credentials)}"
+    upstream.target = f"localhost:{server.add_secure_port('127.0.0.1:0', credentials)}"
     await server.start()
     proxy = FaultProxy(upstream.target, server_name="localhost", environment=ENVIRONMENT)
     await proxy.start()
