@@ -124,7 +124,17 @@ async def check_rows_of_all_kinds(store: Store, numbers: list[int], first_positi
         text: keys[number] for _, number, text in places
     }
     requests = {("H11010100001", f"request {number}"): number for number in numbers}
-    loaded = await store.read(Wanted(streams=frozenset(keys.values()), replies=frozenset(requests)))
+    names = {("number", text): keys[number] for _, number, text in places}
+    catalog = {("drugs", "1", f"{number:04}"): text for _, number, text in places}
+    loaded = await store.read(
+        Wanted(
+            names=frozenset({*names, ("number", b"none")}),
+            streams=frozenset({*keys.values(), key_of("none")}),
+            replies=frozenset({*requests, ("H11010100001", "none")}),
+            catalog=frozenset({*catalog, ("drugs", "1", "none")}),
+        )
+    )
+    assert (loaded.names, loaded.catalog) == (names, catalog)
     assert {key: head.body for key, head in loaded.heads.items()} == {keys[n]: text for _, n, text in places}
     assert {reply.stream_key: requests[request] for request, reply in loaded.replies.items()} == {
         key: number for number, key in keys.items()

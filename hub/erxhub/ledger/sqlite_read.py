@@ -63,10 +63,11 @@ def _found(
     """The rows that a look-up finds for each of these."""
     rows: list[tuple[Any, ...]] = []
     execute, keys = connection.execute, list(wanted)
-    while len(keys) >= _TOGETHER:
-        together, keys = keys[:_TOGETHER], keys[_TOGETHER:]
+    alone_from = len(keys) - len(keys) % _TOGETHER
+    for begin in range(0, alone_from, _TOGETHER):
+        together = keys[begin : begin + _TOGETHER]
         rows += execute(_of_many(statement), [value for key in together for value in key]).fetchall()
-    for key in keys:
+    for key in keys[alone_from:]:
         rows += execute(statement, key).fetchall()
     return rows
 

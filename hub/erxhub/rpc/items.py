@@ -133,7 +133,7 @@ class Items:
 
 def _is_plain(queued: _Queued) -> bool:
     """Whether the answer that was waited for is an acceptance that leaves as it is and at once."""
-    if queued.answer.cancelled() or queued.answer.exception() is not None:
+    if queued.answer.exception() is not None:
         return False
     answer = queued.answer.result()
     waits = wanted_level(queued.request) > common_pb2.WAIT_FOR_DURABLE
@@ -155,8 +155,8 @@ def _accepted(queued: _Queued) -> bytes:
 
 
 def _give_up(begun: Sequence[_Queued | asyncio.Task[bytes | Waited]]) -> None:
-    """Nobody waits any more. Queued commands stay so; an item with a task of its own is cancelled, and its end is
-    nobody's: the stream's own end waits until no call is open.
+    """Nobody waits any more. Queued commands stay so; an item with a task of its own is cancelled, and what it ends
+    with is nobody's. (A hub that stops waits for such tasks too: each is a call that is open until it ends.)
     """
     for one in begun:
         if isinstance(one, _Queued):
