@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -167,7 +167,7 @@ class SignatureProof:
         """
         payloads, signatures = _collected(request, signed_fields)
         if not payloads:
-            return self._certified(request, request.DESCRIPTOR.fields_by_name) or _proven(request, {}, {}, {})
+            return self._unsigned(request)
         keys = await self._registered({key_id for _, key_id, _, _ in signatures})
         verdicts = await self._verifier.verify_all(_checks(signatures, keys))
         return _proven(request, payloads, _facts(payloads, signatures, keys, verdicts), statements)
@@ -175,26 +175,27 @@ class SignatureProof:
     def evidence_now(
         self, request: Any, signed_fields: Sequence[str], statements: Mapping[str, Any]
     ) -> Evidence | None:
-        """The same of a request with signed contents; None when a key of it has to be looked up, or a signature is
-        verified off the loop.
-        """
+        """The same at once; None when a key has to be looked up, or a signature is verified off the loop."""
         payloads, signatures = _collected(request, signed_fields)
+        if not payloads:
+            return self._unsigned(request)
         keys = self._keys
         for _, key_id, _, _ in signatures:
             if key_id not in keys:
                 return None
-        verdicts = self._verifier.verify_now(_checks(signatures, keys)) if payloads else None
+        verdicts = self._verifier.verify_now(_checks(signatures, keys))
         if verdicts is None:
             return None
         return _proven(request, payloads, _facts(payloads, signatures, keys, verdicts), statements)
 
-    def _certified(self, request: Any, fields: Container[str]) -> Evidence | None:
-        """What the certificate in a request without signed contents says; None for a request that has none."""
+    def _unsigned(self, request: Any) -> Evidence:
+        """What the certificate in a request without signed contents says, where it has one."""
+        fields = request.DESCRIPTOR.fields_by_name
         if "public_key" in fields:
             return self._key_evidence(request)
         if "certificate_pem" in fields and request.certificate_pem:
             return self._connection_evidence(request.certificate_pem)
-        return None
+        return _proven(request, {}, {}, {})
 
     def _connection_evidence(self, pem: bytes) -> Evidence:
         """Whom a connection certificate of the trust domain speaks for; it need not be valid any more."""

@@ -78,22 +78,24 @@ class HubStopped(Exception):
     """The lane is stopping, or its store cannot be written now."""
 
 
-@dataclass(slots=True)
 class _Job:
-    work: Command | ReadNote | _Sweep | _Erase | _Boot
-    content_mac: bytes
-    size: int
-    future: asyncio.Future[Any]
-    busy: int = 0
-    """How often another hub was just extending a stream of it."""
-    taken: frozenset[bytes] = frozenset()
-    """The streams that it was to extend when it was busy last."""
-    again_us: int = 0
-    """When another hub came first, or was busy, for the first time."""
-    ahead: Ahead | None = None
-    """What its decision will look up, told when it came: what it says is at hand then, and not any more in a batch."""
-    marks: Marks | None = None
-    """Where a traced call's times are put down."""
+    def __init__(
+        self, work: Command | ReadNote | _Sweep | _Erase | _Boot, content_mac: bytes, size: int, ahead: Ahead | None
+    ) -> None:
+        self.work = work
+        self.content_mac = content_mac
+        self.size = size
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.ahead = ahead
+        """What its decision will look up, told when it came: at hand then, and not any more in a batch."""
+        self.marks: Marks | None = MARKS.get()
+        """Where a traced call's times are put down."""
+        self.busy = 0
+        """How often another hub was just extending a stream of it."""
+        self.taken: frozenset[bytes] = frozenset()
+        """The streams that it was to extend when it was busy last."""
+        self.again_us = 0
+        """When another hub came first, or was busy, for the first time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,10 +381,7 @@ class Engine:
             raise HubStopped
         if isinstance(work, _FROM_CALLERS):
             self.check_room(size)
-        job = _Job(work, content_mac, size, asyncio.get_running_loop().create_future())
-        if isinstance(work, Command):
-            job.ahead = decide.ahead(work)
-        job.marks = MARKS.get()
+        job = _Job(work, content_mac, size, decide.ahead(work) if isinstance(work, Command) else None)
         if job.marks is not None:
             job.marks.queued_us = machine_us()
         self._jobs.append(job)

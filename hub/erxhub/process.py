@@ -1,18 +1,30 @@
-"""What a process that serves sets for itself, its event loop and its garbage collector, and how its code was built.
+"""What a process that serves sets for itself, event loop, gRPC's threads and garbage collector, and how it was built.
 
-Owns these choices alone (docs/decisions/0013 and 0014, figures in docs/performance.md). Nothing may depend on them:
-most tests, and the simulation, run on asyncio's own loop with the collector as Python sets it.
+Owns these choices alone (docs/decisions/0013 to 0015, figures in docs/performance.md). Nothing may depend on them: most
+tests, and the simulation, run on asyncio's own loop, with gRPC and the collector as they are by themselves.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable, Coroutine
+import os
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any, Literal, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, Literal, TypeVar
 
 T = TypeVar("T")
+
+TRANSPORT: Final[Mapping[str, str]] = MappingProxyType(
+    {"GRPC_EXPERIMENTS": "-event_engine_callback_cq,-event_engine_listener"}
+)
+"""The environment in which gRPC reads and writes a server's connections on the thread that waits for them."""
+
+_KNOWS_TRANSPORT: Final = "1.85."
+"""The gRPC that these names are of: another one may have others, and complains about those that it has not."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -27,6 +39,19 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:  # not made for this system
         return None
     return new_event_loop
+
+
+def settle_transport() -> bool:
+    """Have gRPC serve connections as `TRANSPORT` says: it looks at its environment once, when it is loaded.
+
+    Returns whether it will: not when it is loaded already, nor when it is another version. What an operator has set
+    stands.
+    """
+    if "grpc" in sys.modules or not version("grpcio").startswith(_KNOWS_TRANSPORT):
+        return False
+    for name, value in TRANSPORT.items():
+        os.environ.setdefault(name, value)
+    return True
 
 
 def code() -> Literal["compiled", "interpreted"]:

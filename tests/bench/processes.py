@@ -13,6 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from erxhub.process import TRANSPORT
+
+HUB = "tests.bench.hub_server"
+HUB_LOOP = "--hub-loop"
+"""The option of an echo that is to have what `erxhub serve` sets for its process: event loop and transport."""
+
 ROOT = Path(__file__).resolve().parents[2]
 _START_S = 30.0
 _STOP_S = 60.0
@@ -24,6 +30,8 @@ class ServerProcess:
     def __init__(self, module: str, *arguments: str, interpreted: bool = False) -> None:
         """`interpreted`: from the .py files, also where the benchmark itself runs on compiled ones."""
         environment = {name: value for name, value in os.environ.items() if not interpreted or name != "PYTHONPATH"}
+        if module == HUB or HUB_LOOP in arguments:
+            environment = {**TRANSPORT, **environment}
         self._process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT,

@@ -27,7 +27,14 @@ def _record(live: Live) -> Recording:
     keys = live.hub_keys
     recording = Recording(11, keys.receipt.to_pem(), keys.log.to_pem(), dict(keys.hmac_keys))
     engine: Any = live.hub.engine
-    for kind in ("submit", "note", "sweep"):
+    queue = engine.queue
+
+    def queued(*arguments: Any) -> Any:
+        recording.steps.append((live.clock.now_ms(), "submit", arguments))
+        return queue(*arguments)
+
+    engine.queue = queued
+    for kind in ("note", "sweep"):
         plain = getattr(engine, kind)
 
         async def kept(*arguments: Any, kind: str = kind, plain: Any = plain) -> Any:

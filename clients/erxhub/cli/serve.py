@@ -104,6 +104,9 @@ def serve(
     at the next handshake.
     """
     from erxhub import process
+
+    process.settle_transport()  # before anything below loads gRPC
+
     from erxhub.cli.hosting import configured, log_to_stderr
     from erxhub.cli.local_errors import Failed, failing_as
     from erxhub.config import Config

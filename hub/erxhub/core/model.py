@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -70,9 +70,13 @@ class CertifiedPeer:
     fingerprint: bytes
 
 
-@dataclass(frozen=True, slots=True)
+_NOTHING: Final[Mapping[str, Any]] = {}
+
+
 class Evidence:
     """What was proven about bytes before the lane: signatures by field, SHA-256 by field, and signed contents, read.
+
+    Nobody changes it; it is no frozen dataclass because one is made for each command.
 
     `file` is the prescription file as it was hashed: a request gives a copy each time it is asked for.
     `certificate` is what a signing certificate in the request says, and `connection` what a connection certificate
@@ -80,14 +84,25 @@ class Evidence:
     False for a public key that is no key of its suite.
     """
 
-    signatures: Mapping[str, Sequence[SignatureFact]] = field(default_factory=dict)
-    sha256: Mapping[str, bytes] = field(default_factory=dict)
-    statements: Mapping[str, Any] = field(default_factory=dict)
-    certificate: CertifiedKey | None = None
-    connection: CertifiedPeer | None = None
-    certificate_fault: str = ""
-    key_is_sound: bool = True
-    file: bytes = b""
+    def __init__(
+        self,
+        signatures: Mapping[str, Sequence[SignatureFact]] = _NOTHING,
+        sha256: Mapping[str, bytes] = _NOTHING,
+        statements: Mapping[str, Any] = _NOTHING,
+        certificate: CertifiedKey | None = None,
+        connection: CertifiedPeer | None = None,
+        certificate_fault: str = "",
+        key_is_sound: bool = True,
+        file: bytes = b"",
+    ) -> None:
+        self.signatures = signatures
+        self.sha256 = sha256
+        self.statements = statements
+        self.certificate = certificate
+        self.connection = connection
+        self.certificate_fault = certificate_fault
+        self.key_is_sound = key_is_sound
+        self.file = file
 
 
 class Command(NamedTuple):

@@ -44,11 +44,11 @@ class HeaderMalformed(ValueError):
     """The bytes are not a header, or a field is outside the format."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Header:
     """Who, when, under which request and which rules. One that exists fits the format, and nobody changes it.
 
-    (Not `frozen`: four are made for an upload, and frozen ones would cost three times as much.)
+    (Not `frozen`, and with an `__init__` that is compiled with the rest: four are made for an upload.)
 
     `type` is the event's stable number 1..0xFFFE, `actor` a registry id of at most 128 UTF-8 bytes and never
     a name, `policy_digest` 32 bytes or none, `causes` the leaf hashes (32 bytes each) of entries that this
@@ -66,27 +66,49 @@ class Header:
     policy_digest: bytes
     causes: tuple[bytes, ...]
 
-    def __post_init__(self) -> None:
-        if not self.stream_kind or not self.stream_kind.isascii():
+    def __init__(
+        self,
+        stream_kind: str,
+        stream_key: bytes,
+        version: int,
+        kind: EntryKind,
+        type: int,  # noqa: A002 the field's name
+        recorded_at_ms: int,
+        actor: str,
+        request_id: str,
+        policy_digest: bytes,
+        causes: tuple[bytes, ...],
+    ) -> None:
+        if not stream_kind or not stream_kind.isascii():
             raise HeaderMalformed("stream_kind is not ASCII text")
-        if len(self.stream_key) != HASH_BYTES:
+        if len(stream_key) != HASH_BYTES:
             raise HeaderMalformed("stream_key is not 32 bytes")
-        if not 1 <= self.version <= _U64_MAX:
+        if not 1 <= version <= _U64_MAX:
             raise HeaderMalformed("version is not in 1..2^64-1")
-        if self.kind not in _KINDS:
+        if kind not in _KINDS:
             raise HeaderMalformed("kind is none of event, refusal, access")
-        if not 1 <= self.type <= _TYPE_MAX:
+        if not 1 <= type <= _TYPE_MAX:
             raise HeaderMalformed("type is not in 1..0xFFFE")
-        if not 0 <= self.recorded_at_ms <= _U64_MAX:
+        if not 0 <= recorded_at_ms <= _U64_MAX:
             raise HeaderMalformed("recorded_at is not in 0..2^64-1")
         # A character is at most four bytes, so most actors need no encoding to be known as short enough.
-        if len(self.actor) * 4 > ACTOR_BYTES_MAX and len(self.actor.encode()) > ACTOR_BYTES_MAX:
+        if len(actor) * 4 > ACTOR_BYTES_MAX and len(actor.encode()) > ACTOR_BYTES_MAX:
             raise HeaderMalformed("actor is longer than 128 bytes")
-        if len(self.policy_digest) not in (0, HASH_BYTES):
+        if len(policy_digest) not in (0, HASH_BYTES):
             raise HeaderMalformed("policy_digest is neither 32 bytes nor none")
-        for cause in self.causes:
+        for cause in causes:
             if len(cause) != HASH_BYTES:
                 raise HeaderMalformed("a cause is not 32 bytes")
+        self.stream_kind = stream_kind
+        self.stream_key = stream_key
+        self.version = version
+        self.kind = kind
+        self.type = type
+        self.recorded_at_ms = recorded_at_ms
+        self.actor = actor
+        self.request_id = request_id
+        self.policy_digest = policy_digest
+        self.causes = causes
 
     def encode(self) -> bytes:
         actor = self.actor.encode()

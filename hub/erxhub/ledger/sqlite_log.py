@@ -24,7 +24,7 @@ from erxhub.ledger.log import (
     Standing,
     Step,
 )
-from erxhub.ledger.sqlite_read import bounded
+from erxhub.ledger.sqlite_read import bounded, found
 from erxhub.ledger.sqlite_writer import put_rows
 from erxhub.proof.tiles import TilePlace
 
@@ -48,8 +48,8 @@ _LEAVES: Final = (
     "SELECT e.position, CAST(s.key AS BLOB), CAST(e.version AS INTEGER), CAST(e.leaf_hash AS BLOB) FROM entry e"
     " JOIN stream s ON s.no = e.stream WHERE e.position > ? ORDER BY e.position LIMIT ?"
 )
-_TILE: Final = "SELECT CAST(hashes AS BLOB) FROM tile WHERE level = ? AND number = ?"
-_PAGE: Final = "SELECT CAST(data AS BLOB) FROM page WHERE path = ?"
+_TILE: Final = "SELECT CAST(hashes AS BLOB), level, number FROM tile WHERE level = ? AND number = ?"
+_PAGE: Final = "SELECT CAST(data AS BLOB), path FROM page WHERE path = ?"
 _POSITION: Final = "SELECT e.position FROM stream s JOIN entry e ON e.stream = s.no WHERE s.key = ? AND e.version = ?"
 _CHECKPOINTS_BEFORE: Final = (
     "SELECT no FROM checkpoint WHERE covered_position < ? ORDER BY covered_position DESC LIMIT 1"
@@ -180,22 +180,13 @@ def consistency(connection: sqlite3.Connection, size1: int, size2: int) -> list[
 
 def tiles(connection: sqlite3.Connection, places: Collection[TilePlace]) -> dict[TilePlace, bytes]:
     """See `Store.tiles`."""
-    return _rows(connection, _TILE, [(place, tuple(map(bounded, place))) for place in places])
+    wanted = [tuple(map(bounded, place)) for place in places]
+    return {TilePlace(row[1], row[2]): row[0] for row in found(connection, _TILE, wanted)}
 
 
 def pages(connection: sqlite3.Connection, paths: Collection[bytes]) -> dict[bytes, bytes]:
     """See `Store.pages`."""
-    return _rows(connection, _PAGE, [(path, (path,)) for path in paths])
-
-
-def _rows(connection: sqlite3.Connection, statement: str, wanted: Sequence[tuple[Any, Any]]) -> dict[Any, bytes]:
-    found: dict[Any, bytes] = {}
-    find = connection.cursor().execute
-    for place, parameters in wanted:
-        row = find(statement, parameters).fetchone()
-        if row is not None:
-            found[place] = row[0]
-    return found
+    return {row[1]: row[0] for row in found(connection, _PAGE, [(path,) for path in paths])}
 
 
 def _run(connection: sqlite3.Connection, steps: LogSteps[_T]) -> _T:

@@ -42,24 +42,22 @@ def load(connection: sqlite3.Connection, wanted: Wanted) -> Loaded:
     """The look-ups of one round trip, on whichever connection."""
     names: dict[tuple[str, bytes], bytes] = {}
     heads: dict[bytes, Head] = {}
-    for row in _found(connection, HEAD_BY_NAME, wanted.names):
+    for row in found(connection, HEAD_BY_NAME, wanted.names):
         names[row[7], row[8]] = row[2]
         heads.update(_head(connection, row))
     keys = [(key,) for key in wanted.streams if key not in heads]
-    for row in _found(connection, HEAD_BY_KEY, keys):
+    for row in found(connection, HEAD_BY_KEY, keys):
         heads.update(_head(connection, row))
     replies: dict[tuple[str, str], Reply] = {}
-    for row in _found(connection, REPLY_BY_REQUEST, wanted.replies):
+    for row in found(connection, REPLY_BY_REQUEST, wanted.replies):
         replies[row[0], row[1]] = Reply(*row)
     catalog: dict[tuple[str, str, str], bytes] = {}
-    for row in _found(connection, CATALOG_ROW, wanted.catalog):
+    for row in found(connection, CATALOG_ROW, wanted.catalog):
         catalog[row[1], row[2], row[3]] = row[0]
     return Loaded(names, heads, replies, catalog)
 
 
-def _found(
-    connection: sqlite3.Connection, statement: str, wanted: Collection[tuple[Any, ...]]
-) -> list[tuple[Any, ...]]:
+def found(connection: sqlite3.Connection, statement: str, wanted: Collection[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """The rows that a look-up finds for each of these."""
     rows: list[tuple[Any, ...]] = []
     execute, keys = connection.execute, list(wanted)

@@ -78,6 +78,14 @@ class Checked(NamedTuple):
     raw: bytes
 
 
+class Queued(NamedTuple):
+    """A command in the lane."""
+
+    call: Call
+    request: Any
+    answer: asyncio.Future[Answer]
+
+
 class Calls:
     """Serves the unary methods of one hub, and gives each of their steps to whoever serves its streams."""
 
@@ -153,11 +161,24 @@ class Calls:
     # ---- the unary calls ----
 
     async def command(self, method: Method, raw: bytes, context: Context) -> bytes:
-        """A command, from its bytes to the bytes of its reply."""
-        call = await self.enter(method, context, len(raw))
-        request = await self.parse(call, raw, context)
-        statements = await self.check(call, request, request.request_id, context)
-        return await self.proven(method, Checked(call, request, statements, raw), context)
+        """A command, from its bytes to the bytes of its reply.
+
+        As far as nothing speaks against it and nothing is to be waited for, it goes to the lane without a step that
+        could wait; from where something does, it takes the steps one by one, which say what it is.
+        """
+        checked: Checked | None = None
+        known = self.entered(method, context)
+        if known is not None and self._skew_ms(known, context) is None:
+            checked = self.checked_now(known, raw)
+        if checked is None:
+            call = await self.enter(method, context, len(raw))
+            request = await self.parse(call, raw, context)
+            statements = await self.check(call, request, request.request_id, context)
+            checked = Checked(call, request, statements, raw)
+        queued = self.queued_now(checked)
+        if queued is None:
+            return await self.proven(method, checked, context)
+        return await self.answered(queued, context)
 
     async def proven(self, method: Method, checked: Checked, context: Context) -> bytes:
         """A command that keeps the field rules: its signatures, and the decision."""
@@ -170,7 +191,7 @@ class Calls:
         if evidence is None:
             await self.unavailable(context)
         content = content_of(raw, hashed(request, evidence))
-        return await self.decide(call, request, request.request_id, evidence, content, len(raw), context)
+        return await self.decide(call, request, evidence, content, len(raw), context)
 
     async def read(self, method: Method, raw: bytes, context: Context) -> bytes:
         """A read, from its bytes to the bytes of its reply."""
@@ -198,6 +219,44 @@ class Calls:
             code = "OVERLOADED"
         return await self._count(Refused(code), context)
 
+    # ---- the steps at once, for what nothing speaks against ----
+
+    def entered(self, method: Method, context: Any) -> Call | None:
+        """The call of a caller who may call this method now; None when something speaks against it."""
+        received_at_ms = self.engine.clock.now_ms()
+        certificate = _certificate_of(context)
+        if self.draining:
+            return None
+        try:
+            caller = caller_of(certificate, self.config, received_at_ms)
+        except PeerIdentityError:
+            return None
+        return Call(method, caller, certificate, received_at_ms) if caller.kind in method.callers else None
+
+    def checked_now(self, call: Call, raw: bytes) -> Checked | None:
+        """A command for which there is room, which can be read and keeps the field rules; None for any other."""
+        request = call.method.request()
+        try:
+            self.engine.check_room(len(raw))
+            request.ParseFromString(raw)
+        except (HubBusy, DecodeError):
+            return None
+        found, statements = self.rules.check(request, call.method.signed_fields)
+        return None if found else Checked(call, request, statements, raw)
+
+    def queued_now(self, checked: Checked) -> Queued | None:
+        """The command in the lane; None when its signatures have to be waited for, or the lane takes no more."""
+        call, request, statements, raw = checked
+        evidence = self.proof.evidence_now(request, call.method.signed_fields, statements)
+        if evidence is None:
+            return None
+        command = Command(call.method.name, request, call.caller, request.request_id, call.received_at_ms, evidence)
+        try:
+            answer = self.engine.queue(command, content_of(raw, hashed(request, evidence)), len(raw))
+        except (HubBusy, HubStopped):
+            return None
+        return Queued(call, request, answer)
+
     # ---- the steps ----
 
     async def enter(self, method: Method, context: Context, size: int) -> Call:
@@ -205,7 +264,7 @@ class Calls:
         received_at_ms = self.engine.clock.now_ms()
         if self.draining:
             await self.unavailable(context)
-        certificate = bytes(next(iter(context.auth_context().get("x509_pem_cert", ())), b""))
+        certificate = _certificate_of(context)
         caller = await self.caller(certificate, received_at_ms, context)
         call = Call(method, caller, certificate, received_at_ms)
         has_room = True
@@ -251,17 +310,19 @@ class Calls:
     async def check_clock(self, call: Call, request_id: str, context: Context) -> None:
         """TIME_SKEW when the caller tells a clock that is too far from ours."""
         skew = self._skew_ms(call, context)
-        if skew is not None and abs(skew) > self.config.clock_skew_ms:
+        if skew is not None:
             refused = Refused("TIME_SKEW", field=SENT_AT_HEADER, detail={"skew_ms": str(skew)})
             await self.refuse(call, refused, request_id, context)
 
-    @staticmethod
-    def _skew_ms(call: Call, context: Context) -> int | None:
+    def _skew_ms(self, call: Call, context: Context) -> int | None:
+        """How far the clock that the caller tells is from ours when that is too far; None when it is not, or untold."""
         for key, value in context.invocation_metadata() or ():
             if key == SENT_AT_HEADER:
                 text = value if isinstance(value, str) else value.decode("ascii", "replace")
                 # Sixteen digits reach past the year 300,000; anything else is no instant and counts as a skew.
-                return int(text) - call.received_at_ms if text.isdecimal() and len(text) <= 16 else -call.received_at_ms
+                sent_at_ms = int(text) if text.isdecimal() and len(text) <= 16 else 0
+                skew = sent_at_ms - call.received_at_ms
+                return skew if abs(skew) > self.config.clock_skew_ms else None
         return None
 
     async def certificate(self, call: Call, context: Context) -> None:
@@ -280,27 +341,27 @@ class Calls:
             await self._record(call, Refused("CERT_REVOKED"), "", context, fingerprint=call.caller.fingerprint)
 
     async def decide(
-        self,
-        call: Call,
-        request: Any,
-        request_id: str,
-        evidence: Evidence,
-        content: bytes,
-        size: int,
-        context: Context,
+        self, call: Call, request: Any, evidence: Evidence, content: bytes, size: int, context: Context
     ) -> bytes:
         """A command in the lane; the bytes of its reply, with all that they wait for. `size` is that of its message."""
-        command = Command(call.method.name, request, call.caller, request_id, call.received_at_ms, evidence)
-        answering = self.engine.submit(command, content, size)
-        return await self.answered(call, request, request_id, answering, context)
+        command = Command(call.method.name, request, call.caller, request.request_id, call.received_at_ms, evidence)
+        code = ""
+        try:
+            answer = self.engine.queue(command, content, size)
+        except HubBusy:
+            code = "OVERLOADED"
+        except HubStopped:
+            code = "HUB_UNAVAILABLE"
+        if code:
+            await self._count(Refused(code), context)
+        return await self.answered(Queued(call, request, answer), context)
 
-    async def answered(
-        self, call: Call, request: Any, request_id: str, answering: Awaitable[Answer], context: Context
-    ) -> bytes:
+    async def answered(self, queued: Queued, context: Context) -> bytes:
         """The bytes of the reply to a command in the lane, with all that they wait for."""
+        call, request, answering = queued
         try:
             answer = await answering
-            told(call, request_id, answer.refused.code if isinstance(answer, Declined) else "OK")
+            told(call, request.request_id, answer.refused.code if isinstance(answer, Declined) else "OK")
             if isinstance(answer, Declined):
                 if answer.slowed:
                     await self.pause(self.config.slowed_reply_ms)
@@ -409,6 +470,11 @@ class Calls:
         status = wire_status(refused, self.config, violations or ())
         await context.abort(status.code, status.message, (("grpc-status-details-bin", status.details),))
         raise AssertionError("abort always raises")
+
+
+def _certificate_of(context: Any) -> bytes:
+    """The certificate of the connection, PEM; empty when it has none."""
+    return bytes(next(iter(context.auth_context().get("x509_pem_cert", ())), b""))
 
 
 def wanted_level(request: Any) -> int:

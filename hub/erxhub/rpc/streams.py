@@ -117,7 +117,7 @@ class Streams:
         await self._check_streams(call, context)
         with self._open_stream(call):
             request, content = await self._received_import(call, requests, context)
-        return await self._calls.decide(call, request, request.request_id, Evidence(), content, len(content), context)
+        return await self._calls.decide(call, request, Evidence(), content, len(content), context)
 
     async def _received_import(
         self, call: Call, requests: AsyncIterator[bytes], context: Context
