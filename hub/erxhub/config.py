@@ -82,8 +82,12 @@ class Config:
     """Commands in one commit: above it the commit's cost per command falls no further."""
 
     batch_linger_ms: int = 20
-    """How long a batch waits for the callers that were here a moment ago. Some 40 calls are admitted in this time, and
-    above that the commit's cost per command falls slowly; a caller who is alone never waits. 0: nobody does."""
+    """How long a batch waits for the callers that were here a moment ago. A caller who is alone never waits. 0: nobody
+    does."""
+
+    batch_linger_max_ms: int = 60
+    """How long it goes on waiting for them while they keep coming: some 110 calls are admitted in this time. A commit
+    beside calls that are being admitted costs more than one that has the machine to itself."""
 
     contended_ms: int = 5_000
     """How long a command is decided again whose write met another hub's; then the caller is asked to come again."""

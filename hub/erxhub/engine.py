@@ -45,6 +45,9 @@ _ROUNDS_MAX: Final = 12
 
 _CATALOG_ROWS_KEPT_MAX: Final = 10_000
 
+_LULL_S: Final = 0.002
+"""When nobody has come for so long, nobody is waited for any more."""
+
 _BUSY_FREE: Final = 2
 """Times that a command whose streams are taken is put off. From then on it waits for them."""
 
@@ -203,6 +206,8 @@ class Engine:
         self._can_write = True
         self.under_way = 0
         """Items of bulk uploads that were read and are not answered: they will be here in a moment."""
+        self.verifying = 0
+        """Commands whose signatures are being verified off the loop: these too."""
         self.turned = asyncio.Event()
         """Set whenever `serving` may have changed."""
         self._accesses = AccessLog(ids, config)
@@ -477,11 +482,21 @@ class Engine:
         A caller who is alone never waits.
         """
         self._expected = min(max(self._crowd, self.under_way), self.config.batch_commands_max)
-        if len(self._jobs) < self._expected and not self._stopping:
+        loop, linger_ms = asyncio.get_running_loop(), self.config.batch_linger_ms
+        patience = linger_ms / 1000
+        last = loop.time() + (max(linger_ms, self.config.batch_linger_max_ms) / 1000 if linger_ms else 0)
+        came = -1
+        # At first as long as it takes; then while they keep coming: soon they are all here, and a commit that has the
+        # interpreter to itself costs less than one beside calls that are being admitted.
+        while came < len(self._jobs) < self._expected and not self._stopping:
+            came = len(self._jobs) - self.verifying
             self._wake.clear()
-            timer = asyncio.get_running_loop().call_later(self.config.batch_linger_ms / 1000, self._wake.set)
+            timer = loop.call_later(patience, self._wake.set)
             await self._wake.wait()
             timer.cancel()
+            patience = min(_LULL_S, last - loop.time())
+            if patience <= 0:
+                break
         self._expected = 1
 
     async def _commit(self, jobs: Sequence[_Job], *, closing: bool = False) -> None:

@@ -1,16 +1,21 @@
-"""The lane's batches: who came together a moment ago shares a commit, and who is alone does not wait."""
+"""The lane's batches: who came together a moment ago shares a commit, and who is alone does not wait.
+
+How long others are waited for is tried on a loop whose time is a number: nothing here waits for the machine's clock.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 
 from erxhub.accesses import ReadNote
 from erxhub.config import Config
-from erxhub.ports import give_way
+from erxhub.ports import give_way, system_pause
 from tests.queries.hub import Hub
+from tests.simulation.loop import VirtualLoop
 
 CALLERS = 8
 
@@ -66,3 +71,77 @@ def test_callers_who_stay_away_are_waited_for_once() -> None:
         assert hub.run(_together(hub, 1, turns_apart=0)) == 1
     finally:
         hub.close()
+
+
+def _batches(arrivals_ms: Iterable[float], *, together: int, verified_at_ms: float = 0) -> list[tuple[int, float]]:
+    """After so many who came together: size and instant of the batches of those who come at these instants, in ms.
+
+    `verified_at_ms`: until then one more command is having its signatures verified, and it never comes.
+    """
+    loop = VirtualLoop()
+    hub = Hub(Config(batch_linger_ms=20, batch_linger_max_ms=60), loop)
+    hub.run(_together(hub, together, turns_apart=0))
+    begun, batches = loop.time(), []
+    append = hub.store.append
+
+    async def appended(writes: Any) -> Any:
+        batches.append((len(came), round((loop.time() - begun) * 1000, 3)))
+        came.clear()
+        return await append(writes)
+
+    came: list[float] = []
+
+    async def comes(number: int, at_ms: float) -> None:
+        await system_pause(at_ms)  # type: ignore[arg-type]
+        came.append(at_ms)
+        await _read(hub, 1000 + number, 0)
+
+    async def verify() -> None:
+        hub.engine.verifying += 1
+        await system_pause(verified_at_ms)  # type: ignore[arg-type]
+        hub.engine.verifying -= 1
+
+    async def all_of_them() -> None:
+        verifying = [verify()] if verified_at_ms else []
+        await asyncio.gather(*verifying, *(comes(number, at) for number, at in enumerate(arrivals_ms)))
+
+    hub.store.append = appended  # type: ignore[method-assign]
+    hub.run(all_of_them())
+    hub.close()
+    return batches[: len([size for size, _ in batches if size])]
+
+
+def test_a_batch_goes_as_soon_as_all_are_back() -> None:
+    assert _batches([0, 5, 10, 15], together=4) == [(4, 15)]
+
+
+def test_who_stays_away_is_waited_for_for_a_while_and_a_moment() -> None:
+    assert _batches([0], together=4) == [(1, 20)]
+    assert _batches([0, 5], together=4) == [(2, 22)]
+
+
+def test_while_others_keep_coming_the_batch_goes_on_waiting_for_all() -> None:
+    assert _batches([0, *range(10, 40)], together=31) == [(31, 39)]
+
+
+def test_when_nobody_comes_for_a_moment_it_waits_no_more() -> None:
+    assert _batches([0, *range(10, 30)], together=64) == [(21, 32)]
+
+
+def test_it_does_not_wait_longer_than_it_may() -> None:
+    ((first, at_ms), *_) = _batches([0, *range(10, 100)], together=120)
+    assert (first, at_ms) == (52, 60)
+
+
+def test_whose_signature_is_being_verified_is_waited_for_too() -> None:
+    assert _batches([0, 35], together=4, verified_at_ms=34) == [(2, 38)]
+    assert _batches([0], together=4, verified_at_ms=1_000) == [(1, 60)]
+
+
+def test_where_nobody_is_waited_for_a_batch_goes_at_once() -> None:
+    loop = VirtualLoop()
+    hub = Hub(Config(batch_linger_ms=0), loop)
+    hub.run(_together(hub, CALLERS, turns_apart=0))
+    hub.run(_together(hub, 1, turns_apart=0))
+    assert loop.time() == 0
+    hub.close()

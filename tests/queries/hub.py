@@ -24,6 +24,7 @@ from erxhub.v1 import dispensing_pb2, encounter_pb2, patient_pb2, prescribing_pb
 from tests.core import population as people
 from tests.core.harness import START_MS
 from tests.core.test_prescription import AMLODIPINE, IRBESARTAN, PHARMACIST, Rx, drug, import_drugs
+from tests.simulation.loop import VirtualLoop
 
 T = TypeVar("T")
 
@@ -43,11 +44,11 @@ class Hub:
     It has what the population of the decision tests asks of a world: `do`, `now_ms`, `advance`.
     """
 
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: Config | None = None, runner: asyncio.Runner | VirtualLoop | None = None) -> None:
         self.config = config or Config()
         self.clock = ManualClock(START_MS)
         self.store = MemoryStore()
-        self.runner = asyncio.Runner()
+        self.runner = runner or asyncio.Runner()
         self._count = 0
         ids = SeededIds(11)
         keys = HubKeys.generate(ids)
@@ -70,11 +71,13 @@ class Hub:
         )
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.runner.run(work)
+        result: T = self.runner.run(work)
+        return result
 
     def close(self) -> None:
         self.run(self.engine.stop())
-        self.runner.close()
+        if isinstance(self.runner, asyncio.Runner):
+            self.runner.close()
 
     @property
     def now_ms(self) -> int:

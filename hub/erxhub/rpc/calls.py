@@ -184,10 +184,13 @@ class Calls:
         """A command that keeps the field rules: its signatures, and the decision."""
         call, request, statements, raw = checked
         evidence: Evidence | None
+        self.engine.verifying += 1
         try:
             evidence = await self.proof.evidence(request, method.signed_fields, statements)
         except StoreUnavailable:
             evidence = None
+        finally:
+            self.engine.verifying -= 1
         if evidence is None:
             await self.unavailable(context)
         content = content_of(raw, hashed(request, evidence))
