@@ -160,23 +160,21 @@ class SignatureProof:
         # What is kept cannot change: a key id is the hash of suite and public key.
         self._keys: OrderedDict[str, _Key] = OrderedDict()
 
-    async def evidence(self, request: Any, signed_fields: Sequence[str], statements: Mapping[str, Any]) -> Evidence:
+    async def evidence(self, request: Any, signed: SignedParts, statements: Mapping[str, Any]) -> Evidence:
         """Signature facts and digests of every signed content, and the digest of a file.
 
-        `statements` are the contents as `FieldRules.check` read them.
+        `signed` is what `signed_parts` found, `statements` are the contents as `FieldRules.check` read them.
         """
-        payloads, signatures = _collected(request, signed_fields)
+        payloads, signatures = signed
         if not payloads:
             return self._unsigned(request)
         keys = await self._registered({key_id for _, key_id, _, _ in signatures})
         verdicts = await self._verifier.verify_all(_checks(signatures, keys))
         return _proven(request, payloads, _facts(payloads, signatures, keys, verdicts), statements)
 
-    def evidence_now(
-        self, request: Any, signed_fields: Sequence[str], statements: Mapping[str, Any]
-    ) -> Evidence | None:
+    def evidence_now(self, request: Any, signed: SignedParts, statements: Mapping[str, Any]) -> Evidence | None:
         """The same at once; None when a key has to be looked up, or a signature is verified off the loop."""
-        payloads, signatures = _collected(request, signed_fields)
+        payloads, signatures = signed
         if not payloads:
             return self._unsigned(request)
         keys = self._keys
@@ -254,8 +252,12 @@ _Signatures = Sequence[tuple[str, str, bytes, bytes]]
 """(field, key id, what was signed, signature) of every signature of a request."""
 
 
-def _collected(request: Any, signed_fields: Sequence[str]) -> tuple[dict[str, bytes], _Signatures]:
-    """The signed contents of a request by field, and the signatures over them."""
+SignedParts = tuple[Mapping[str, bytes], _Signatures]
+"""The signed contents of a request by field, and the signatures over them."""
+
+
+def signed_parts(request: Any, signed_fields: Sequence[str]) -> SignedParts:
+    """What of a request is signed, and by whom."""
     payloads: dict[str, bytes] = {}
     signatures: list[tuple[str, str, bytes, bytes]] = []
     for name in signed_fields:
@@ -367,7 +369,9 @@ __all__ = [
     "FieldRules",
     "PeerIdentityError",
     "SignatureProof",
+    "SignedParts",
     "Violation",
     "caller_of",
     "content_of",
+    "signed_parts",
 ]

@@ -23,9 +23,11 @@ from erxhub.admission import (
     FieldRules,
     PeerIdentityError,
     SignatureProof,
+    SignedParts,
     Violation,
     caller_of,
     content_of,
+    signed_parts,
 )
 from erxhub.config import Config
 from erxhub.core.catalog import CatalogImport
@@ -70,10 +72,11 @@ class Call(NamedTuple):
 
 
 class Checked(NamedTuple):
-    """A command that keeps the field rules, with its signed contents as they were read."""
+    """A command that keeps the field rules: its signed contents, as they came and as they were read."""
 
     call: Call
     request: Any
+    signed: SignedParts
     statements: Mapping[str, Any]
     raw: bytes
 
@@ -174,7 +177,7 @@ class Calls:
             call = await self.enter(method, context, len(raw))
             request = await self.parse(call, raw, context)
             statements = await self.check(call, request, request.request_id, context)
-            checked = Checked(call, request, statements, raw)
+            checked = Checked(call, request, signed_parts(request, method.signed_fields), statements, raw)
         queued = self.queued_now(checked)
         if queued is None:
             return await self.proven(method, checked, context)
@@ -182,11 +185,11 @@ class Calls:
 
     async def proven(self, method: Method, checked: Checked, context: Context) -> bytes:
         """A command that keeps the field rules: its signatures, and the decision."""
-        call, request, statements, raw = checked
+        call, request, signed, statements, raw = checked
         evidence: Evidence | None
         self.engine.verifying += 1
         try:
-            evidence = await self.proof.evidence(request, method.signed_fields, statements)
+            evidence = await self.proof.evidence(request, signed, statements)
         except StoreUnavailable:
             evidence = None
         finally:
@@ -244,13 +247,14 @@ class Calls:
             request.ParseFromString(raw)
         except (HubBusy, DecodeError):
             return None
-        found, statements = self.rules.check(request, call.method.signed_fields)
-        return None if found else Checked(call, request, statements, raw)
+        fields = call.method.signed_fields
+        found, statements = self.rules.check(request, fields)
+        return None if found else Checked(call, request, signed_parts(request, fields), statements, raw)
 
     def queued_now(self, checked: Checked) -> Queued | None:
         """The command in the lane; None when its signatures have to be waited for, or the lane takes no more."""
-        call, request, statements, raw = checked
-        evidence = self.proof.evidence_now(request, call.method.signed_fields, statements)
+        call, request, signed, statements, raw = checked
+        evidence = self.proof.evidence_now(request, signed, statements)
         if evidence is None:
             return None
         command = Command(call.method.name, request, call.caller, request.request_id, call.received_at_ms, evidence)
