@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Sequence
 from functools import cache
 from typing import Any
 
-from erxhub.admission import SignatureProof
+from erxhub.admission import SignatureProof, signed_parts
 from erxhub.config import Config
 from erxhub.core.model import Command, Evidence
 from erxhub.crypto.suites import Verifier
@@ -175,7 +175,7 @@ class SimulatedHub:
             name: STATEMENTS[getattr(request, name).payload_type].FromString(getattr(request, name).payload)
             for name in fields
         }
-        return await self._proof.evidence(request, fields, read)
+        return await self._proof.evidence(request, signed_parts(request, fields), read)
 
     def sweep(self) -> bool:
         """Write what is due; False when the store is away."""

@@ -56,12 +56,11 @@ async def scrub_postgres(url: str) -> int:
     connection = await connect(url, hub=False)
     try:
         check_version("postgres", await postgres_version(connection), described(url))
-        begun_at = await connection.fetchval("SELECT clock_timestamp()")
         for table in TABLES:
             await connection.execute(f"VACUUM (FULL, ANALYZE) erxhub.{table}")
         # Samples of the columns are kept there, also those from before.
         await connection.execute("VACUUM (FULL) pg_catalog.pg_statistic")
-        return await _fill_log(connection, begun_at)
+        return await _fill_log(connection)
     except asyncpg.InsufficientPrivilegeError as error:
         raise StoreFormatError(f"this role may not do that, a superuser of the server may: {error}") from None
     except (asyncpg.PostgresError, OSError) as error:
@@ -70,8 +69,12 @@ async def scrub_postgres(url: str) -> int:
         await connection.close()
 
 
-async def _fill_log(connection: Connection, begun_at: object) -> int:
+async def _fill_log(connection: Connection) -> int:
     """A segment that is not needed is deleted instead of being used again, and one that waits is filled with zeros."""
+    # Writing the tables anew can have put pages from before into the log, and the server may keep the segment with
+    # them for later use: what counts as old ends with it, and not where the scrub began.
+    await _close_segment(connection)
+    closed_at = await connection.fetchval("SELECT clock_timestamp()")
     before = await connection.fetchval(
         "SELECT setting FROM pg_file_settings WHERE name = 'wal_recycle' AND applied AND sourcefile LIKE '%.auto.conf'"
     )
@@ -80,12 +83,10 @@ async def _fill_log(connection: Connection, begun_at: object) -> int:
     rounds = 0
     try:
         while rounds < _ROUNDS_MAX:
-            # Something must stand in a segment, or switching leaves it.
-            await connection.execute("SELECT pg_logical_emit_message(true, 'erxhub', 'scrub')")
-            await connection.execute("SELECT pg_switch_wal()")
+            await _close_segment(connection)
             await connection.execute("CHECKPOINT")
             rounds += 1
-            if not await connection.fetchval(_OLD_SEGMENTS, begun_at):
+            if not await connection.fetchval(_OLD_SEGMENTS, closed_at):
                 return rounds
     finally:
         reset = "RESET wal_recycle" if before is None else f"SET wal_recycle = '{before}'"
@@ -94,3 +95,10 @@ async def _fill_log(connection: Connection, begun_at: object) -> int:
     raise StoreUnavailable(
         "the server keeps old segments of its log of changes: for a replication slot, wal_keep_size or an archive"
     )
+
+
+async def _close_segment(connection: Connection) -> None:
+    """Have the server go on in another segment; the rest of this one becomes zeros."""
+    # Something must stand in a segment, or switching leaves it.
+    await connection.execute("SELECT pg_logical_emit_message(true, 'erxhub', 'scrub')")
+    await connection.execute("SELECT pg_switch_wal()")
