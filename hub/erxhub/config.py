@@ -98,8 +98,9 @@ class Config:
     watch_page: int = 200
     """Steps that a watch reads at once: bounds its memory, not its speed."""
 
-    bulk_items_max: int = 256
-    """Items of one bulk upload that are being decided; more are not read. Two commits: one is written, one waits."""
+    bulk_items_max: int = 128
+    """Items of one bulk upload that are being decided; more are not read. One commit: to admit the next ones while it
+    is written costs both of them more than it saves."""
 
     import_rows_max: int = 200_000
     """Rows of one catalogue import; the national drug list has some 200,000."""
