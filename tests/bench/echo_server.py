@@ -1,8 +1,8 @@
 """The yardstick: a grpc.aio server with mutual TLS that takes bytes and answers bytes, and does nothing else.
 
-Run by `processes.py` as `python -m tests.bench.echo_server FOLDER REPLY_BYTES`. It has the hub's transport settings,
-takes the same messages under the same method name, and answers each with as many bytes as an upload's reply has. It
-runs on asyncio's own loop, as a plain server does; with `--hub-loop` on the one that a hub runs on.
+Run by `processes.py` as `python -m tests.bench.echo_server FOLDER REPLY_BYTES`. It has the hub's limits, takes the same
+messages under the same method name, and answers each with as many bytes as an upload's reply has. It runs on asyncio's
+own loop, as a plain server does; with `--hub-loop` it has what `erxhub serve` sets for its process, loop and transport.
 """
 
 from __future__ import annotations

@@ -76,30 +76,19 @@ class Lookups:
         return bool(self.names or self.streams or self.replies or self.catalog or self.listings)
 
 
+@dataclass(slots=True)
 class Pending:
     """An event that is not sealed yet."""
 
-    def __init__(
-        self,
-        stream_kind: str,
-        stream_key: bytes,
-        version: int,
-        event: str,
-        number: int,
-        payload: Any,
-        body: bytes,
-        actor: str,
-        causes: tuple[bytes | tuple[bytes, int], ...],
-    ) -> None:
-        self.stream_kind = stream_kind
-        self.stream_key = stream_key
-        self.version = version
-        self.event = event
-        self.number = number
-        self.payload = payload
-        self.body = body
-        self.actor = actor
-        self.causes = causes
+    stream_kind: str
+    stream_key: bytes
+    version: int
+    event: str
+    number: int
+    payload: Any
+    body: bytes
+    actor: str
+    causes: tuple[bytes | tuple[bytes, int], ...]
 
 
 @dataclass(slots=True)
