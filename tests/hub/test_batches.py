@@ -13,7 +13,10 @@ import pytest
 
 from erxhub.accesses import ReadNote
 from erxhub.config import Config
+from erxhub.crypto.suites import Verifier
 from erxhub.ports import give_way, system_pause
+from tests.chain import Chain
+from tests.live import live_hub
 from tests.queries.hub import Hub
 from tests.simulation.loop import VirtualLoop
 
@@ -73,7 +76,7 @@ def test_callers_who_stay_away_are_waited_for_once() -> None:
         hub.close()
 
 
-def _batches(arrivals_ms: Iterable[float], *, together: int, verified_at_ms: float = 0) -> list[tuple[int, float]]:
+def _batches(arrivals_ms: Iterable[int], *, together: int, verified_at_ms: int = 0) -> list[tuple[int, float]]:
     """After so many who came together: size and instant of the batches of those who come at these instants, in ms.
 
     `verified_at_ms`: until then one more command is having its signatures verified, and it never comes.
@@ -89,16 +92,16 @@ def _batches(arrivals_ms: Iterable[float], *, together: int, verified_at_ms: flo
         came.clear()
         return await append(writes)
 
-    came: list[float] = []
+    came: list[int] = []
 
-    async def comes(number: int, at_ms: float) -> None:
-        await system_pause(at_ms)  # type: ignore[arg-type]
+    async def comes(number: int, at_ms: int) -> None:
+        await system_pause(at_ms)
         came.append(at_ms)
         await _read(hub, 1000 + number, 0)
 
     async def verify() -> None:
         hub.engine.verifying += 1
-        await system_pause(verified_at_ms)  # type: ignore[arg-type]
+        await system_pause(verified_at_ms)
         hub.engine.verifying -= 1
 
     async def all_of_them() -> None:
@@ -108,7 +111,7 @@ def _batches(arrivals_ms: Iterable[float], *, together: int, verified_at_ms: flo
     hub.store.append = appended  # type: ignore[method-assign]
     hub.run(all_of_them())
     hub.close()
-    return batches[: len([size for size, _ in batches if size])]
+    return [batch for batch in batches if batch[0]]
 
 
 def test_a_batch_goes_as_soon_as_all_are_back() -> None:
@@ -136,6 +139,32 @@ def test_it_does_not_wait_longer_than_it_may() -> None:
 def test_whose_signature_is_being_verified_is_waited_for_too() -> None:
     assert _batches([0, 35], together=4, verified_at_ms=34) == [(2, 38)]
     assert _batches([0], together=4, verified_at_ms=1_000) == [(1, 60)]
+
+
+@pytest.mark.interpreted
+async def test_a_command_counts_as_on_its_way_exactly_while_its_signatures_are_verified(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with live_hub(suite="SM2-SM3") as live:
+        engine, seen = live.hub.engine, []
+        verify_all = Verifier.verify_all
+
+        async def verified(verifier: Verifier, checks: Any) -> list[bool]:
+            seen.append(engine.verifying)
+            return await verify_all(verifier, checks)
+
+        monkeypatch.setattr(Verifier, "verify_all", verified)
+        await Chain(live).uploaded()
+        monkeypatch.setattr(Verifier, "verify_all", _broken)
+        with pytest.raises(Exception, match="INTERNAL"):
+            await Chain(live).uploaded()
+        assert seen
+        assert set(seen) == {1}
+        assert engine.verifying == 0
+
+
+async def _broken(verifier: Verifier, checks: Any) -> list[bool]:
+    raise RuntimeError("the verifier is broken")
 
 
 def test_where_nobody_is_waited_for_a_batch_goes_at_once() -> None:

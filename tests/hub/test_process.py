@@ -64,6 +64,19 @@ def test_for_another_grpc_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> Non
     assert dict(os.environ) == before
 
 
-def test_serve_is_there_before_grpc_is_loaded() -> None:
-    code = "import erxhub.cli.main, erxhub.cli.serve, sys; print('grpc' in sys.modules)"
-    assert _in_a_process_of_its_own(code).stdout.strip() == "False"
+_SERVED = """
+import sys
+from erxhub import process
+def settle():
+    print("settled", "grpc" in sys.modules)
+    sys.exit()
+process.settle_transport = settle
+files = [word for option in ("--cert", "--key", "--ca") for word in (option, sys.executable)]
+sys.argv = ["erxhub", "serve", "--db", "x", "--keys", "x", "--trust-domain", "x", *files]
+from erxhub.cli.main import main
+main()
+"""
+
+
+def test_serve_settles_the_transport_and_does_it_before_grpc_is_loaded() -> None:
+    assert _in_a_process_of_its_own(_SERVED).stdout.strip() == "settled False"

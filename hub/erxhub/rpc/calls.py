@@ -167,21 +167,26 @@ class Calls:
         """A command, from its bytes to the bytes of its reply.
 
         As far as nothing speaks against it and nothing is to be waited for, it goes to the lane without a step that
-        could wait; from where something does, it takes the steps one by one, which say what it is.
+        could wait.
         """
         checked: Checked | None = None
         known = self.entered(method, context)
         if known is not None and self._skew_ms(known, context) is None:
             checked = self.checked_now(known, raw)
         if checked is None:
-            call = await self.enter(method, context, len(raw))
-            request = await self.parse(call, raw, context)
-            statements = await self.check(call, request, request.request_id, context)
-            checked = Checked(call, request, signed_parts(request, method.signed_fields), statements, raw)
+            return await self.step_by_step(method, raw, context)
         queued = self.queued_now(checked)
         if queued is None:
             return await self.proven(method, checked, context)
         return await self.answered(queued, context)
+
+    async def step_by_step(self, method: Method, raw: bytes, context: Context) -> bytes:
+        """A command that something speaks against: each step may wait, and says what it is."""
+        call = await self.enter(method, context, len(raw))
+        request = await self.parse(call, raw, context)
+        statements = await self.check(call, request, request.request_id, context)
+        signed = signed_parts(request, method.signed_fields)
+        return await self.proven(method, Checked(call, request, signed, statements, raw), context)
 
     async def proven(self, method: Method, checked: Checked, context: Context) -> bytes:
         """A command that keeps the field rules: its signatures, and the decision."""

@@ -30,7 +30,8 @@ class Items:
         What an item waits for beside the lane, and whatever is to be refused, goes on as the single call does.
         """
         calls = self._calls
-        single, proven, answered = (calls.sealed(method, way) for way in (calls.command, calls.proven, self._answered))
+        ways = (calls.step_by_step, calls.proven, self._answered)
+        single, proven, answered = (calls.sealed(method, way) for way in ways)
 
         async def serve(items: Sequence[bytes], context: ItemContext) -> list[ItemOutcome]:
             call = calls.entered(method, context)
