@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal
 
 from erxhub import joining
 from erxhub.accesses import AccessBatch, AccessLog, ReadNote, person_of
@@ -33,7 +33,7 @@ from erxhub.marks import MARKS, Marks
 from erxhub.metrics import COMMANDS, SECONDS, Histogram, Lag
 from erxhub.policy.pack import DAY_MS, Pack, PackLibrary, china_date
 from erxhub.policy.rules import Rules
-from erxhub.ports import Clock, Draw, Ids, machine_us
+from erxhub.ports import Clock, Drawing, Ids, machine_us
 from erxhub.sealing import StoredReply, entries_of, fed_by, reply_place, write_of, write_receipt
 
 _log = logging.getLogger("erxhub.engine")
@@ -52,19 +52,30 @@ _BUSY_FREE: Final = 2
 """Times that a command whose streams are taken is put off. From then on it waits for them."""
 
 
-class Replied(NamedTuple):
+@dataclass(slots=True, init=False)
+class Replied:
     """An accepted command's answer: the response's bytes, receipt included."""
 
     body: bytes
-    attach_upload: bytes = b""
-    slowed: bool = False
+    attach_upload: bytes
+    slowed: bool
+
+    def __init__(self, body: bytes, attach_upload: bytes = b"", slowed: bool = False) -> None:
+        self.body = body
+        self.attach_upload = attach_upload
+        self.slowed = slowed
 
 
-class Declined(NamedTuple):
+@dataclass(slots=True, init=False)
+class Declined:
     """A refusal, with whether the caller is above its budget."""
 
     refused: Refused
-    slowed: bool = False
+    slowed: bool
+
+    def __init__(self, refused: Refused, slowed: bool = False) -> None:
+        self.refused = refused
+        self.slowed = slowed
 
 
 Answer = Replied | Declined
@@ -616,7 +627,7 @@ class Engine:
 
     # ---- one job ----
 
-    def _attempt(self, batch: _Batch, job: _Job, draw: Draw, wanted: Lookups) -> bool:
+    def _attempt(self, batch: _Batch, job: _Job, draw: Drawing, wanted: Lookups) -> bool:
         """Decide one job for good; False when look-ups are missing, which are then in `wanted`."""
         work = job.work
         try:
@@ -644,7 +655,7 @@ class Engine:
             return False
         return self._accesses.note(batch.accesses, note)
 
-    def _ask(self, batch: _Batch, job: _Job, draw: Draw, wanted: Lookups) -> None:
+    def _ask(self, batch: _Batch, job: _Job, draw: Drawing, wanted: Lookups) -> None:
         """Find out what a later job of the batch will look up, without deciding it."""
         work = job.work
         try:
@@ -658,7 +669,7 @@ class Engine:
         except Missing:
             pass
 
-    def _draft(self, batch: _Batch, work: Command | None, draw: Draw, wanted: Lookups) -> WorkingDraft:
+    def _draft(self, batch: _Batch, work: Command | None, draw: Drawing, wanted: Lookups) -> WorkingDraft:
         return WorkingDraft(
             batch.workspace,
             wanted,
@@ -672,7 +683,7 @@ class Engine:
             rules_for=lambda area_code: self._rules_for(area_code, batch.now_ms),
         )
 
-    def _before(self, batch: _Batch, job: _Job, command: Command, draw: Draw, wanted: Lookups) -> Any:
+    def _before(self, batch: _Batch, job: _Job, command: Command, draw: Drawing, wanted: Lookups) -> Any:
         """What is decided before the command itself: a revoked certificate, then a repeated request."""
         space = batch.workspace
         revoked = ("revoked_certificate", command.caller.fingerprint)
@@ -701,7 +712,7 @@ class Engine:
             return Refused("IDEMPOTENCY_CONFLICT", field="request_id")
         return reply
 
-    def _command(self, batch: _Batch, job: _Job, command: Command, draw: Draw, wanted: Lookups) -> None:
+    def _command(self, batch: _Batch, job: _Job, command: Command, draw: Drawing, wanted: Lookups) -> None:
         before = self._before(batch, job, command, draw, wanted)
         if isinstance(before, Refused):
             self._refuse(batch, job, command, before)
@@ -722,7 +733,7 @@ class Engine:
         self._accept(batch, job, command, tx, outcome, draw)
 
     def _accept(
-        self, batch: _Batch, job: _Job, command: Command, tx: WorkingDraft, outcome: Accepted, draw: Draw
+        self, batch: _Batch, job: _Job, command: Command, tx: WorkingDraft, outcome: Accepted, draw: Drawing
     ) -> None:
         sealed = self._seal(batch, tx, draw)
         tx.apply()
@@ -779,7 +790,7 @@ class Engine:
         # Loading a stream fires its timers, so there is nothing left to do.
         batch.answers.append((job, None))
 
-    def _erase(self, batch: _Batch, job: _Job, erase: _Erase, draw: Draw, wanted: Lookups) -> None:
+    def _erase(self, batch: _Batch, job: _Job, erase: _Erase, draw: Drawing, wanted: Lookups) -> None:
         tx = self._draft(batch, None, draw, wanted)
         over = retention.erase_when_over(tx, erase.found)
         if over is not None:
@@ -789,7 +800,7 @@ class Engine:
             self._write(batch, job, self._leaves(tx, sealed, over.accepted))
         batch.answers.append((job, over is not None))
 
-    def _boot(self, batch: _Batch, job: _Job, draw: Draw, wanted: Lookups) -> None:
+    def _boot(self, batch: _Batch, job: _Job, draw: Drawing, wanted: Lookups) -> None:
         space = batch.workspace
         checks, foreign = joining.check_keys(self._keys, space, wanted)
         if foreign is not None:
@@ -930,7 +941,7 @@ class Engine:
 
     # ---- entries ----
 
-    def _seal(self, batch: _Batch, tx: WorkingDraft, draw: Draw) -> list[Entry]:
+    def _seal(self, batch: _Batch, tx: WorkingDraft, draw: Drawing) -> list[Entry]:
         digest = self._rules_for(tx.area_code, batch.now_ms).digest
         return entries_of(tx, draw, now_ms=batch.now_ms, policy_digest=digest)
 

@@ -104,10 +104,26 @@ class Clock(Protocol):
         """UTC milliseconds since 1970."""
 
 
+class Drawing(Protocol):
+    """Random values of one command, as `Draw` gives them."""
+
+    def restart(self) -> None:
+        """Give the same values again from the first."""
+
+    def bytes(self, count: int) -> bytes:
+        """`count` random bytes."""
+
+    def digits(self, count: int) -> str:
+        """`count` random decimal digits."""
+
+    def token(self, count: int) -> str:
+        """`count` random characters of A–Z, a–z, 0–9."""
+
+
 class Ids(Protocol):
     """Where random values come from."""
 
-    def draw(self) -> Draw:
+    def draw(self) -> Drawing:
         """A fresh draw, one per command."""
 
 

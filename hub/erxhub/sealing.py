@@ -7,23 +7,23 @@ decided and appends what comes out.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from erxhub.config import Config
 from erxhub.core import index, timers
 from erxhub.core.draft import Pending, WorkingDraft
-from erxhub.core.model import Accepted, Target
+from erxhub.core.model import Accepted, Randomness, Target
 from erxhub.crypto.receipt import receipt_message
 from erxhub.crypto.suites import SigningKey
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH, SALT_BYTES, Entry, EntryKind, Header, seal
 from erxhub.ledger.store import Blob, Erasure, Listing, NewName, NewState, Reads, Reply, Write
-from erxhub.ports import Draw
 from erxhub.v1 import common_pb2
 
 _COUNT_BYTES: Final = 4
 
 
-def entries_of(tx: WorkingDraft, draw: Draw, *, now_ms: int, policy_digest: bytes) -> list[Entry]:
+def entries_of(tx: WorkingDraft, draw: Randomness, *, now_ms: int, policy_digest: bytes) -> list[Entry]:
     """The entries of the draft's events, in commit order and chained; its streams stand on the last ones afterwards."""
     sealed: list[Entry] = []
     leaves: dict[tuple[bytes, int], bytes] = {}
@@ -74,7 +74,7 @@ def write_of(
             )
         )
         if working.kind == "prescription":
-            first = next(event.version for event in tx.pending if event.stream_key == key)
+            first = _first_version(tx, key)
             since = first.to_bytes(8, "big")
             listings += [
                 Listing(index.FEED, code.encode(), key, working.version, since)
@@ -94,6 +94,14 @@ def write_of(
         reads=reads,
         denies=any(space in index.DENYING for (space, _), _ in tx.names),
     )
+
+
+def _first_version(tx: WorkingDraft, stream_key: bytes) -> int:
+    """The version of the first of the draft's events in a stream."""
+    for event in tx.pending:
+        if event.stream_key == stream_key:
+            return event.version
+    raise AssertionError("a stream that changed has an event")
 
 
 def fed_by(write: Write) -> set[str]:
@@ -128,15 +136,21 @@ def reply_place(sealed: Sequence[Entry]) -> tuple[bytes, int] | tuple[None, None
     return None, None
 
 
-class StoredReply(NamedTuple):
+@dataclass(slots=True, init=False)
+class StoredReply:
     """What is kept to give the same answer again, and to record the same access.
 
     `body` is the response without what `attach_upload` names; `targets` name their persons.
     """
 
     body: bytes
-    targets: tuple[Target, ...] = ()
-    attach_upload: bytes = b""
+    targets: tuple[Target, ...]
+    attach_upload: bytes
+
+    def __init__(self, body: bytes, targets: tuple[Target, ...] = (), attach_upload: bytes = b"") -> None:
+        self.body = body
+        self.targets = targets
+        self.attach_upload = attach_upload
 
     def encode(self) -> bytes:
         """As bytes: the stream to attach from, the number of targets, their keys, the body."""

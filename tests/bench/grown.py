@@ -27,7 +27,7 @@ from erxhub.keys import HubKeys
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH, Header, seal
 from erxhub.ledger.sqlite import SqliteStore, open_sqlite
 from erxhub.ledger.store import AppendResult, Listing, NewName, NewState, Reply, Write
-from erxhub.ports import Draw, SystemClock, SystemIds, system_pause
+from erxhub.ports import Drawing, SystemClock, SystemIds, system_pause
 from erxhub.publishing import Publisher
 from erxhub.rpc.server import FixedIdentity, ServerIdentity
 from tests.bench.answers import AnswerWrong
@@ -52,28 +52,29 @@ _COMPUTED = ("prescription", "trace_code")  # streams whose keys anybody can com
 # ---- recording ----
 
 
-class _RecordingDraw(Draw):
+class _RecordingDraw:
     """A draw that tells what it gave."""
 
-    __slots__ = ("_told",)
-
-    def __init__(self, seed: bytes, told: set[bytes]) -> None:
-        super().__init__(seed)
+    def __init__(self, draw: Drawing, told: set[bytes]) -> None:
+        self._draw = draw
         self._told = told
 
+    def restart(self) -> None:
+        self._draw.restart()
+
     def bytes(self, count: int) -> bytes:
-        drawn = super().bytes(count)
+        drawn = self._draw.bytes(count)
         if count >= _DRAWN_BYTES_MIN:
             self._told.update((drawn, drawn.hex().encode()))
         return drawn
 
     def digits(self, count: int) -> str:
-        drawn = super().digits(count)
+        drawn = self._draw.digits(count)
         self._told.add(drawn.encode())
         return drawn
 
     def token(self, count: int) -> str:
-        drawn = super().token(count)
+        drawn = self._draw.token(count)
         self._told.add(drawn.encode())
         return drawn
 
@@ -83,8 +84,8 @@ class _RecordingIds:
         self.told: set[bytes] = set()
         self._ids = SystemIds()
 
-    def draw(self) -> Draw:
-        return _RecordingDraw(self._ids.draw().bytes(32), self.told)
+    def draw(self) -> Drawing:
+        return _RecordingDraw(self._ids.draw(), self.told)
 
 
 class _RecordingStore:

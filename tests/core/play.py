@@ -58,8 +58,10 @@ class Play:
 
     def __init__(self) -> None:
         begun = _begun()
-        keys = begun[0].mac_keys  # they never change, and a compiled class that is frozen cannot be copied
-        self.world, self.rx = copy.deepcopy(begun, {id(keys): keys})
+        world = begun[0]
+        # None of these changes any more, and a compiled class with a constructor of its own cannot be copied.
+        kept = [world.mac_keys, *world.committed, *world.workspace.streams.values()]
+        self.world, self.rx = copy.deepcopy(begun, {id(each): each for each in kept})
         self.visits = {name: Visit(self.world, self.rx, shop) for name, shop in SHOPS.items()}
         self.settle_ids = {"A": "", "B": ""}
         self.undo_ids = {"A": "", "B": ""}

@@ -52,7 +52,7 @@ _BEGINNINGS: Final = frozenset(
 )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Working:
     """A stream as the batch sees it."""
 
@@ -60,6 +60,12 @@ class Working:
     version: int
     leaf_hash: bytes
     state: Any
+
+    def __init__(self, kind: str, version: int, leaf_hash: bytes, state: Any) -> None:
+        self.kind = kind
+        self.version = version
+        self.leaf_hash = leaf_hash
+        self.state = state
 
 
 @dataclass(slots=True)
@@ -76,7 +82,7 @@ class Lookups:
         return bool(self.names or self.streams or self.replies or self.catalog or self.listings)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Pending:
     """An event that is not sealed yet."""
 
@@ -89,6 +95,28 @@ class Pending:
     body: bytes
     actor: str
     causes: tuple[bytes | tuple[bytes, int], ...]
+
+    def __init__(
+        self,
+        stream_kind: str,
+        stream_key: bytes,
+        version: int,
+        event: str,
+        number: int,
+        payload: Any,
+        body: bytes,
+        actor: str,
+        causes: tuple[bytes | tuple[bytes, int], ...],
+    ) -> None:
+        self.stream_kind = stream_kind
+        self.stream_key = stream_key
+        self.version = version
+        self.event = event
+        self.number = number
+        self.payload = payload
+        self.body = body
+        self.actor = actor
+        self.causes = causes
 
 
 @dataclass(slots=True)

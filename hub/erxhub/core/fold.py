@@ -7,7 +7,8 @@ looks anything up: an event that does not fit is a bug and raises.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final
 
 from google.protobuf.message import Message
 
@@ -73,12 +74,18 @@ def move(machine: Machine, number: int, event: str) -> int:
     return number
 
 
-class At(NamedTuple):
+@dataclass(slots=True, init=False)
+class At:
     """Where an event stands: its version in the stream, its instant (UTC ms), the request that caused it."""
 
     version: int
     recorded_at_ms: int
     request_id: str
+
+    def __init__(self, version: int, recorded_at_ms: int, request_id: str) -> None:
+        self.version = version
+        self.recorded_at_ms = recorded_at_ms
+        self.request_id = request_id
 
 
 class EventMisplaced(Exception):

@@ -37,7 +37,8 @@ class Caller:
         object.__setattr__(self, "actor", f"{self.kind}/{self.id}")
 
 
-class SignatureFact(NamedTuple):
+@dataclass(slots=True, init=False)
+class SignatureFact:
     """What admission proved about one signature over the received bytes.
 
     `suite` is "" when the key id is not registered; `valid` then is False.
@@ -46,6 +47,11 @@ class SignatureFact(NamedTuple):
     key_id: str
     suite: str
     valid: bool
+
+    def __init__(self, key_id: str, suite: str, valid: bool) -> None:
+        self.key_id = key_id
+        self.suite = suite
+        self.valid = valid
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +111,8 @@ class Evidence:
         self.file = file
 
 
-class Command(NamedTuple):
+@dataclass(slots=True, init=False)
+class Command:
     """One request of an identified caller, ready to be decided."""
 
     method: str
@@ -114,6 +121,22 @@ class Command(NamedTuple):
     request_id: str
     received_at_ms: int
     evidence: Evidence
+
+    def __init__(
+        self,
+        method: str,
+        request: Any,
+        caller: Caller,
+        request_id: str,
+        received_at_ms: int,
+        evidence: Evidence,
+    ) -> None:
+        self.method = method
+        self.request = request
+        self.caller = caller
+        self.request_id = request_id
+        self.received_at_ms = received_at_ms
+        self.evidence = evidence
 
 
 class Target(NamedTuple):
@@ -142,7 +165,8 @@ class Refused:
     entry: str = "command.refused"
 
 
-class Accepted(NamedTuple):
+@dataclass(slots=True, init=False)
+class Accepted:
     """The command holds.
 
     `reply` is the response without its receipt; `targets` is what the reply shows of persons. `blobs` are (stream key,
@@ -153,12 +177,30 @@ class Accepted(NamedTuple):
     """
 
     reply: Message
-    targets: tuple[Target, ...] = ()
-    blobs: tuple[tuple[bytes, bytes, bytes], ...] = ()
-    catalog_rows: tuple[tuple[str, str, str, bytes], ...] = ()
-    taken_request_id: str = ""
-    attach_upload: bytes = b""
-    erasures: tuple[tuple[bytes, tuple[tuple[str, bytes], ...]], ...] = ()
+    targets: tuple[Target, ...]
+    blobs: tuple[tuple[bytes, bytes, bytes], ...]
+    catalog_rows: tuple[tuple[str, str, str, bytes], ...]
+    taken_request_id: str
+    attach_upload: bytes
+    erasures: tuple[tuple[bytes, tuple[tuple[str, bytes], ...]], ...]
+
+    def __init__(
+        self,
+        reply: Message,
+        targets: tuple[Target, ...] = (),
+        blobs: tuple[tuple[bytes, bytes, bytes], ...] = (),
+        catalog_rows: tuple[tuple[str, str, str, bytes], ...] = (),
+        taken_request_id: str = "",
+        attach_upload: bytes = b"",
+        erasures: tuple[tuple[bytes, tuple[tuple[str, bytes], ...]], ...] = (),
+    ) -> None:
+        self.reply = reply
+        self.targets = targets
+        self.blobs = blobs
+        self.catalog_rows = catalog_rows
+        self.taken_request_id = taken_request_id
+        self.attach_upload = attach_upload
+        self.erasures = erasures
 
 
 Outcome = Accepted | Refused
@@ -273,16 +315,29 @@ class Draft(Protocol):
 Handler = Callable[[Draft, Command], Outcome]
 
 
-class Ahead(NamedTuple):
+@dataclass(slots=True, init=False)
+class Ahead:
     """Names and streams that a decision will look up.
 
     `secrets` are (space, value) of what `find_secret` looks for; `ledger` stands for the ledger's own stream.
     """
 
-    names: tuple[tuple[str, bytes], ...] = ()
-    streams: tuple[bytes, ...] = ()
-    secrets: tuple[tuple[str, str], ...] = ()
-    ledger: bool = False
+    names: tuple[tuple[str, bytes], ...]
+    streams: tuple[bytes, ...]
+    secrets: tuple[tuple[str, str], ...]
+    ledger: bool
+
+    def __init__(
+        self,
+        names: tuple[tuple[str, bytes], ...] = (),
+        streams: tuple[bytes, ...] = (),
+        secrets: tuple[tuple[str, str], ...] = (),
+        ledger: bool = False,
+    ) -> None:
+        self.names = names
+        self.streams = streams
+        self.secrets = secrets
+        self.ledger = ledger
 
 
 LookAhead = Callable[[Command], Ahead]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hmac
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from erxhub.core import catalog, consequences, guards, lifecycle, rx_rules
@@ -266,12 +267,23 @@ def _warning(finding: Finding) -> prescribing_pb2.Warning:
 # ---- upload ----
 
 
-class _Upload(NamedTuple):
+@dataclass(slots=True, init=False)
+class _Upload:
     """The three signed contents of an upload, parsed and not yet proven."""
 
     document: signed_pb2.PrescriptionDocument
     review: signed_pb2.HospitalReviewStatement
     seal: signed_pb2.UploadSealStatement
+
+    def __init__(
+        self,
+        document: signed_pb2.PrescriptionDocument,
+        review: signed_pb2.HospitalReviewStatement,
+        seal: signed_pb2.UploadSealStatement,
+    ) -> None:
+        self.document = document
+        self.review = review
+        self.seal = seal
 
 
 def upload(tx: Draft, command: Command) -> Outcome:
@@ -289,7 +301,7 @@ def upload(tx: Draft, command: Command) -> Outcome:
     parsed = _parse(command)
     if isinstance(parsed, Refused):
         return parsed
-    document, _, seal = parsed
+    document, seal = parsed.document, parsed.seal
     rx_key = prescription_key(document.rx_no)
     state = _issued_here(tx, command, rx_key)
     if isinstance(state, Refused):
@@ -312,7 +324,7 @@ def _ahead_of_upload(command: Command) -> Ahead:
     parsed = _parse(command)
     if isinstance(parsed, Refused):
         return Ahead()
-    document, review, _ = parsed
+    document, review = parsed.document, parsed.review
     content = document.prescription
     return Ahead(
         names=(
@@ -440,7 +452,7 @@ def _sealed(tx: Draft, command: Command, parsed: _Upload) -> Refused | None:
 
 def _accept_upload(tx: Draft, command: Command, rx_key: bytes, parsed: _Upload) -> Accepted:
     request: prescribing_pb2.UploadPrescriptionRequest = command.request
-    document, review, _ = parsed
+    document, review = parsed.document, parsed.review
     doctor_code = document.prescription.doctor_code
     file, file_sha256 = command.evidence.file, command.evidence.sha256["file"]
     reviewed = events_pb2.HospitalReviewed(statement=request.review, pharmacist_code=review.pharmacist_code)

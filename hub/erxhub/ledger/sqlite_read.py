@@ -21,6 +21,9 @@ INTEGER_MAX: Final = 2**63 - 1
 _TOGETHER: Final = 16
 """How many look-ups go into one statement: around each statement the interpreter's lock changes hands."""
 
+_COPIED_MAX: Final = 4_096
+"""Bytes. A longer value costs less as it is."""
+
 _HEAD_COLUMNS: Final = "SELECT s.no, s.kind, s.key, t.version, t.leaf_hash, t.body, t.due_at_ms"
 # Constants and not built where they are used: a new string costs as much as finding the row.
 HEAD_BY_NAME: Final = (
@@ -64,10 +67,21 @@ def found(connection: sqlite3.Connection, statement: str, wanted: Collection[tup
     alone_from = len(keys) - len(keys) % _TOGETHER
     for begin in range(0, alone_from, _TOGETHER):
         together = keys[begin : begin + _TOGETHER]
-        rows += execute(_of_many(statement), [value for key in together for value in key]).fetchall()
+        rows += execute(_of_many(statement), [bindable(value) for key in together for value in key]).fetchall()
     for key in keys[alone_from:]:
         rows += execute(statement, key).fetchall()
     return rows
+
+
+def bindable(value: Any) -> Any:
+    """The value as Python's sqlite3 binds it at once.
+
+    It takes every parameter that is not exactly an int, float, str or bytearray for something to be adapted, and looks
+    for an adapter: for bytes, which it then binds as they are, that costs three times the copy made here.
+    """
+    if isinstance(value, bytes) and len(value) <= _COPIED_MAX:
+        return bytearray(value)
+    return value
 
 
 @cache

@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar
 
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH
-from erxhub.ledger.sqlite_read import bounded, in_snapshot, load
+from erxhub.ledger.sqlite_read import bindable, bounded, in_snapshot, load
 from erxhub.ledger.store import AppendResult, Erasure, Loaded, Wanted, Write, requests_of
 
 _P = ParamSpec("_P")
@@ -94,7 +94,7 @@ def put_rows(connection: sqlite3.Connection, statement: str, rows: Sequence[tupl
     for many in _ROWS_A_STATEMENT:
         while len(rows) - begin >= many:
             group = rows[begin : begin + many]
-            connection.execute(_of_many(statement, many), [value for row in group for value in row])
+            connection.execute(_of_many(statement, many), [bindable(value) for row in group for value in row])
             begin += many
     if begin < len(rows):
         connection.executemany(statement, rows[begin:])

@@ -13,7 +13,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -62,7 +63,8 @@ ENDS: Final = (grpc.aio.AbortError, grpc.aio.InternalError)
 """How a call ends with a status; the second one when the caller has gone before it. gRPC knows what to do then."""
 
 
-class Call(NamedTuple):
+@dataclass(slots=True, init=False)
+class Call:
     """A call of a known caller."""
 
     method: Method
@@ -70,8 +72,15 @@ class Call(NamedTuple):
     certificate: bytes
     received_at_ms: int
 
+    def __init__(self, method: Method, caller: Caller, certificate: bytes, received_at_ms: int) -> None:
+        self.method = method
+        self.caller = caller
+        self.certificate = certificate
+        self.received_at_ms = received_at_ms
 
-class Checked(NamedTuple):
+
+@dataclass(slots=True, init=False)
+class Checked:
     """A command that keeps the field rules: its signed contents, as they came and as they were read."""
 
     call: Call
@@ -80,13 +89,33 @@ class Checked(NamedTuple):
     statements: Mapping[str, Any]
     raw: bytes
 
+    def __init__(
+        self,
+        call: Call,
+        request: Any,
+        signed: SignedParts,
+        statements: Mapping[str, Any],
+        raw: bytes,
+    ) -> None:
+        self.call = call
+        self.request = request
+        self.signed = signed
+        self.statements = statements
+        self.raw = raw
 
-class Queued(NamedTuple):
+
+@dataclass(slots=True, init=False)
+class Queued:
     """A command in the lane."""
 
     call: Call
     request: Any
     answer: asyncio.Future[Answer]
+
+    def __init__(self, call: Call, request: Any, answer: asyncio.Future[Answer]) -> None:
+        self.call = call
+        self.request = request
+        self.answer = answer
 
 
 class Calls:
@@ -190,19 +219,19 @@ class Calls:
 
     async def proven(self, method: Method, checked: Checked, context: Context) -> bytes:
         """A command that keeps the field rules: its signatures, and the decision."""
-        call, request, signed, statements, raw = checked
+        call, request = checked.call, checked.request
         evidence: Evidence | None
         self.engine.verifying += 1
         try:
-            evidence = await self.proof.evidence(request, signed, statements)
+            evidence = await self.proof.evidence(request, checked.signed, checked.statements)
         except StoreUnavailable:
             evidence = None
         finally:
             self.engine.verifying -= 1
         if evidence is None:
             await self.unavailable(context)
-        content = content_of(raw, hashed(request, evidence))
-        return await self.decide(call, request, evidence, content, len(raw), context)
+        content = content_of(checked.raw, hashed(request, evidence))
+        return await self.decide(call, request, evidence, content, len(checked.raw), context)
 
     async def read(self, method: Method, raw: bytes, context: Context) -> bytes:
         """A read, from its bytes to the bytes of its reply."""
@@ -258,8 +287,8 @@ class Calls:
 
     def queued_now(self, checked: Checked) -> Queued | None:
         """The command in the lane; None when its signatures have to be waited for, or the lane takes no more."""
-        call, request, signed, statements, raw = checked
-        evidence = self.proof.evidence_now(request, signed, statements)
+        call, request, raw = checked.call, checked.request, checked.raw
+        evidence = self.proof.evidence_now(request, checked.signed, checked.statements)
         if evidence is None:
             return None
         command = Command(call.method.name, request, call.caller, request.request_id, call.received_at_ms, evidence)
@@ -370,9 +399,9 @@ class Calls:
 
     async def answered(self, queued: Queued, context: Context) -> bytes:
         """The bytes of the reply to a command in the lane, with all that they wait for."""
-        call, request, answering = queued
+        call, request = queued.call, queued.request
         try:
-            answer = await answering
+            answer = await queued.answer
             told(call, request.request_id, answer.refused.code if isinstance(answer, Declined) else "OK")
             if isinstance(answer, Declined):
                 if answer.slowed:

@@ -5,7 +5,7 @@ Owns nothing but that choice. The steps and the unary calls stand in `rpc/calls.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import grpc
@@ -63,9 +63,12 @@ class Served(Protocol):
         """Take no new calls; returns once none is open."""
 
 
-def handlers(dispatcher: Served, methods: Mapping[str, Method]) -> list[grpc.GenericRpcHandler]:
-    """The generic handlers of all services."""
-    by_service: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
-    for method in methods.values():
-        by_service.setdefault(method.service, {})[method.rpc] = dispatcher.handler(method)
-    return [grpc.method_handlers_generic_handler(service, found) for service, found in by_service.items()]
+class Methods(grpc.GenericRpcHandler):
+    """The methods of all services by their paths: gRPC asks one handler after the other, for each call anew."""
+
+    def __init__(self, dispatcher: Served, methods: Iterable[Method]) -> None:
+        self._handlers = {f"/{method.service}/{method.rpc}": dispatcher.handler(method) for method in methods}
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """The handler of a call; None for a method that no service has."""
+        return self._handlers.get(handler_call_details.method)

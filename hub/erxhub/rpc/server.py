@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from erxhub.config import Config
 from erxhub.crypto.certs import key_matches
-from erxhub.rpc.dispatch import Served, handlers
+from erxhub.rpc.dispatch import Methods, Served
 from erxhub.rpc.methods import METHODS, SERVICES, Method
 
 _log = logging.getLogger("erxhub.server")
@@ -132,7 +132,7 @@ class HubServer:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
             )
         )
-        self._server.add_generic_rpc_handlers(tuple(handlers(dispatcher, METHODS)))
+        self._server.add_generic_rpc_handlers((Methods(dispatcher, METHODS.values()),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if config.reflection:
             reflection.enable_server_reflection((*SERVICES, _HEALTH_SERVICE, reflection.SERVICE_NAME), self._server)
