@@ -22,6 +22,9 @@ START_MS = 1_795_312_800_000
 
 LEDGER_KEY = stream_key("ledger", b"test")
 
+SEED = 7
+"""Of what a world draws."""
+
 
 @dataclass(frozen=True)
 class _Reply:
@@ -36,7 +39,7 @@ class World:
 
     now_ms: int = START_MS
     workspace: Workspace = field(default_factory=Workspace)
-    ids: SeededIds = field(default_factory=lambda: SeededIds(7))
+    ids: SeededIds = field(default_factory=lambda: SeededIds(SEED))
     mac_keys: MacKeys = field(default_factory=lambda: MacKeys({1: b"k" * 32}))
     events: list[tuple[str, str, Any]] = field(default_factory=list)
     """(stream kind, event, payload) of everything that was committed, timers included."""

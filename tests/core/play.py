@@ -14,9 +14,10 @@ from typing import Any
 from erxhub.core.fold import state_name
 from erxhub.core.lifecycle import ENDED_ORDER, Machine
 from erxhub.core.model import Accepted, Caller, Outcome, Refused
+from erxhub.ports import SeededIds
 from erxhub.v1 import common_pb2, dispensing_pb2, encounter_pb2, registry_pb2, signed_pb2, state_pb2, voucher_pb2
 from tests.core import population as people
-from tests.core.harness import World, evidence, signed
+from tests.core.harness import SEED, World, evidence, signed
 from tests.core.pharmacy import (
     DELIVERY,
     HAND_OVER_TYPE,
@@ -59,9 +60,10 @@ class Play:
     def __init__(self) -> None:
         begun = _begun()
         world = begun[0]
-        # None of these changes any more, and a compiled class with a constructor of its own cannot be copied.
-        kept = [world.mac_keys, *world.committed, *world.workspace.streams.values()]
-        self.world, self.rx = copy.deepcopy(begun, {id(each): each for each in kept})
+        # A compiled class with a constructor of its own cannot be copied. None of these changes any more, but the ids.
+        apart = {id(each): each for each in (world.mac_keys, world.ids, *world.committed)}
+        self.world, self.rx = copy.deepcopy(begun, apart)
+        self.world.ids = SeededIds(SEED, world.ids.count)
         self.visits = {name: Visit(self.world, self.rx, shop) for name, shop in SHOPS.items()}
         self.settle_ids = {"A": "", "B": ""}
         self.undo_ids = {"A": "", "B": ""}

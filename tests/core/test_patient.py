@@ -38,6 +38,7 @@ def test_the_same_choice_again_changes_nothing_and_another_mode_replaces_it() ->
     refused(v.choose(OTHER_SHOP), "ORDER_ALREADY_HELD")
 
 
+@pytest.mark.interpreted
 def test_a_way_to_the_patient_that_the_area_does_not_allow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = Rules.texts
 

@@ -348,6 +348,7 @@ def test_an_undo_stands_once_its_money_or_its_prescription_was_used() -> None:
     refused(v.reverse(UNDO_ID, "2103"), "SETL_TERMINAL")
 
 
+@pytest.mark.interpreted
 def test_a_quote_falls_with_the_totals_that_it_rested_on() -> None:
     bands = (claim_arithmetic.Band(None, Fraction(7, 10)),)
     amounts = signed_pb2.ClaimAmounts(in_scope_fen=4_700, pooled_fund_fen=3_290, fund_fen=3_290)

@@ -52,7 +52,7 @@ _BEGINNINGS: Final = frozenset(
 )
 
 
-@dataclass(slots=True, init=False)
+@dataclass(slots=True)
 class Working:
     """A stream as the batch sees it."""
 
@@ -60,12 +60,6 @@ class Working:
     version: int
     leaf_hash: bytes
     state: Any
-
-    def __init__(self, kind: str, version: int, leaf_hash: bytes, state: Any) -> None:
-        self.kind = kind
-        self.version = version
-        self.leaf_hash = leaf_hash
-        self.state = state
 
 
 @dataclass(slots=True)
