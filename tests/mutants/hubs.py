@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -183,7 +184,7 @@ def a_repeat_gets_other_bytes(p: Patches) -> None:
 
     def other(data: bytes) -> StoredReply:
         stored = decode(data)
-        return stored._replace(body=stored.body + _UNKNOWN_FIELD)
+        return replace(stored, body=stored.body + _UNKNOWN_FIELD)
 
     p.set(StoredReply, "decode", staticmethod(other))
 

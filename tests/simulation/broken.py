@@ -222,7 +222,7 @@ def _other_bytes_again(patch: pytest.MonkeyPatch) -> None:
     def decode(data: bytes) -> StoredReply:
         stored = plain(data)
         # A field that no reply has; a parser passes over it.
-        return stored._replace(body=stored.body + b"\xf8\x3f\x01")
+        return dataclasses.replace(stored, body=stored.body + b"\xf8\x3f\x01")
 
     patch.setattr(StoredReply, "decode", decode)
 
