@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from erxhub.core.keys import PlacedKey
 from erxhub.ledger import sqlite as sqlite_module
 from erxhub.ledger.scrub import scrub_sqlite
 from erxhub.ledger.sqlite import SqliteStore, copy_sqlite, open_sqlite
+from erxhub.ledger.sqlite_writer import put_rows
 from erxhub.ledger.store import (
     Blob,
     Erasure,
@@ -423,3 +425,15 @@ async def test_scrubbing_writes_the_file_anew_and_changes_nothing_in_it(path: Pa
 def files_with(path: Path, marker: bytes) -> list[str]:
     """The files of a ledger that hold some bytes."""
     return [file.name for file in path.parent.iterdir() if marker in file.read_bytes()]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 21])
+def test_bytes_of_every_size_and_kind_are_kept_as_they_are(rows: int) -> None:
+    """Short ones are handed over as something else than long ones, and many to a statement."""
+    values = [b"", b"\0", bytes(4_096), bytes(4_097), bytes(range(256)) * 64, PlacedKey.made(b"\xff" * 32, "330100")]
+    given = [(no, f"{no}", values[no % len(values)], None) for no in range(rows * len(values))]
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE kept (no INTEGER, text TEXT, value BLOB, absent BLOB)")
+        put_rows(connection, "INSERT INTO kept VALUES (?, ?, ?, ?)", given)
+        kept = connection.execute("SELECT no, text, value, absent, typeof(value) FROM kept ORDER BY no").fetchall()
+    assert kept == [(*row, "blob") for row in given]
