@@ -825,8 +825,9 @@ class Engine:
     async def _load(self, batch: _Batch, wanted: Lookups) -> None:
         found = await self._fetch(batch, wanted)
         # What nearly every step asks for next; fetching it now spares a whole dry run of the decision.
-        next_keys = {key for known, working in found for key in index.related(working.kind, known, working.state)}
-        next_keys.difference_update(batch.workspace.streams)
+        known, next_keys = batch.workspace.streams, set()
+        for key, working in found:
+            next_keys.update(index.related(working.kind, key, working.state, known))
         if next_keys:
             await self._fetch(batch, Lookups(streams=next_keys))
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,6 +68,14 @@ def test_published_values_are_met(
     suite = SUITES[name]
     assert suite.load_private(private).public_key == public_key
     assert suite.verify(public_key, message, signature)
+
+
+@given(seed=st.binary(min_size=32, max_size=32), message=st.binary(max_size=2048))
+def test_ed25519_signs_as_openssl_does_byte_for_byte(seed: bytes, message: bytes) -> None:
+    """Two libraries share the work: one signs, the other verifies."""
+    key = SUITES["EdDSA"].load_private(seed)
+    assert key.sign(message) == ed25519.Ed25519PrivateKey.from_private_bytes(seed).sign(message)
+    assert SUITES["EdDSA"].verify(key.public_key, message, key.sign(message))
 
 
 @every_suite

@@ -6,7 +6,7 @@ for a list, from the state after it), so they could be built again from the entr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from erxhub.core.keys import PlacedKey
@@ -54,23 +54,25 @@ def listings(event: str, stream_key: bytes, payload: Any, state: Any) -> Iterabl
     return () if found is None else found(payload, state)
 
 
-def watchers(state: state_pb2.PrescriptionState) -> Iterator[str]:
+def watchers(state: state_pb2.PrescriptionState) -> list[str]:
     """The institutions that a step of this prescription concerns: the issuer, and every pharmacy with an order."""
-    yield state.content.hospital_code
-    yield from {order.pharmacy_code for order in state.orders}
+    return [state.content.hospital_code, *{order.pharmacy_code for order in state.orders or ()}]
 
 
-def related(stream_kind: str, key: bytes, state: Any) -> tuple[bytes, ...]:
-    """The streams that a step of this one is likely to read as well: none of them has a deadline."""
+def related(stream_kind: str, key: bytes, state: Any, known: Container[bytes]) -> list[bytes]:
+    """The streams that a step of this one is likely to read as well and that are not `known`: none has a deadline."""
+    found: list[bytes] = []
     if stream_kind == "voucher":
-        return (PlacedKey.made(state.person_key, beside=key),)
-    if stream_kind == "prescription":
-        person_key = PlacedKey.made(state.person_key, beside=key, surely=False)  # most are treated where they live
+        if state.person_key not in known:
+            found.append(PlacedKey.made(state.person_key, beside=key))
+    elif stream_kind == "prescription":
+        if state.person_key not in known:
+            # Most are treated where they live.
+            found.append(PlacedKey.made(state.person_key, beside=key, surely=False))
         # The visit is over for whoever comes after the upload.
-        if state.uploaded_version:
-            return (person_key,)
-        return person_key, PlacedKey.made(state.encounter_key, beside=key)
-    return ()
+        if not state.uploaded_version and state.encounter_key not in known:
+            found.append(PlacedKey.made(state.encounter_key, beside=key))
+    return found
 
 
 Mac = Callable[[str, str], bytes]

@@ -6,8 +6,9 @@ when now > deadline, so a thing is still good at its last millisecond.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 
 from erxhub.core import lifecycle
 from erxhub.core.consequences import after_hold_ended, current, end_effective, end_with_order
@@ -17,11 +18,17 @@ from erxhub.core.model import Draft
 from erxhub.v1 import events_pb2, state_pb2
 
 
-class _Deadline(NamedTuple):
+@dataclass(slots=True, init=False)
+class _Deadline:
     # Sorted by instant, then by rank: at one instant the narrower thing ends first.
     at_ms: int
     rank: int
     fire: Callable[[Draft, bytes], None]
+
+    def __init__(self, at_ms: int, rank: int, fire: Callable[[Draft, bytes], None]) -> None:
+        self.at_ms = at_ms
+        self.rank = rank
+        self.fire = fire
 
 
 def _ended_by(machine: Machine, trigger: str) -> frozenset[int]:
@@ -53,25 +60,26 @@ def fire_due(tx: Draft, stream_kind: str, stream_key: bytes) -> None:
         return
     while True:
         state = tx.state(stream_key, STATE_TYPES[stream_kind])
-        due = min((item for item in found(state) if tx.now_ms > item.at_ms), key=lambda item: item[:2], default=None)
-        if due is None:
+        over = [deadline for deadline in found(state) if tx.now_ms > deadline.at_ms]
+        if not over:
             return
-        due.fire(tx, stream_key)
+        min(over, key=lambda deadline: (deadline.at_ms, deadline.rank)).fire(tx, stream_key)
 
 
-def _voucher(state: state_pb2.VoucherState) -> Iterator[_Deadline]:
-    if state.status in _VOUCHER_ENDS:
-        yield _Deadline(state.expires_at_ms, 0, _expire_voucher)
+def _voucher(state: state_pb2.VoucherState) -> list[_Deadline]:
+    return [_Deadline(state.expires_at_ms, 0, _expire_voucher)] if state.status in _VOUCHER_ENDS else []
 
 
 def _expire_voucher(tx: Draft, key: bytes) -> None:
     tx.emit("voucher", key, "voucher.expired", events_pb2.VoucherExpired())
 
 
-def _institution(state: state_pb2.InstitutionState) -> Iterator[_Deadline]:
-    for agreement in state.agreements:
-        if agreement.status in _AGREEMENT_ENDS:
-            yield _Deadline(agreement.valid_until_ms, 0, _end_agreement(agreement.kind))
+def _institution(state: state_pb2.InstitutionState) -> list[_Deadline]:
+    return [
+        _Deadline(agreement.valid_until_ms, 0, _end_agreement(agreement.kind))
+        for agreement in state.agreements
+        if agreement.status in _AGREEMENT_ENDS
+    ]
 
 
 def _end_agreement(kind: Any) -> Callable[[Draft, bytes], None]:
@@ -81,20 +89,24 @@ def _end_agreement(kind: Any) -> Callable[[Draft, bytes], None]:
     return fire
 
 
-def _prescription(state: state_pb2.PrescriptionState) -> Iterator[_Deadline]:
+def _prescription(state: state_pb2.PrescriptionState) -> list[_Deadline]:
+    found: list[_Deadline] = []
     if state.erased_version:
-        return  # the instants went with the content
+        return found  # the instants went with the content
     # `or ()`: protobuf takes longer to find out that a list is empty than to say so.
-    for held in state.authorizations or ():
-        if held.status in _AUTHORIZATION_ENDS:
-            yield _Deadline(held.expires_at_ms, 0, _expire_authorization(held.secret_mac))
+    found += [
+        _Deadline(held.expires_at_ms, 0, _expire_authorization(held.secret_mac))
+        for held in state.authorizations or ()
+        if held.status in _AUTHORIZATION_ENDS
+    ]
     for order in state.orders or ():
         if order.claim.status in _QUOTE_ENDS:
-            yield _Deadline(order.claim.quote_expires_at_ms, 1, _expire_quote(order.order_no))
+            found.append(_Deadline(order.claim.quote_expires_at_ms, 1, _expire_quote(order.order_no)))
         if order.status in _HOLD_ENDS:
-            yield _Deadline(order.hold_until_ms, 2, _expire_hold(order.order_no))
+            found.append(_Deadline(order.hold_until_ms, 2, _expire_hold(order.order_no)))
     if state.rx_status in _PRESCRIPTION_ENDS:
-        yield _Deadline(state.content.valid_until_ms, 3, _expire_prescription)
+        found.append(_Deadline(state.content.valid_until_ms, 3, _expire_prescription))
+    return found
 
 
 def _expire_authorization(secret_mac: bytes) -> Callable[[Draft, bytes], None]:
@@ -139,7 +151,7 @@ def _expire_prescription(tx: Draft, key: bytes) -> None:
     tx.emit("prescription", key, "prescription.expired", events_pb2.PrescriptionExpired())
 
 
-_DEADLINES: Final[Mapping[str, Callable[[Any], Iterator[_Deadline]]]] = {
+_DEADLINES: Final[Mapping[str, Callable[[Any], list[_Deadline]]]] = {
     "voucher": _voucher,
     "institution": _institution,
     "prescription": _prescription,

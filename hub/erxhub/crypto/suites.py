@@ -29,6 +29,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
+from nacl.bindings import crypto_sign
 
 from erxhub.crypto import sm2
 from erxhub.crypto.sm2_encoding import is_sm2_private_key_pem
@@ -178,12 +179,15 @@ _ED25519_SMALL_ORDER_Y = frozenset(
 
 
 class _Ed25519PrivateKey:
+    """Signs with libsodium, which takes two thirds of OpenSSL's time for the same bytes (docs/decisions/0016)."""
+
     def __init__(self, key: ed25519.Ed25519PrivateKey) -> None:
         self._key = key
         self.public_key = key.public_key().public_bytes_raw()
+        self._seed_and_public_key = key.private_bytes_raw() + self.public_key
 
     def sign(self, message: bytes) -> bytes:
-        return self._key.sign(message)
+        return crypto_sign(message, self._seed_and_public_key)[:SIGNATURE_SIZE]
 
     def to_pem(self) -> bytes:
         return _pkcs8(self._key)

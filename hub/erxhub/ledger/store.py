@@ -36,7 +36,7 @@ class StoreFormatError(Exception):
     """The file is no ledger, or one that a newer release wrote."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, init=False)
 class Head:
     """Where a stream stands: its folded state, or b"" and no deadline for a stream that keeps none."""
 
@@ -46,8 +46,26 @@ class Head:
     leaf_hash: bytes
     body: bytes
     due_at_ms: int | None
-    recorded_at_ms: int = field(default=0, compare=False)
+    recorded_at_ms: int = field(compare=False)
     """Of the newest entry, where several hubs write and their clocks may differ; 0 where the store does not tell."""
+
+    def __init__(
+        self,
+        stream_kind: str,
+        stream_key: bytes,
+        version: int,
+        leaf_hash: bytes,
+        body: bytes,
+        due_at_ms: int | None,
+        recorded_at_ms: int = 0,
+    ) -> None:
+        self.stream_kind = stream_kind
+        self.stream_key = stream_key
+        self.version = version
+        self.leaf_hash = leaf_hash
+        self.body = body
+        self.due_at_ms = due_at_ms
+        self.recorded_at_ms = recorded_at_ms
 
 
 class Reply(NamedTuple):
