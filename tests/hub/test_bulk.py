@@ -308,14 +308,14 @@ async def test_an_item_with_a_bug_costs_no_other_item_its_answer() -> None:
     async with live_hub() as live:
         hospital, (first, bad, last) = await live.hospital(), await ready(live, 3)
         await unary(hospital, first)
-        check = live.hub.core.dispatcher._calls.rules.check
+        check = live.hub.core.dispatcher._calls.steps.rules.check
 
         def faulty(request: Any, *arguments: Any) -> Any:
             if request.request_id == bad.request_id:
                 raise RuntimeError("a bug")
             return check(request, *arguments)
 
-        live.hub.core.dispatcher._calls.rules.check = faulty  # type: ignore[method-assign]
+        live.hub.core.dispatcher._calls.steps.rules.check = faulty  # type: ignore[method-assign]
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await unary(hospital, bad)
         stream = Stream(hospital)

@@ -25,6 +25,8 @@ from erxhub.queries import audit
 from erxhub.rpc import calls
 from erxhub.rpc.calls import Calls
 from erxhub.rpc.errors import wire_status
+from erxhub.rpc.methods import METHODS, Method
+from erxhub.rpc.steps import Steps
 from erxhub.sealing import StoredReply
 from erxhub.v1 import audit_pb2
 from tests.mutants.patching import Mutant, Patches, Table
@@ -34,17 +36,7 @@ hub = _table.add
 
 _UNKNOWN_FIELD: Final = b"\xf8\x3f\x01"
 _LONG_MS: Final = 365 * 86_400_000
-
-
-def _passes(p: Patches, code: str) -> None:
-    """A refusal that a call gets before the lane is not given."""
-    before = Calls.__dict__["refuse"]
-
-    async def refuse(self: Any, call: Any, refused: Any, *rest: Any, **named: Any) -> None:
-        if refused.code != code:
-            await before(self, call, refused, *rest, **named)
-
-    p.set(Calls, "refuse", refuse)
+_ROLES: Final = frozenset[str]().union(*(method.callers for method in METHODS.values()))
 
 
 def _lasts(p: Patches, name: str) -> None:
@@ -58,7 +50,12 @@ def _lasts(p: Patches, name: str) -> None:
 @hub("hub", "CONN-004")
 def any_role_may_call_anything(p: Patches) -> None:
     """The caller's role is not looked at."""
-    _passes(p, "ROLE_NOT_ALLOWED")
+    before = Steps.__dict__["entered"]
+
+    def entered(self: Any, method: Method, *given: Any) -> Any:
+        return before(self, replace(method, callers=_ROLES), *given)
+
+    p.set(Steps, "entered", entered)
 
 
 @hub("hub", "CONN-005")

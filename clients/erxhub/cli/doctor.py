@@ -195,7 +195,7 @@ async def _hub(context: Context, environment: Environment | None) -> Check:
 
     from erxhub.cli.session import connect
     from erxhub.client.failures import refusal_of
-    from erxhub.rpc.calls import SENT_AT_HEADER
+    from erxhub.rpc.steps import SENT_AT_HEADER
     from erxhub.v1 import audit_pb2, audit_pb2_grpc, catalog_pb2, registry_pb2, registry_pb2_grpc
 
     name = f"{context.name}: hub"

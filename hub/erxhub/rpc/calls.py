@@ -12,29 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, NoReturn, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, NoReturn, TypeAlias, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from erxhub.accesses import ReadNote
-from erxhub.admission import (
-    FieldRules,
-    PeerIdentityError,
-    SignatureProof,
-    SignedParts,
-    Violation,
-    caller_of,
-    content_of,
-    signed_parts,
-)
+from erxhub.admission import FieldRules, SignatureProof, Violation
 from erxhub.config import Config
 from erxhub.core.catalog import CatalogImport
-from erxhub.core.model import Caller, Command, Evidence, Refused, Target
+from erxhub.core.model import Evidence, Refused, Target
 from erxhub.downloads import attach
-from erxhub.engine import Answer, Declined, Engine, HubBusy, HubStopped
+from erxhub.engine import Declined, Engine, HubBusy, HubStopped
 from erxhub.ledger.store import Loaded, StoreUnavailable, Wanted
 from erxhub.ports import Pause
 from erxhub.queries import QUERIES
@@ -42,15 +31,13 @@ from erxhub.queries.base import ReadContext
 from erxhub.rpc.bulk import ItemContext
 from erxhub.rpc.errors import wire_status
 from erxhub.rpc.methods import Method
+from erxhub.rpc.steps import Call, Checked, Ended, Queued, Steps
 from erxhub.rpc.waiting import REACHED_TRAILER, Waiting
 from erxhub.v1 import common_pb2
 
 _log = logging.getLogger("erxhub.rpc")
 
-SENT_AT_HEADER: Final = "erxhub-sent-at-ms"
-"""The caller's clock when it sent the request; optional, and the only place where its clock is compared."""
-
-_REQUEST_ID_FIELDS: Final = frozenset({"request_id", "header.request_id"})
+_T = TypeVar("_T")
 
 _COUNTED_ONLY: Final = frozenset({"HUB_UNAVAILABLE", "OVERLOADED"})
 
@@ -61,61 +48,6 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 ENDS: Final = (grpc.aio.AbortError, grpc.aio.InternalError)
 """How a call ends with a status; the second one when the caller has gone before it. gRPC knows what to do then."""
-
-
-@dataclass(slots=True, init=False)
-class Call:
-    """A call of a known caller."""
-
-    method: Method
-    caller: Caller
-    certificate: bytes
-    received_at_ms: int
-
-    def __init__(self, method: Method, caller: Caller, certificate: bytes, received_at_ms: int) -> None:
-        self.method = method
-        self.caller = caller
-        self.certificate = certificate
-        self.received_at_ms = received_at_ms
-
-
-@dataclass(slots=True, init=False)
-class Checked:
-    """A command that keeps the field rules: its signed contents, as they came and as they were read."""
-
-    call: Call
-    request: Any
-    signed: SignedParts
-    statements: Mapping[str, Any]
-    raw: bytes
-
-    def __init__(
-        self,
-        call: Call,
-        request: Any,
-        signed: SignedParts,
-        statements: Mapping[str, Any],
-        raw: bytes,
-    ) -> None:
-        self.call = call
-        self.request = request
-        self.signed = signed
-        self.statements = statements
-        self.raw = raw
-
-
-@dataclass(slots=True, init=False)
-class Queued:
-    """A command in the lane."""
-
-    call: Call
-    request: Any
-    answer: asyncio.Future[Answer]
-
-    def __init__(self, call: Call, request: Any, answer: asyncio.Future[Answer]) -> None:
-        self.call = call
-        self.request = request
-        self.answer = answer
 
 
 class Calls:
@@ -132,14 +64,13 @@ class Calls:
         pause: Pause,
         waiting: Waiting,
     ) -> None:
+        self.steps = Steps(engine, proof, rules, config)
         self.engine = engine
         self.reads = reads
-        self.proof = proof
-        self.rules = rules
         self.config = config
         self.pause = pause
+        self._proof = proof
         self._waiting = waiting
-        self.draining = False
         self._calls_begun = 0
         self._calls_open = 0
         self._idle = asyncio.Event()
@@ -183,7 +114,7 @@ class Calls:
 
         What is on its way to a server when it stops ends as CANCELLED, so it is let in here first.
         """
-        self.draining = True
+        self.steps.draining = True
         begun = -1
         while self._calls_open or begun != self._calls_begun:
             begun = self._calls_begun
@@ -193,51 +124,38 @@ class Calls:
     # ---- the unary calls ----
 
     async def command(self, method: Method, raw: bytes, context: Context) -> bytes:
-        """A command, from its bytes to the bytes of its reply.
-
-        As far as nothing speaks against it and nothing is to be waited for, it goes to the lane without a step that
-        could wait.
-        """
-        checked: Checked | None = None
-        known = self.entered(method, context)
-        if known is not None and self._skew_ms(known, context) is None:
-            checked = self.checked_now(known, raw)
-        if checked is None:
-            return await self.step_by_step(method, raw, context)
-        queued = self.queued_now(checked)
+        """A command, from its bytes to the bytes of its reply; waits for nothing before the lane unless it must."""
+        call = self.steps.entered(method, context, len(raw))
+        if isinstance(call, Ended):
+            await self.ended(method, call, context)
+        checked = self.steps.checked(call, raw, context)
+        if isinstance(checked, Ended):
+            await self.ended(method, checked, context)
+        queued = self.steps.proven(checked)
         if queued is None:
             return await self.proven(method, checked, context)
-        return await self.answered(queued, context)
-
-    async def step_by_step(self, method: Method, raw: bytes, context: Context) -> bytes:
-        """A command that something speaks against: each step may wait, and says what it is."""
-        call = await self.enter(method, context, len(raw))
-        request = await self.parse(call, raw, context)
-        statements = await self.check(call, request, request.request_id, context)
-        signed = signed_parts(request, method.signed_fields)
-        return await self.proven(method, Checked(call, request, signed, statements, raw), context)
+        return await self.answered(await self.passed(queued, context), context)
 
     async def proven(self, method: Method, checked: Checked, context: Context) -> bytes:
-        """A command that keeps the field rules: its signatures, and the decision."""
-        call, request = checked.call, checked.request
+        """A command that keeps the field rules: its signatures, which have to be waited for, and the decision."""
         evidence: Evidence | None
         self.engine.verifying += 1
         try:
-            evidence = await self.proof.evidence(request, checked.signed, checked.statements)
+            evidence = await self._proof.evidence(checked.request, checked.signed, checked.statements)
         except StoreUnavailable:
             evidence = None
         finally:
             self.engine.verifying -= 1
         if evidence is None:
             await self.unavailable(context)
-        content = content_of(checked.raw, hashed(request, evidence))
-        return await self.decide(call, request, evidence, content, len(checked.raw), context)
+        queued = self.steps.decided(checked, evidence)
+        return await self.answered(await self.passed(queued, context), context)
 
     async def read(self, method: Method, raw: bytes, context: Context) -> bytes:
         """A read, from its bytes to the bytes of its reply."""
-        call = await self.enter(method, context, len(raw))
-        request = await self.parse(call, raw, context)
-        await self.check(call, request, "", context)
+        call = await self.passed(self.steps.entered(method, context, len(raw)), context)
+        request = await self.passed(self.steps.read(call, raw), context)
+        await self.passed(self.steps.statements(call, request, "", context), context)
         await self.certificate(call, context)
         try:
             outcome = await QUERIES[method.name](self.reads, call.caller, request)
@@ -259,112 +177,13 @@ class Calls:
             code = "OVERLOADED"
         return await self._count(Refused(code), context)
 
-    # ---- the steps at once, for what nothing speaks against ----
+    # ---- on the way ----
 
-    def entered(self, method: Method, context: Any) -> Call | None:
-        """The call of a caller who may call this method now; None when something speaks against it."""
-        received_at_ms = self.engine.clock.now_ms()
-        certificate = _certificate_of(context)
-        if self.draining:
-            return None
-        try:
-            caller = caller_of(certificate, self.config, received_at_ms)
-        except PeerIdentityError:
-            return None
-        return Call(method, caller, certificate, received_at_ms) if caller.kind in method.callers else None
-
-    def checked_now(self, call: Call, raw: bytes) -> Checked | None:
-        """A command for which there is room, which can be read and keeps the field rules; None for any other."""
-        request = call.method.request()
-        try:
-            self.engine.check_room(len(raw))
-            request.ParseFromString(raw)
-        except (HubBusy, DecodeError):
-            return None
-        fields = call.method.signed_fields
-        found, statements = self.rules.check(request, fields)
-        return None if found else Checked(call, request, signed_parts(request, fields), statements, raw)
-
-    def queued_now(self, checked: Checked) -> Queued | None:
-        """The command in the lane; None when its signatures have to be waited for, or the lane takes no more."""
-        call, request, raw = checked.call, checked.request, checked.raw
-        evidence = self.proof.evidence_now(request, checked.signed, checked.statements)
-        if evidence is None:
-            return None
-        command = Command(call.method.name, request, call.caller, request.request_id, call.received_at_ms, evidence)
-        try:
-            answer = self.engine.queue(command, content_of(raw, hashed(request, evidence)), len(raw))
-        except (HubBusy, HubStopped):
-            return None
-        return Queued(call, request, answer)
-
-    # ---- the steps ----
-
-    async def enter(self, method: Method, context: Context, size: int) -> Call:
-        """The call of a caller who may call this method now, and for whose `size` bytes there is room."""
-        received_at_ms = self.engine.clock.now_ms()
-        if self.draining:
-            await self.unavailable(context)
-        certificate = _certificate_of(context)
-        caller = await self.caller(certificate, received_at_ms, context)
-        call = Call(method, caller, certificate, received_at_ms)
-        has_room = True
-        try:
-            self.engine.check_room(size)
-        except HubBusy:
-            has_room = False
-        if not has_room:
-            await self.overloaded(context)
-        if caller.kind not in method.callers:
-            await self.refuse(call, Refused("ROLE_NOT_ALLOWED", detail={"caller": caller.kind}), "", context)
-        return call
-
-    async def caller(self, certificate: bytes, at_ms: int, context: Context) -> Caller:
-        """Who calls, by a certificate that is valid at this instant."""
-        try:
-            return caller_of(certificate, self.config, at_ms)
-        except PeerIdentityError as error:
-            reason = error.reason
-        return await self._count(Refused("PEER_IDENTITY", detail={"reason": reason}), context)
-
-    async def parse(self, call: Call, raw: bytes, context: Context) -> Any:
-        """The request in the bytes of a message."""
-        request = call.method.request()
-        try:
-            request.ParseFromString(raw)
-            return request
-        except DecodeError:
-            refused = Refused("INPUT_MALFORMED", detail={"reason": "the bytes are no such message"})
-        return await self._count(refused, context)
-
-    async def check(self, call: Call, request: Any, request_id: str, context: Context) -> dict[str, Any]:
-        """Field rules and the caller's clock; returns the signed contents of the request, read."""
-        found, statements = self.rules.check(request, call.method.signed_fields)
-        if found:
-            refused = Refused("INPUT_MALFORMED", field=found[0].field)
-            # An id that breaks its own rule may be as long as a message; no entry carries it.
-            recorded = "" if any(each.field in _REQUEST_ID_FIELDS for each in found) else request_id
-            await self.refuse(call, refused, recorded, context, found)
-        await self.check_clock(call, request_id, context)
-        return statements
-
-    async def check_clock(self, call: Call, request_id: str, context: Context) -> None:
-        """TIME_SKEW when the caller tells a clock that is too far from ours."""
-        skew = self._skew_ms(call, context)
-        if skew is not None:
-            refused = Refused("TIME_SKEW", field=SENT_AT_HEADER, detail={"skew_ms": str(skew)})
-            await self.refuse(call, refused, request_id, context)
-
-    def _skew_ms(self, call: Call, context: Context) -> int | None:
-        """How far the clock that the caller tells is from ours when that is too far; None when it is not, or untold."""
-        for key, value in context.invocation_metadata() or ():
-            if key == SENT_AT_HEADER:
-                text = value if isinstance(value, str) else value.decode("ascii", "replace")
-                # Sixteen digits reach past the year 300,000; anything else is no instant and counts as a skew.
-                sent_at_ms = int(text) if text.isdecimal() and len(text) <= 16 else 0
-                skew = sent_at_ms - call.received_at_ms
-                return skew if abs(skew) > self.config.clock_skew_ms else None
-        return None
+    async def passed(self, found: _T | Ended, context: Context) -> _T:
+        """What a step found; the call ends here when that speaks against it."""
+        if isinstance(found, Ended):
+            await self._end_before_the_lane(found, context)
+        return found
 
     async def certificate(self, call: Call, context: Context) -> None:
         """CERT_REVOKED when the caller's certificate was revoked; the first in an hour is recorded."""
@@ -380,22 +199,6 @@ class Calls:
             if self.engine.counts_revoked(call.caller.fingerprint):
                 await self._count(Refused("CERT_REVOKED"), context)
             await self._record(call, Refused("CERT_REVOKED"), "", context, fingerprint=call.caller.fingerprint)
-
-    async def decide(
-        self, call: Call, request: Any, evidence: Evidence, content: bytes, size: int, context: Context
-    ) -> bytes:
-        """A command in the lane; the bytes of its reply, with all that they wait for. `size` is that of its message."""
-        command = Command(call.method.name, request, call.caller, request.request_id, call.received_at_ms, evidence)
-        code = ""
-        try:
-            answer = self.engine.queue(command, content, size)
-        except HubBusy:
-            code = "OVERLOADED"
-        except HubStopped:
-            code = "HUB_UNAVAILABLE"
-        if code:
-            await self._count(Refused(code), context)
-        return await self.answered(Queued(call, request, answer), context)
 
     async def answered(self, queued: Queued, context: Context) -> bytes:
         """The bytes of the reply to a command in the lane, with all that they wait for."""
@@ -442,6 +245,15 @@ class Calls:
 
     # ---- refusals ----
 
+    async def ended(self, method: Method, ended: Ended, context: Context) -> NoReturn:
+        """End a call of this method before the lane."""
+        await self._end_before_the_lane(ended, context)
+
+    async def _end_before_the_lane(self, ended: Ended, context: Context) -> NoReturn:
+        if ended.call is None:
+            await self._count(ended.refused, context)
+        await self.refuse(ended.call, ended.refused, ended.request_id, context, ended.violations)
+
     async def end(self, call: Call, refused: Refused, context: Context) -> NoReturn:
         """End a read or a stream with the refusal that it came to."""
         if refused.code in _COUNTED_ONLY:
@@ -454,7 +266,7 @@ class Calls:
         refused: Refused,
         request_id: str,
         context: Context,
-        violations: list[Violation] | None = None,
+        violations: Sequence[Violation] = (),
     ) -> NoReturn:
         """Record a refusal that the lane has not seen, then answer with it.
 
@@ -469,7 +281,7 @@ class Calls:
         refused: Refused,
         request_id: str,
         context: Context,
-        violations: list[Violation] | None = None,
+        violations: Sequence[Violation] = (),
         fingerprint: bytes = b"",
     ) -> NoReturn:
         told(call, request_id, refused.code)
@@ -507,29 +319,16 @@ class Calls:
         """Answer that the hub takes nothing now."""
         await self._count(Refused("HUB_UNAVAILABLE"), context)
 
-    async def _abort(self, refused: Refused, context: Context, violations: list[Violation] | None = None) -> NoReturn:
-        status = wire_status(refused, self.config, violations or ())
+    async def _abort(self, refused: Refused, context: Context, violations: Sequence[Violation] = ()) -> NoReturn:
+        status = wire_status(refused, self.config, violations)
         await context.abort(status.code, status.message, (("grpc-status-details-bin", status.details),))
         raise AssertionError("abort always raises")
-
-
-def _certificate_of(context: Any) -> bytes:
-    """The certificate of the connection, PEM; empty when it has none."""
-    return bytes(next(iter(context.auth_context().get("x509_pem_cert", ())), b""))
 
 
 def wanted_level(request: Any) -> int:
     """The level that a request, or the header of an import, asks for."""
     level: int = (request.header if isinstance(request, CatalogImport) else request).wait_for
     return level
-
-
-def hashed(request: Any, evidence: Evidence) -> dict[int, bytes]:
-    """What stands in for a prescription file in the content of a request: its digest and type, not its bytes again."""
-    digest = evidence.sha256.get("file")
-    if digest is None:
-        return {}
-    return {request.FILE_FIELD_NUMBER: digest + request.file.media_type.encode()}
 
 
 def told(call: Call, request_id: str, outcome: str) -> None:

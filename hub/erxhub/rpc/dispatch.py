@@ -1,6 +1,7 @@
 """Which way serves which method: every one of every service, through the same few steps.
 
-Owns nothing but that choice. The steps and the unary calls stand in `rpc/calls.py`, the streams in `rpc/streams.py`.
+Owns nothing but that choice. The steps stand in `rpc/steps.py`, the unary calls in `rpc/calls.py`, the streams in
+`rpc/streams.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A unary command as the items of a stream call it: those of a message together, each decided for itself.
 
 Owns the way of an item through the steps of a single call without a task of its own, as long as nothing is to be waited
-for. It refuses nothing: an item that something speaks against goes on as the single call does, which says so.
+for. It refuses nothing: what ends an item is said as for the single call.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Any
 
 from erxhub.engine import Replied
 from erxhub.rpc.bulk import ItemContext, ItemOutcome, ItemRefused, Serve, Waited
-from erxhub.rpc.calls import Calls, Checked, Context, Queued, told, wanted_level
+from erxhub.rpc.calls import Calls, Context, told, wanted_level
 from erxhub.rpc.methods import Method
+from erxhub.rpc.steps import Call, Checked, Ended, Queued
 from erxhub.v1 import common_pb2
 
 
@@ -29,29 +30,29 @@ class Items:
 
         What an item waits for beside the lane, and whatever is to be refused, goes on as the single call does.
         """
-        calls = self._calls
-        ways = (calls.step_by_step, calls.proven, self._answered)
-        single, proven, answered = (calls.sealed(method, way) for way in ways)
+        calls, steps = self._calls, self._calls.steps
+        ended, proven = calls.sealed(method, calls.ended), calls.sealed(method, calls.proven)
+        answered, failed = calls.sealed(method, self._answered), calls.sealed(method, _failed)
+
+        def begin(call: Call | Ended, raw: bytes, context: ItemContext) -> Queued | asyncio.Task[bytes | Waited]:
+            """An item that is in the lane, or what it waits for."""
+            found: Checked | Queued | Ended | None
+            try:
+                found = call if isinstance(call, Ended) else steps.full(len(raw)) or steps.checked(call, raw, context)
+                if isinstance(found, Checked):
+                    found = steps.proven(found) or found
+            except Exception as error:  # noqa: BLE001 a bug costs no other item its answer
+                return asyncio.create_task(_of_one(failed, error, context))
+            if isinstance(found, Queued):
+                return found
+            return asyncio.create_task(_of_one(ended if isinstance(found, Ended) else proven, found, context))
 
         async def serve(items: Sequence[bytes], context: ItemContext) -> list[ItemOutcome]:
-            call = calls.entered(method, context)
+            call = steps.entered(method, context, 0)
             begun: list[Queued | asyncio.Task[bytes | Waited]] = []
             outcomes: list[ItemOutcome] = []
             try:
-                for raw in items:
-                    checked: Checked | None = None
-                    queued: Queued | None = None
-                    if call is not None:
-                        # A bug is met again by the single call, which says so and costs no other item its answer.
-                        with suppress(Exception):
-                            checked = calls.checked_now(call, raw)
-                            queued = None if checked is None else calls.queued_now(checked)
-                    if queued is not None:
-                        begun.append(queued)
-                    elif checked is not None:
-                        begun.append(asyncio.create_task(_of_one(proven, checked, context)))
-                    else:
-                        begun.append(asyncio.create_task(_of_one(single, raw, context)))
+                begun += [begin(call, raw, context) for raw in items]
                 for place, one in enumerate(begun):
                     if not isinstance(one, Queued):
                         continue
@@ -77,6 +78,11 @@ class Items:
 
     async def _answered(self, _: Method, queued: Queued, context: Context) -> bytes:
         return await self._calls.answered(queued, context)
+
+
+async def _failed(_: Method, error: Exception, __: Context) -> bytes:
+    """Meets the bug again where it is logged and answered for."""
+    raise error
 
 
 def _is_plain(queued: Queued) -> bool:

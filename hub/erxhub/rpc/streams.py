@@ -24,9 +24,10 @@ from erxhub.ports import give_way
 from erxhub.queries import STREAMS
 from erxhub.queries.base import Shown
 from erxhub.rpc.bulk import DETAILS_KEY, Bulk, ItemContext, ItemRefused
-from erxhub.rpc.calls import ENDS, INTERNAL, Call, Calls, Context
+from erxhub.rpc.calls import ENDS, INTERNAL, Calls, Context
 from erxhub.rpc.items import Items
 from erxhub.rpc.methods import METHODS, Method
+from erxhub.rpc.steps import Call
 
 _log = logging.getLogger("erxhub.rpc")
 
@@ -50,7 +51,8 @@ class Streams:
         self._items = Items(calls)
         self._engine = calls.engine
         self._reads = calls.reads
-        self._rules = calls.rules
+        self._rules = calls.steps.rules
+        self._steps = calls.steps
         self._config = calls.config
         self._pause = calls.pause
         self._open_streams: dict[str, int] = {}
@@ -81,10 +83,11 @@ class Streams:
 
     async def watch(self, method: Method, raw: bytes, context: Context) -> AsyncIterator[bytes]:
         """A watch: the bytes of its messages."""
-        call = await self._calls.enter(method, context, len(raw))
-        request = await self._calls.parse(call, raw, context)
-        await self._calls.check(call, request, "", context)
-        await self._calls.certificate(call, context)
+        calls = self._calls
+        call = await calls.passed(self._steps.entered(method, context, len(raw)), context)
+        request = await calls.passed(self._steps.read(call, raw), context)
+        await calls.passed(self._steps.statements(call, request, "", context), context)
+        await calls.certificate(call, context)
         await self._check_streams(call, context)
         with self._open_stream(call):
             try:
@@ -109,7 +112,7 @@ class Streams:
 
     async def catalog_import(self, method: Method, requests: AsyncIterator[bytes], context: Context) -> bytes:
         """The import of a catalog: the bytes of its reply, once its last message is there and it is decided."""
-        call = await self._calls.enter(method, context, 0)
+        call = await self._calls.passed(self._steps.entered(method, context, 0), context)
         # The decision asks the same; asked here as well, nobody sends rows for nothing.
         forbidden = import_forbidden(call.caller)
         if forbidden is not None:
@@ -117,7 +120,8 @@ class Streams:
         await self._check_streams(call, context)
         with self._open_stream(call):
             request, content = await self._received_import(call, requests, context)
-        return await self._calls.decide(call, request, Evidence(), content, len(content), context)
+        queued = self._steps.queued(call, request, Evidence(), content, len(content))
+        return await self._calls.answered(await self._calls.passed(queued, context), context)
 
     async def _received_import(
         self, call: Call, requests: AsyncIterator[bytes], context: Context
@@ -131,11 +135,11 @@ class Streams:
         messages = aiter(requests)
         request_id = ""
         while (raw := await self._next_part(call, messages, request_id, context)) is not None:
-            part = await self._calls.parse(call, raw, context)
+            part = await self._calls.passed(self._steps.read(call, raw), context)
             if header is None:
                 request_id = part.header.request_id
             if part.WhichOneof("part") != "rows" or not part.rows.entries:
-                await self._calls.check(call, part, request_id, context)
+                await self._calls.passed(self._steps.statements(call, part, request_id, context), context)
             if part.HasField("header") == (header is not None):
                 found = [Violation("part", "order", "the first message is the header, and every other one holds rows")]
                 await self._calls.refuse(call, Refused("INPUT_MALFORMED", field="part"), request_id, context, found)
@@ -195,9 +199,9 @@ class Streams:
 
     async def bulk(self, method: Method, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         """Many calls of a unary method: the bytes of the responses, with the results in order."""
-        call = await self._calls.enter(method, context, 0)
+        call = await self._calls.passed(self._steps.entered(method, context, 0), context)
         await self._calls.certificate(call, context)
-        await self._calls.check_clock(call, "", context)
+        await self._calls.passed(self._steps.skewed(call, "", context), context)
         await self._check_streams(call, context)
         item = ItemContext({"x509_pem_cert": (call.certificate,)}, context.time_remaining)
         bulk = Bulk(
@@ -223,8 +227,7 @@ class Streams:
         try:
             while True:
                 await self._pause(self._config.stream_check_interval_ms)
-                await self._calls.caller(call.certificate, self._engine.clock.now_ms(), context)
-                await self._calls.certificate(call, context)
+                await self._check_certificate(call, context)
         except ItemRefused as refused:
             bulk.end(refused)
 
@@ -241,8 +244,7 @@ class Streams:
                     coming = asyncio.ensure_future(anext(messages))
                 await asyncio.wait({coming, timer}, return_when=asyncio.FIRST_COMPLETED)
                 if timer.done():
-                    await self._calls.caller(call.certificate, self._engine.clock.now_ms(), context)
-                    await self._calls.certificate(call, context)
+                    await self._check_certificate(call, context)
                     timer = asyncio.ensure_future(self._pause(self._config.stream_check_interval_ms))
                 if coming.done():
                     done, coming = coming, None
@@ -257,6 +259,12 @@ class Streams:
                 coming.cancel()
                 await asyncio.gather(coming, return_exceptions=True)
             await messages.aclose()
+
+    async def _check_certificate(self, call: Call, context: Context) -> None:
+        """Ends the stream of a caller whose certificate expired or was revoked."""
+        caller = self._steps.caller(call.certificate, self._engine.clock.now_ms())
+        await self._calls.passed(caller, context)
+        await self._calls.certificate(call, context)
 
     async def _check_streams(self, call: Call, context: Context) -> None:
         """OVERLOADED when the caller has as many streams open as it may."""

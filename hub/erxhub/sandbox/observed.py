@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import grpc
 
-from erxhub.rpc.calls import SENT_AT_HEADER
+from erxhub.rpc.steps import SENT_AT_HEADER
 from erxhub.sandbox.answers import DETAILS_KEY, Status
 from erxhub.sandbox.recorder import CANCELLED, Record
 

@@ -12,8 +12,8 @@ from erxhub.conform.registry import case
 from erxhub.core.events import BY_NUMBER
 from erxhub.crypto.envelope import pae
 from erxhub.crypto.suites import SUITES
-from erxhub.rpc.calls import SENT_AT_HEADER
 from erxhub.rpc.methods import METHODS
+from erxhub.rpc.steps import SENT_AT_HEADER
 from erxhub.seed.world import PERSONS
 from erxhub.v1 import audit_pb2, common_pb2, events_pb2, patient_pb2, signed_pb2
 
