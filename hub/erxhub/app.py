@@ -139,7 +139,7 @@ class Hub:
         self._health.cancel()
         await asyncio.gather(self._health, self.core.end_sweep(), return_exceptions=True)
         # Watches end first, or the drain would wait for them; calls in flight are answered by a lane that still runs.
-        self.engine.end_watches()
+        self.engine.watches.end()
         await self.server.drain()
         await self.core.stop()
         self._shared.close()
@@ -251,8 +251,8 @@ async def start_core(
         clock=clock,
         packs=shared.packs,
         verifier=shared.verifier,
-        subscribe=engine.subscribe,
-        unsubscribe=engine.unsubscribe,
+        subscribe=engine.watches.subscribe,
+        unsubscribe=engine.watches.unsubscribe,
         running=lambda: engine.feeds_watches,
         page_key=hashlib.sha256(keys.content_mac_key() + b"page").digest(),
         covering=publisher.covering,

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from erxhub import joining
 from erxhub.accesses import AccessBatch, AccessLog, ReadNote, person_of
@@ -28,13 +28,14 @@ from erxhub.core.mac import HmacSha256
 from erxhub.core.model import Accepted, Ahead, Command, Missing, Outcome, Refused, Target
 from erxhub.keys import ForeignKeys, HubKeys
 from erxhub.ledger.entry import Entry, Header
-from erxhub.ledger.store import Loaded, Others, Reads, Reply, Store, StoreUnavailable, Wanted, Write
+from erxhub.ledger.store import Loaded, Reads, Reply, Store, StoreUnavailable, Wanted, Write
 from erxhub.marks import MARKS, Marks
 from erxhub.metrics import COMMANDS, SECONDS, Histogram, Lag
 from erxhub.policy.pack import DAY_MS, Pack, PackLibrary, china_date
 from erxhub.policy.rules import Rules
 from erxhub.ports import Clock, Drawing, Ids, machine_us
 from erxhub.sealing import StoredReply, entries_of, fed_by, reply_place, write_of, write_receipt
+from erxhub.watches import Watches
 
 _log = logging.getLogger("erxhub.engine")
 
@@ -162,23 +163,6 @@ class Counters:
         self.counted_only[code] = self.counted_only.get(code, 0) + 1
 
 
-class _News(asyncio.Event):
-    """What a watch waits for. It tells how long the watch took to tell everything."""
-
-    def __init__(self, lag: Lag) -> None:
-        super().__init__()
-        self._lag = lag
-
-    def set(self) -> None:
-        self._lag.begins(id(self))
-        super().set()
-
-    async def wait(self) -> Literal[True]:
-        if not self.is_set():
-            self._lag.ends(id(self))
-        return await super().wait()
-
-
 class Engine:
     """One hub's lane over one store."""
 
@@ -222,8 +206,7 @@ class Engine:
         self.turned = asyncio.Event()
         """Set whenever `serving` may have changed."""
         self._accesses = AccessLog(ids, config)
-        self._watchers: dict[str, set[asyncio.Event]] = {}
-        self._watches_ended = False
+        self.watches = Watches(self.counters.lag)
         self._others = store.others
         self._listening: asyncio.Task[None] | None = None
         self._rules: tuple[int, dict[str, Rules]] = (-1, {})
@@ -249,7 +232,7 @@ class Engine:
             await self.stop()
             raise ForeignKeys(foreign)
         if self._others is not None:
-            self._listening = asyncio.create_task(self._listen(self._others, newest), name="others")
+            self._listening = asyncio.create_task(self.watches.listen(self._others, newest), name="others")
 
     async def stop(self) -> None:
         """Finish what is queued, then end the lane. New commands are refused from now on."""
@@ -259,7 +242,7 @@ class Engine:
             # A lane that died before must not keep the hub from closing its store.
             await asyncio.wait({self._task})
         await self._stop_listening()
-        self.end_watches()
+        self.watches.end()
 
     async def abandon(self) -> None:
         """End the lane where it stands, as when the process dies: what is not committed is lost, nobody is told."""
@@ -268,18 +251,12 @@ class Engine:
             self._task.cancel()
             await asyncio.wait({self._task})
         await self._stop_listening()
-        self.end_watches()
+        self.watches.end()
 
     async def _stop_listening(self) -> None:
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
-
-    def end_watches(self) -> None:
-        """Tell every open watch to end, while commands are still taken: a drain must not wait for the watches."""
-        self._watches_ended = True
-        for event in [event for events_ in self._watchers.values() for event in events_]:
-            event.set()
 
     @property
     def running(self) -> bool:
@@ -294,17 +271,12 @@ class Engine:
     @property
     def feeds_watches(self) -> bool:
         """Whether watches may stay open."""
-        return self.running and not self._watches_ended
+        return self.running and not self.watches.ended
 
     @property
     def queue_depth(self) -> int:
         """Commands that wait."""
         return len(self._jobs)
-
-    @property
-    def open_watches(self) -> int:
-        """Watches that are open."""
-        return sum(map(len, self._watchers.values()))
 
     @property
     def can_write(self) -> bool:
@@ -407,42 +379,6 @@ class Engine:
         # The caller may be cancelled while it waits, and with it this future; the job stays queued and is committed
         # whole.
         return job.future
-
-    def subscribe(self, institution_code: str) -> asyncio.Event:
-        """An event that is set after each commit that concerns the institution, and when watches have to end."""
-        event = _News(self.counters.lag)
-        self._watchers.setdefault(institution_code, set()).add(event)
-        return event
-
-    def unsubscribe(self, institution_code: str, event: asyncio.Event) -> None:
-        """End a subscription."""
-        watching = self._watchers.get(institution_code, set())
-        watching.discard(event)
-        self.counters.lag.forget(id(event))
-        if not watching:
-            self._watchers.pop(institution_code, None)
-
-    async def _listen(self, others: Others, handled: int) -> None:
-        """Wake the watches of institutions that another hub wrote about, from one position of the log to the next.
-
-        Nothing is skipped while the store is away: it goes on from what was handled.
-        """
-        while True:
-            try:
-                position = await others.changed(handled)
-                watched = [code.encode() for code in self._watchers]
-                grown = await others.grown(index.FEED, watched, handled) if watched else frozenset()
-            except StoreUnavailable as error:
-                # It begins to hear again from what it handled last, once the store has been asked again.
-                _log.warning("what other hubs write is not heard of now: %s", error)
-                continue
-            except Exception:  # noqa: BLE001 a hub that went deaf would leave its watches waiting for ever
-                _log.exception("hearing of other hubs failed and goes on")
-                continue
-            handled = max(handled, position)
-            for code in grown:
-                for event in self._watchers.get(code.decode(), ()):
-                    event.set()
 
     # ---- the lane ----
 
@@ -610,9 +546,7 @@ class Engine:
                 self.counters.refusals[refused.code] = self.counters.refusals.get(refused.code, 0) + 1
             if not job.future.done():
                 job.future.set_result(answer)
-        for institution_code in batch.fed:
-            for event in self._watchers.get(institution_code, ()):
-                event.set()
+        self.watches.wake(batch.fed)
 
     def _again(self, job: _Job) -> None:
         """Have a job decided again: another hub came first, so somebody got on. In time this one does too."""

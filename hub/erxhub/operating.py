@@ -81,7 +81,7 @@ class Operations:
             "schema": _schema(self._hub.store),
             "log_position": facts.position if facts else None,
             "queue_depth": engine.queue_depth,
-            "open_watches": engine.open_watches,
+            "open_watches": len(engine.watches),
             "longest_watch_lag_ms": round(told.lag.longest_s * 1000),
             "holds_open": facts.holds.open if facts else None,
             "holds_counted_whole": facts.holds.is_whole if facts else None,
@@ -140,7 +140,7 @@ class Operations:
         yield counters(
             "erxhub_refusals_counted_only_total", "Refusals that leave no entry, by code.", "code", told.counted_only
         )
-        yield gauge("erxhub_open_watches", "Watches that are open.", engine.open_watches)
+        yield gauge("erxhub_open_watches", "Watches that are open.", len(engine.watches))
         yield gauge("erxhub_stream_lag_seconds", "How long the watch furthest behind has been so.", told.lag.longest_s)
         yield histogram(
             "erxhub_stream_delivery_seconds", "Seconds from a commit until a watch told it.", told.lag.seconds

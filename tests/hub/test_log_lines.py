@@ -69,10 +69,10 @@ async def test_a_caller_that_leaves_while_his_watch_ends_leaves_no_trace(caplog:
         async with live_hub(layers=[seen]) as live:
             pharmacies = [await live.connect("pharmacy", PHARMACY) for _ in range(8)]
             watches = [asyncio.create_task(follow(pharmacy)) for pharmacy in pharmacies]
-            await until_so(lambda: live.hub.engine.open_watches == 8)
+            await until_so(lambda: len(live.hub.engine.watches) == 8)
             leaving = [asyncio.create_task(pharmacy.connection.channel.close()) for pharmacy in pharmacies]
             await turns(between % 10)
-            live.hub.engine.end_watches()
+            live.hub.engine.watches.end()
             await asyncio.gather(*leaving)
             await asyncio.gather(*watches, return_exceptions=True)
         if set(ended) - {grpc.aio.AbortError}:

@@ -330,7 +330,7 @@ async def test_watch_hears_of_what_another_hub_wrote(several: Several) -> None:
 
 async def test_only_watches_that_are_concerned_wake(several: Several) -> None:
     engine = several[1].hub.engine
-    concerned, other = engine.subscribe(HOSPITAL), engine.subscribe(PHARMACY_B)
+    concerned, other = engine.watches.subscribe(HOSPITAL), engine.watches.subscribe(PHARMACY_B)
     try:
         chain = await Chain(several[0]).prechecked()
         async with asyncio.timeout(10):
@@ -339,8 +339,8 @@ async def test_only_watches_that_are_concerned_wake(several: Several) -> None:
         rows = await several.stores[1].listing("feed", HOSPITAL.encode(), 0, 1, newest_first=True)
         assert rows[0].stream_key == prescription_key(chain.rx_no)
     finally:
-        engine.unsubscribe(HOSPITAL, concerned)
-        engine.unsubscribe(PHARMACY_B, other)
+        engine.watches.unsubscribe(HOSPITAL, concerned)
+        engine.watches.unsubscribe(PHARMACY_B, other)
 
 
 async def test_watch_goes_on_through_another_hub_with_nothing_missed_and_nothing_twice(

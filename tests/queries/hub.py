@@ -64,8 +64,8 @@ class Hub:
             clock=self.clock,
             packs=packs,
             verifier=Verifier(),
-            subscribe=self.engine.subscribe,
-            unsubscribe=self.engine.unsubscribe,
+            subscribe=self.engine.watches.subscribe,
+            unsubscribe=self.engine.watches.unsubscribe,
             running=lambda: self.engine.running,
             page_key=b"p" * 32,
         )

@@ -168,7 +168,7 @@ def test_another_hospital_is_told_nothing(hub: Hub) -> None:
 def test_a_closed_watch_leaves_no_subscription(hub: Hub) -> None:
     prescription(hub)
     told(hub, HOSPITAL, RX, from_start(), 1)
-    assert hub.engine._watchers == {}
+    assert hub.engine.watches._watching == {}
 
 
 def test_a_watch_ends_when_the_lane_stops(hub: Hub) -> None:

@@ -428,7 +428,7 @@ class Namespace:
     async def quiet(self) -> None:
         """End the watches, and return once no call is open, or QUIET_MS are over."""
         if self._core is not None:
-            self._core.engine.end_watches()
+            self._core.engine.watches.end()
         if self._calls:
             await asyncio.wait(self._calls.copy(), timeout=QUIET_MS / 1000)
 
