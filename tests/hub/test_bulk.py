@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from erxhub.client import Refusal
 from erxhub.client.failures import refusal_of
 from erxhub.client.signing import signed_upload
 from erxhub.config import Config
+from erxhub.engine import HubBusy, HubStopped
 from erxhub.ledger.entry import EntryKind, Header
 from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.store import StoreUnavailable
@@ -304,7 +306,38 @@ async def test_items_meet_a_store_that_cannot_write_as_single_calls_do() -> None
 
 
 @pytest.mark.interpreted
-async def test_an_item_with_a_bug_costs_no_other_item_its_answer() -> None:
+@pytest.mark.parametrize(("end", "code"), [(HubBusy, "OVERLOADED"), (HubStopped, "HUB_UNAVAILABLE")])
+async def test_items_meet_a_lane_that_takes_no_more_as_single_calls_do(end: type[Exception], code: str) -> None:
+    async with live_hub() as live:
+        hospital, (first, *others) = await live.hospital(), await ready(live, 4)
+        await unary(hospital, first)
+        engine, room = live.hub.engine, 1
+        queue, before = engine.queue, engine.counters.counted_only.get(code, 0)
+
+        def full(*arguments: Any) -> Any:
+            nonlocal room
+            room -= 1
+            if room < 0:
+                raise end
+            return queue(*arguments)
+
+        engine.queue = full  # type: ignore[method-assign]
+        stream = Stream(hospital)
+        await stream.send(*others)
+        results = await stream.finish()
+        assert await stream.code() == "OK"
+        assert outcomes(results) == ["OK", code, code]
+        single = await refused(hospital, others[1])
+        assert [result.refused.status for result in results[1:]] == [single] * 2
+        assert engine.counters.counted_only[code] == before + 3
+        engine.queue = queue  # type: ignore[method-assign]
+        again = Stream(hospital)
+        await again.send(*others)
+        assert outcomes(await again.finish()) == ["OK"] * 3
+
+
+@pytest.mark.interpreted
+async def test_an_item_with_a_bug_costs_no_other_item_its_answer(caplog: pytest.LogCaptureFixture) -> None:
     async with live_hub() as live:
         hospital, (first, bad, last) = await live.hospital(), await ready(live, 3)
         await unary(hospital, first)
@@ -324,6 +357,12 @@ async def test_an_item_with_a_bug_costs_no_other_item_its_answer() -> None:
         assert await stream.code() == "OK"
         assert results[0].refused.message_en == caught.value.details()
         assert results[1].HasField("accepted")
+    # Both times the operator finds where it happened.
+    logged = [record.exc_info for record in caplog.records if record.levelname == "ERROR"]
+    assert len(logged) == 2
+    for error in logged:
+        assert error is not None
+        assert traceback.extract_tb(error[2])[-1].name == "faulty"
 
 
 async def test_a_draining_hub_answers_what_it_took_and_ends_the_stream() -> None:

@@ -20,7 +20,7 @@ from erxhub.v1 import events_pb2, state_pb2
 
 @dataclass(slots=True, init=False)
 class _Deadline:
-    # Sorted by instant, then by rank: at one instant the narrower thing ends first.
+    # The lowest rank goes first at one instant: the narrower thing ends before what it stands in.
     at_ms: int
     rank: int
     fire: Callable[[Draft, bytes], None]

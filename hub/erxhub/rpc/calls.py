@@ -1,7 +1,7 @@
-"""One call from its bytes to its answer: the steps that every call takes, and the calls of one message each way.
+"""One call from its bytes to its answer: the calls of one message each way, and how a call ends with a refusal.
 
-A command: admission, the lane, the answer. A read: admission, the query, its access entry, the answer. Every refusal of
-an identified caller is recorded before it leaves; what only is counted is counted here.
+A command: its steps (`rpc/steps.py`), the lane, the answer. A read: its steps, the query, its access entry, the answer.
+Every refusal of an identified caller is recorded before it leaves; what only is counted is counted here.
 
 Owns the count of open calls. This module can be compiled, and so must never hold an async generator (what streams is
 served in `rpc/streams.py`), nor await inside an `except` or a `finally`: compiled, the error would stay the one that is
@@ -51,7 +51,7 @@ ENDS: Final = (grpc.aio.AbortError, grpc.aio.InternalError)
 
 
 class Calls:
-    """Serves the unary methods of one hub, and gives each of their steps to whoever serves its streams."""
+    """Serves the unary methods of one hub, and ends the calls of its streams as it ends its own."""
 
     def __init__(
         self,
@@ -127,14 +127,16 @@ class Calls:
         """A command, from its bytes to the bytes of its reply; waits for nothing before the lane unless it must."""
         call = self.steps.entered(method, context, len(raw))
         if isinstance(call, Ended):
-            await self.ended(method, call, context)
+            await self.ended(call, context)
         checked = self.steps.checked(call, raw, context)
         if isinstance(checked, Ended):
-            await self.ended(method, checked, context)
-        queued = self.steps.proven(checked)
+            await self.ended(checked, context)
+        queued = self.steps.queued_now(checked)
         if queued is None:
             return await self.proven(method, checked, context)
-        return await self.answered(await self.passed(queued, context), context)
+        if isinstance(queued, Ended):
+            await self.ended(queued, context)
+        return await self.answered(queued, context)
 
     async def proven(self, method: Method, checked: Checked, context: Context) -> bytes:
         """A command that keeps the field rules: its signatures, which have to be waited for, and the decision."""
@@ -148,13 +150,13 @@ class Calls:
             self.engine.verifying -= 1
         if evidence is None:
             await self.unavailable(context)
-        queued = self.steps.decided(checked, evidence)
+        queued = self.steps.queued_with(checked, evidence)
         return await self.answered(await self.passed(queued, context), context)
 
     async def read(self, method: Method, raw: bytes, context: Context) -> bytes:
         """A read, from its bytes to the bytes of its reply."""
         call = await self.passed(self.steps.entered(method, context, len(raw)), context)
-        request = await self.passed(self.steps.read(call, raw), context)
+        request = await self.passed(self.steps.parsed(call, raw), context)
         await self.passed(self.steps.statements(call, request, "", context), context)
         await self.certificate(call, context)
         try:
@@ -182,7 +184,7 @@ class Calls:
     async def passed(self, found: _T | Ended, context: Context) -> _T:
         """What a step found; the call ends here when that speaks against it."""
         if isinstance(found, Ended):
-            await self._end_before_the_lane(found, context)
+            await self.ended(found, context)
         return found
 
     async def certificate(self, call: Call, context: Context) -> None:
@@ -245,11 +247,8 @@ class Calls:
 
     # ---- refusals ----
 
-    async def ended(self, method: Method, ended: Ended, context: Context) -> NoReturn:
-        """End a call of this method before the lane."""
-        await self._end_before_the_lane(ended, context)
-
-    async def _end_before_the_lane(self, ended: Ended, context: Context) -> NoReturn:
+    async def ended(self, ended: Ended, context: Context) -> NoReturn:
+        """End a call before the lane."""
         if ended.call is None:
             await self._count(ended.refused, context)
         await self.refuse(ended.call, ended.refused, ended.request_id, context, ended.violations)

@@ -31,7 +31,7 @@ class Items:
         What an item waits for beside the lane, and whatever is to be refused, goes on as the single call does.
         """
         calls, steps = self._calls, self._calls.steps
-        ended, proven = calls.sealed(method, calls.ended), calls.sealed(method, calls.proven)
+        ended, proven = calls.sealed(method, self._ended), calls.sealed(method, calls.proven)
         answered, failed = calls.sealed(method, self._answered), calls.sealed(method, _failed)
 
         def begin(call: Call | Ended, raw: bytes, context: ItemContext) -> Queued | asyncio.Task[bytes | Waited]:
@@ -40,7 +40,7 @@ class Items:
             try:
                 found = call if isinstance(call, Ended) else steps.full(len(raw)) or steps.checked(call, raw, context)
                 if isinstance(found, Checked):
-                    found = steps.proven(found) or found
+                    found = steps.queued_now(found) or found
             except Exception as error:  # noqa: BLE001 a bug costs no other item its answer
                 return asyncio.create_task(_of_one(failed, error, context))
             if isinstance(found, Queued):
@@ -52,7 +52,8 @@ class Items:
             begun: list[Queued | asyncio.Task[bytes | Waited]] = []
             outcomes: list[ItemOutcome] = []
             try:
-                begun += [begin(call, raw, context) for raw in items]
+                for raw in items:
+                    begun.append(begin(call, raw, context))  # noqa: PERF401 what has begun is given up if one fails
                 for place, one in enumerate(begun):
                     if not isinstance(one, Queued):
                         continue
@@ -75,6 +76,9 @@ class Items:
                     _give_up(begun)
 
         return serve
+
+    async def _ended(self, _: Method, ended: Ended, context: Context) -> bytes:
+        await self._calls.ended(ended, context)
 
     async def _answered(self, _: Method, queued: Queued, context: Context) -> bytes:
         return await self._calls.answered(queued, context)

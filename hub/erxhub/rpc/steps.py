@@ -3,8 +3,6 @@
 In order: may this caller call this method now, and is there room; can its message be read; does it keep the field
 rules; does the caller's clock go right; what do its signatures prove. Each step gives what it found, or an `Ended` that
 says what speaks against the call. It never answers anybody and records nothing: `rpc/calls.py` does.
-
-Owns whether the hub drains.
 """
 
 from __future__ import annotations
@@ -124,6 +122,7 @@ class Steps:
     def __init__(self, engine: Engine, proof: SignatureProof, rules: FieldRules, config: Config) -> None:
         self.rules = rules
         self.draining = False
+        """Whether new calls are answered with HUB_UNAVAILABLE."""
         self._engine = engine
         self._proof = proof
         self._config = config
@@ -162,8 +161,8 @@ class Steps:
             return Ended(Refused("OVERLOADED"))
         return None
 
-    def read(self, call: Call, raw: bytes) -> Any:
-        """The request in the bytes of a message, or an Ended."""
+    def parsed(self, call: Call, raw: bytes) -> Any | Ended:
+        """The request in the bytes of a message."""
         request = call.method.request()
         try:
             request.ParseFromString(raw)
@@ -199,7 +198,7 @@ class Steps:
 
     def checked(self, call: Call, raw: bytes, context: Any) -> Checked | Ended:
         """A command that can be read, with its signed contents."""
-        request = self.read(call, raw)
+        request = self.parsed(call, raw)
         if isinstance(request, Ended):
             return request
         statements = self.statements(call, request, request.request_id, context)
@@ -207,12 +206,12 @@ class Steps:
             return statements
         return Checked(call, request, signed_parts(request, call.method.signed_fields), statements, raw)
 
-    def proven(self, checked: Checked) -> Queued | Ended | None:
+    def queued_now(self, checked: Checked) -> Queued | Ended | None:
         """The command in the lane; None when something about its signatures has to be waited for."""
         evidence = self._proof.evidence_now(checked.request, checked.signed, checked.statements)
-        return None if evidence is None else self.decided(checked, evidence)
+        return None if evidence is None else self.queued_with(checked, evidence)
 
-    def decided(self, checked: Checked, evidence: Evidence) -> Queued | Ended:
+    def queued_with(self, checked: Checked, evidence: Evidence) -> Queued | Ended:
         """The command in the lane, with what its signatures prove."""
         content = content_of(checked.raw, _hashed(checked.request, evidence))
         return self.queued(checked.call, checked.request, evidence, content, len(checked.raw))

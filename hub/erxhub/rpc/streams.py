@@ -85,7 +85,7 @@ class Streams:
         """A watch: the bytes of its messages."""
         calls = self._calls
         call = await calls.passed(self._steps.entered(method, context, len(raw)), context)
-        request = await calls.passed(self._steps.read(call, raw), context)
+        request = await calls.passed(self._steps.parsed(call, raw), context)
         await calls.passed(self._steps.statements(call, request, "", context), context)
         await calls.certificate(call, context)
         await self._check_streams(call, context)
@@ -135,7 +135,7 @@ class Streams:
         messages = aiter(requests)
         request_id = ""
         while (raw := await self._next_part(call, messages, request_id, context)) is not None:
-            part = await self._calls.passed(self._steps.read(call, raw), context)
+            part = await self._calls.passed(self._steps.parsed(call, raw), context)
             if header is None:
                 request_id = part.header.request_id
             if part.WhichOneof("part") != "rows" or not part.rows.entries:
