@@ -67,16 +67,12 @@ class Replied:
         self.slowed = slowed
 
 
-@dataclass(slots=True, init=False)
+@dataclass(frozen=True, slots=True)
 class Declined:
     """A refusal, with whether the caller is above its budget."""
 
     refused: Refused
-    slowed: bool
-
-    def __init__(self, refused: Refused, slowed: bool = False) -> None:
-        self.refused = refused
-        self.slowed = slowed
+    slowed: bool = False
 
 
 Answer = Replied | Declined

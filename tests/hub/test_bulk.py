@@ -337,6 +337,30 @@ async def test_items_meet_a_lane_that_takes_no_more_as_single_calls_do(end: type
 
 
 @pytest.mark.interpreted
+async def test_what_there_is_no_room_for_costs_no_check() -> None:
+    async with live_hub() as live:
+        hospital, uploads = await live.hospital(), await ready(live, 2)
+        looked_at: list[str] = []
+
+        def no_room(size: int) -> None:
+            if size:
+                raise HubBusy
+
+        def seen(request: Any, *_: Any) -> Any:
+            looked_at.append(request.request_id)
+            return [], {}
+
+        live.hub.engine.check_room = no_room  # type: ignore[method-assign]
+        live.hub.core.dispatcher._calls.steps.rules.check = seen  # type: ignore[method-assign]
+        stream = Stream(hospital)
+        await stream.send(*uploads)
+        results = await stream.finish()
+        assert outcomes(results) == ["OVERLOADED"] * 2
+        assert [result.refused.status for result in results] == [await refused(hospital, uploads[0])] * 2
+        assert looked_at == []
+
+
+@pytest.mark.interpreted
 async def test_an_item_with_a_bug_costs_no_other_item_its_answer(caplog: pytest.LogCaptureFixture) -> None:
     async with live_hub() as live:
         hospital, (first, bad, last) = await live.hospital(), await ready(live, 3)

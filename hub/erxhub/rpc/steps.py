@@ -51,7 +51,7 @@ class Call:
         self.received_at_ms = received_at_ms
 
 
-@dataclass(slots=True, init=False)
+@dataclass(frozen=True, slots=True)
 class Ended:
     """A call that ends with a refusal before the lane.
 
@@ -60,21 +60,9 @@ class Ended:
     """
 
     refused: Refused
-    call: Call | None
-    request_id: str
-    violations: Sequence[Violation]
-
-    def __init__(
-        self,
-        refused: Refused,
-        call: Call | None = None,
-        request_id: str = "",
-        violations: Sequence[Violation] = (),
-    ) -> None:
-        self.refused = refused
-        self.call = call
-        self.request_id = request_id
-        self.violations = violations
+    call: Call | None = None
+    request_id: str = ""
+    violations: Sequence[Violation] = ()
 
 
 @dataclass(slots=True, init=False)
