@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from erxhub.ports import machine_us
@@ -154,3 +155,25 @@ class Lag:
     def longest_s(self) -> float:
         """How long the watch that is furthest behind has been so, 0 when none is."""
         return (machine_us() - min(self._behind.values())) / 1e6 if self._behind else 0.0
+
+
+# ---- what a hub counts ----
+
+
+@dataclass(slots=True)
+class Counters:
+    """What is counted and not appended. `refusals` are those that left an entry, `counted_only` the others."""
+
+    batches: int = 0
+    commands: int = 0
+    conflicts: int = 0
+    busy: int = 0
+    refusals: dict[str, int] = field(default_factory=dict)
+    counted_only: dict[str, int] = field(default_factory=dict)
+    batch_jobs: Histogram = field(default_factory=lambda: Histogram(COMMANDS))
+    commit_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    lag: Lag = field(default_factory=Lag)
+
+    def count(self, code: str) -> None:
+        """Count a refusal that leaves no entry."""
+        self.counted_only[code] = self.counted_only.get(code, 0) + 1

@@ -18,8 +18,8 @@ from typing import Any, Final, NamedTuple
 from erxhub import process
 from erxhub.app import Hub
 from erxhub.core import lifecycle
-from erxhub.core.fold import state_name
 from erxhub.core.lifecycle import Machine
+from erxhub.core.statuses import state_name
 from erxhub.ledger.log import Checkpoint
 from erxhub.ledger.migrations import newest
 from erxhub.ledger.store import Store, StoreUnavailable, Wanted

@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from erxhub.core.model import Randomness
+
 
 class _Alphabet:
     """Turns random bytes into random characters.
@@ -104,20 +106,11 @@ class Clock(Protocol):
         """UTC milliseconds since 1970."""
 
 
-class Drawing(Protocol):
+class Drawing(Randomness, Protocol):
     """Random values of one command, as `Draw` gives them."""
 
     def restart(self) -> None:
         """Give the same values again from the first."""
-
-    def bytes(self, count: int) -> bytes:
-        """`count` random bytes."""
-
-    def digits(self, count: int) -> str:
-        """`count` random decimal digits."""
-
-    def token(self, count: int) -> str:
-        """`count` random characters of A–Z, a–z, 0–9."""
 
 
 class Ids(Protocol):

@@ -19,7 +19,8 @@ from google.protobuf.message import Message
 from erxhub.config import Config
 from erxhub.core import events, index
 from erxhub.core.draft import MacKeys
-from erxhub.core.fold import STATE_TYPES, At, EventMisplaced, evolve
+from erxhub.core.events import At
+from erxhub.core.fold import STATE_TYPES, EventMisplaced, evolve
 from erxhub.core.keys import prescription_key, stream_key, trace_code_key
 from erxhub.core.lifecycle import IllegalTransition
 from erxhub.core.model import Accepted, Caller, Refused

@@ -9,7 +9,8 @@ from typing import Any
 
 from erxhub.core import decide, timers
 from erxhub.core.draft import Lookups, MacKeys, Pending, WorkingDraft, Workspace
-from erxhub.core.fold import STATE_TYPES, At
+from erxhub.core.events import At
+from erxhub.core.fold import STATE_TYPES
 from erxhub.core.keys import stream_key
 from erxhub.core.model import Accepted, Caller, Command, Evidence, Missing, Outcome, SignatureFact
 from erxhub.policy.pack import china_date, pack_for

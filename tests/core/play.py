@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
-from erxhub.core.fold import state_name
 from erxhub.core.lifecycle import ENDED_ORDER, Machine
 from erxhub.core.model import Accepted, Caller, Outcome, Refused
+from erxhub.core.statuses import state_name
 from erxhub.ports import SeededIds
 from erxhub.v1 import common_pb2, dispensing_pb2, encounter_pb2, registry_pb2, signed_pb2, state_pb2, voucher_pb2
 from tests.core import population as people

@@ -16,8 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from erxhub.core.draft import Pending
-from erxhub.core.fold import STATE_TYPES, At, evolve, state_name
+from erxhub.core.events import At
+from erxhub.core.fold import STATE_TYPES, evolve
 from erxhub.core.lifecycle import HOLDING, Machine
+from erxhub.core.statuses import state_name
 from erxhub.v1 import signed_pb2, state_pb2
 from tests.core.play import STEPS, Play
 from tests.simulation.model import AFTER_THE_END

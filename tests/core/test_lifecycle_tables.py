@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from erxhub.core import lifecycle
 from erxhub.core.events import BY_NAME
-from erxhub.core.fold import state_name
 from erxhub.core.lifecycle import BEFORE_HOLD, ENDED_ORDER, HOLDING, ROWS, START, WITHDRAWABLE, Machine, Role
+from erxhub.core.statuses import state_name
 from erxhub.v1 import common_pb2, registry_pb2, state_pb2
 
 # machine: state, … | trigger | who, … | event | next state ("=" for unchanged)

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from erxhub.core.draft import Pending
-from erxhub.core.fold import state_name
 from erxhub.core.lifecycle import ROWS, Machine, Role, permits, states_of
+from erxhub.core.statuses import state_name
 from tests.core.play import STEPS, Play
 
 AUTOMATIC = frozenset({Role.TIMER, Role.HUB})

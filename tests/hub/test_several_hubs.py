@@ -66,13 +66,13 @@ async def decided_first(live: OneOfSeveral, call: Awaitable[Any]) -> AsyncIterat
 def looks(request: pytest.FixtureRequest, several: Several) -> Iterator[bool]:
     """False: as it were if a commit did not look at what was read, which shows that the moment is the right one."""
     engines = [live.hub.engine for live in several.hubs]
-    others = [engine._others for engine in engines]
+    shared = [engine._decider._shared for engine in engines]
     if not request.param:
         for engine in engines:
-            engine._others = None
+            engine._decider._shared = False
     yield request.param
-    for engine, other in zip(engines, others, strict=True):
-        engine._others = other
+    for engine, before in zip(engines, shared, strict=True):
+        engine._decider._shared = before
 
 
 Step = Callable[[Several, Chain], Awaitable[Any]]

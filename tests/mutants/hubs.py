@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from google.rpc import error_details_pb2, status_pb2
 
-from erxhub import engine, sealing
+from erxhub import deciding, sealing
 from erxhub.accesses import AccessLog
 from erxhub.admission import FieldRules
 from erxhub.audit.chain import Chain
@@ -189,7 +189,7 @@ def a_repeat_gets_other_bytes(p: Patches) -> None:
 @hub("hub", "IDEM-005")
 def another_body_is_the_same_request(p: Patches) -> None:
     """The content of a repeated request is not compared with the first."""
-    p.set(engine, "hmac", SimpleNamespace(digest=hmac.digest, compare_digest=lambda left, right: True))
+    p.set(deciding, "hmac", SimpleNamespace(digest=hmac.digest, compare_digest=lambda left, right: True))
 
 
 # ---- refusals, traces ----

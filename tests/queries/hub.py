@@ -13,7 +13,8 @@ from erxhub.config import Config
 from erxhub.core.catalog import CatalogImport
 from erxhub.core.model import Accepted, Caller, Command, Evidence, Outcome, Refused
 from erxhub.crypto.suites import Verifier
-from erxhub.engine import Declined, Engine, Replied
+from erxhub.engine import Engine
+from erxhub.jobs import Declined, Replied
 from erxhub.keys import HubKeys
 from erxhub.ledger.memory import MemoryStore
 from erxhub.policy.pack import shipped_packs

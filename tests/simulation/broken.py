@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pytest
 
-from erxhub import engine
+from erxhub import deciding
 from erxhub.accesses import AccessLog
 from erxhub.core import account, fold, goods, guards, hold, index, lifecycle, orders, settlement, voucher
 from erxhub.core.events import BY_NAME, BY_NUMBER
@@ -229,13 +229,13 @@ def _other_bytes_again(patch: pytest.MonkeyPatch) -> None:
 
 def _content_is_not_compared(patch: pytest.MonkeyPatch) -> None:
     class Lenient:
-        digest = staticmethod(engine.hmac.digest)
+        digest = staticmethod(deciding.hmac.digest)
 
         @staticmethod
         def compare_digest(one: bytes, other: bytes) -> bool:
             return True
 
-    patch.setattr(engine, "hmac", Lenient)
+    patch.setattr(deciding, "hmac", Lenient)
 
 
 def _a_fen_is_kept(patch: pytest.MonkeyPatch) -> None:
@@ -274,8 +274,8 @@ def _nobody_finds_them(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_rules_named(patch: pytest.MonkeyPatch) -> None:
-    plain = engine.entries_of
-    patch.setattr(engine, "entries_of", lambda tx, draw, **known: plain(tx, draw, **(known | {"policy_digest": b""})))
+    plain = deciding.entries_of
+    patch.setattr(deciding, "entries_of", lambda tx, draw, **known: plain(tx, draw, **(known | {"policy_digest": b""})))
 
 
 def _agreements_do_not_matter(patch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from erxhub.core import timers
-from erxhub.core.fold import STATE_TYPES, At, evolve
+from erxhub.core.events import At
+from erxhub.core.fold import STATE_TYPES, evolve
 from erxhub.core.keys import prescription_key
 from erxhub.core.model import Caller
-from erxhub.engine import Answer as HubAnswer
-from erxhub.engine import Declined, Replied
+from erxhub.jobs import Answer as HubAnswer
+from erxhub.jobs import Declined, Replied
 from erxhub.ledger.store import StoredEntry, Wanted
 from erxhub.ledger.verify import verify_ledger
 from tests.simulation.cast import HOUR_MS, hub_keys

@@ -15,8 +15,8 @@ from erxhub.config import Config
 from erxhub.core.model import Command, Evidence
 from erxhub.crypto.suites import Verifier
 from erxhub.downloads import attach
-from erxhub.engine import Answer as HubAnswer
 from erxhub.engine import Engine, HubStopped
+from erxhub.jobs import Answer as HubAnswer
 from erxhub.ledger.memory import MemoryStore
 from erxhub.ledger.store import AppendResult, Loaded, StoredEntry, StoreUnavailable, Wanted, Write
 from erxhub.policy.pack import PackLibrary, shipped_packs

@@ -14,8 +14,8 @@ from random import Random
 from typing import Any, Final
 
 from erxhub.core.catalog import CatalogImport
-from erxhub.engine import Answer as HubAnswer
-from erxhub.engine import Declined, Replied
+from erxhub.jobs import Answer as HubAnswer
+from erxhub.jobs import Declined, Replied
 from tests.simulation import cast, hospital, officials, pharmacy
 from tests.simulation.cast import DAY_MS, HOUR_MS, MINUTE_MS
 from tests.simulation.checker import Checker, Seen

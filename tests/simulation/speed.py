@@ -15,7 +15,7 @@ from contextlib import suppress
 from random import Random
 from typing import Final
 
-from erxhub.engine import Replied
+from erxhub.jobs import Replied
 from tests.simulation import cast, hospital, pharmacy
 from tests.simulation.checker import Checker
 from tests.simulation.desk import Desk, Journey

@@ -12,7 +12,8 @@ from typing import Any
 from google.protobuf.message import DecodeError
 
 from erxhub.audit.chain import Finding, Reason, Record, Stream, read_entry
-from erxhub.core.fold import STATE_TYPES, At, EventMisplaced, evolve
+from erxhub.core.events import At
+from erxhub.core.fold import STATE_TYPES, EventMisplaced, evolve
 from erxhub.core.lifecycle import IllegalTransition
 from erxhub.ledger import verify
 from erxhub.ledger.store import Head, StoredEntry

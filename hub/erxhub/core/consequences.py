@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Final
 
 from erxhub.core import lifecycle
-from erxhub.core.fold import order_of, state_name
+from erxhub.core.fold_order import order_of
 from erxhub.core.lifecycle import Machine, Role
 from erxhub.core.model import Draft
+from erxhub.core.statuses import state_name
 from erxhub.v1 import common_pb2, events_pb2, state_pb2
 
 PRESCRIPTION: Final = "prescription"

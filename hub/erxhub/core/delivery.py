@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 
 from erxhub.core import guards, orders
 from erxhub.core.consequences import current
-from erxhub.core.fold import order_of
+from erxhub.core.fold_order import order_of
 from erxhub.core.goods import STAFF_KINDS
 from erxhub.core.lifecycle import Machine, Role, permits
 from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused

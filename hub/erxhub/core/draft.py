@@ -16,7 +16,8 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from erxhub.core import events, index
-from erxhub.core.fold import STATE_TYPES, At, evolve
+from erxhub.core.events import At
+from erxhub.core.fold import STATE_TYPES, evolve
 from erxhub.core.mac import HmacSha256
 from erxhub.core.model import AcceptedBefore, Ahead, MessageT, Missing, Randomness
 from erxhub.policy.rules import Rules

@@ -12,11 +12,11 @@ from datetime import date, timedelta
 from typing import Final
 
 from erxhub.core import catalog, guards
-from erxhub.core.fold import state_name
 from erxhub.core.guards import Visit, about, visit
 from erxhub.core.keys import stream_key
 from erxhub.core.lifecycle import Machine, Role, permits
 from erxhub.core.model import Accepted, Ahead, Command, Draft, Handler, LookAhead, Outcome, Refused, Target
+from erxhub.core.statuses import state_name
 from erxhub.policy.codes import has_form, id_number_fault, normal_id_number, standing
 from erxhub.policy.pack import china_date
 from erxhub.v1 import common_pb2, encounter_pb2, events_pb2, registry_pb2, signed_pb2, state_pb2

@@ -7,10 +7,10 @@ one event apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from google.protobuf.message import Message
 
@@ -168,3 +168,21 @@ EVENT_TYPES: Final[tuple[EventType, ...]] = (
 
 BY_NUMBER: Final[Mapping[int, EventType]] = MappingProxyType({event.number: event for event in EVENT_TYPES})
 BY_NAME: Final[Mapping[str, EventType]] = MappingProxyType({event.name: event for event in EVENT_TYPES})
+
+
+@dataclass(slots=True, init=False)
+class At:
+    """Where an event stands: its version in the stream, its instant (UTC ms), the request that caused it."""
+
+    version: int
+    recorded_at_ms: int
+    request_id: str
+
+    def __init__(self, version: int, recorded_at_ms: int, request_id: str) -> None:
+        self.version = version
+        self.recorded_at_ms = recorded_at_ms
+        self.request_id = request_id
+
+
+Folds = Mapping[tuple[str, str], Callable[[Any, Any, At], None]]
+"""What an event does to a state, by kind of stream and event; called with state, payload and where it stands."""

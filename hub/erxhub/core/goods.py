@@ -13,11 +13,11 @@ from typing import Final
 
 from erxhub.core import guards, orders
 from erxhub.core.consequences import cancel_delivery, current, end_effective, statuses
-from erxhub.core.fold import state_name
 from erxhub.core.keys import trace_code_key
 from erxhub.core.lifecycle import Machine, Role, permits
 from erxhub.core.model import Accepted, Ahead, Command, Draft, Handler, LookAhead, Outcome, Refused, Target
 from erxhub.core.orders import PRESCRIPTION, WHOLE_E4, Seen, claim_status, order_status
+from erxhub.core.statuses import state_name
 from erxhub.policy.pack import china_date
 from erxhub.policy.rules import Rules
 from erxhub.v1 import dispensing_pb2, events_pb2, registry_pb2, signed_pb2, state_pb2

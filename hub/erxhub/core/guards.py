@@ -14,9 +14,10 @@ from typing import Final, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from erxhub.core.fold import activation_state, state_name
+from erxhub.core.fold_registry import activation_state
 from erxhub.core.lifecycle import Machine, triggers_exist, triggers_from
 from erxhub.core.model import Command, Draft, Refused, SignatureFact, Target
+from erxhub.core.statuses import state_name
 from erxhub.policy.codes import has_form
 from erxhub.policy.rules import Rules
 from erxhub.v1 import common_pb2, registry_pb2, signed_pb2, state_pb2

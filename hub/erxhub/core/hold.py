@@ -12,10 +12,11 @@ from typing import Final
 
 from erxhub.core import guards, orders
 from erxhub.core.consequences import after_hold_ended, current, end_with_order, revoke_authorizations, statuses
-from erxhub.core.fold import order_of, state_name
+from erxhub.core.fold_order import order_of
 from erxhub.core.lifecycle import HOLDING, WITHDRAWABLE, Machine, Role, permits, triggers_exist
 from erxhub.core.model import Accepted, Ahead, Command, Draft, Handler, LookAhead, Outcome, Refused, Target
 from erxhub.core.orders import PRESCRIPTION, Seen
+from erxhub.core.statuses import state_name
 from erxhub.policy.pack import DAY_MS
 from erxhub.policy.rules import Rules
 from erxhub.v1 import common_pb2, dispensing_pb2, events_pb2, registry_pb2, signed_pb2, state_pb2

@@ -12,10 +12,10 @@ from typing import Final, NamedTuple, TypeVar
 
 from erxhub.core import catalog, guards
 from erxhub.core.claim_arithmetic import parse_price_e6, parse_quantity_e4
-from erxhub.core.fold import state_name
 from erxhub.core.keys import prescription_key
 from erxhub.core.lifecycle import ENDED_ORDER, HOLDING, Machine, Role, permits, triggers_exist, triggers_from
 from erxhub.core.model import Ahead, Command, Draft, Refused, Target
+from erxhub.core.statuses import state_name
 from erxhub.v1 import catalog_pb2, registry_pb2, signed_pb2, state_pb2
 
 PRESCRIPTION: Final = "prescription"

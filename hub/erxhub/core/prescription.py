@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from erxhub.core import catalog, consequences, guards, lifecycle, rx_rules
-from erxhub.core.fold import state_name
 from erxhub.core.index import hospital_rx_name
 from erxhub.core.keys import prescription_key
 from erxhub.core.lifecycle import START, Machine, Role
 from erxhub.core.model import Accepted, Ahead, Command, Draft, Handler, LookAhead, MessageT, Outcome, Refused, Target
 from erxhub.core.refusals import CATALOGUE
 from erxhub.core.rx_rules import Facts, Finding
+from erxhub.core.statuses import state_name
 from erxhub.v1 import catalog_pb2, common_pb2, events_pb2, prescribing_pb2, registry_pb2, signed_pb2, state_pb2
 
 PRESCRIBING: Final = frozenset({"DIAGNOSED"})

@@ -16,11 +16,11 @@ from google.protobuf.message import Message
 
 from erxhub.core import guards
 from erxhub.core.catalog import import_catalog
-from erxhub.core.fold import state_name
 from erxhub.core.guards import area_covers
 from erxhub.core.keys import stream_key
 from erxhub.core.lifecycle import START, Machine, Role, permits, triggers_exist
 from erxhub.core.model import Accepted, Command, Draft, Evidence, Handler, Outcome, Refused, Target
+from erxhub.core.statuses import state_name
 from erxhub.policy import codes
 from erxhub.policy.pack import china_date
 from erxhub.v1 import common_pb2, events_pb2, registry_pb2, state_pb2

@@ -12,21 +12,20 @@ from datetime import date, timedelta
 from typing import Any, Final, NamedTuple
 
 from erxhub.core import guards
-from erxhub.core.fold import STATE_TYPES, is_open
+from erxhub.core.fold import STATE_TYPES
 from erxhub.core.index import hospital_rx_name
 from erxhub.core.keys import prescription_key
 from erxhub.core.lifecycle import START, Machine, Role, permits
 from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused, Target
+from erxhub.core.statuses import is_open
 from erxhub.policy.codes import has_fact
-from erxhub.policy.pack import DAY_MS, china_date
+from erxhub.policy.pack import DAY_MS, begins_ms, china_date
 from erxhub.policy.rules import Rules
 from erxhub.v1 import common_pb2, events_pb2, registry_pb2, state_pb2
 
 PRESCRIPTIONS_LOOKED_AT: Final = 100
 """Prescriptions of one visit that are asked for; a visit with as many keeps its content."""
 
-_CHINA_MS: Final = 8 * 3_600_000
-_EPOCH: Final = date(1970, 1, 1)
 
 _PARAMETERS: Final[Mapping[int, str]] = {
     registry_pb2.RETENTION_CLASS_ORDINARY: "retention_ordinary",
@@ -47,7 +46,7 @@ class Kept(NamedTuple):
     @property
     def until_ms(self) -> int:
         """The last millisecond of that day."""
-        return ((self.last_on - _EPOCH).days + 1) * DAY_MS - _CHINA_MS - 1
+        return begins_ms(self.last_on) + DAY_MS - 1
 
 
 def kept(rules: Rules, rx: state_pb2.PrescriptionState, encounter: state_pb2.EncounterState | None) -> Kept:

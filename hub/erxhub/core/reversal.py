@@ -11,10 +11,11 @@ from typing import Final
 
 from erxhub.core import account, guards, orders
 from erxhub.core.consequences import after_hold_ended, current, end_with_order, statuses
-from erxhub.core.fold import order_of, state_name
+from erxhub.core.fold_order import order_of
 from erxhub.core.lifecycle import Machine, Role, permits
 from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused
 from erxhub.core.orders import PRESCRIPTION, Seen, claim_status, order_status
+from erxhub.core.statuses import state_name
 from erxhub.policy.pack import china_date
 from erxhub.v1 import dispensing_pb2, events_pb2, state_pb2
 

@@ -12,9 +12,11 @@ from typing import Any, Final
 
 from erxhub.core import lifecycle
 from erxhub.core.consequences import after_hold_ended, current, end_effective, end_with_order
-from erxhub.core.fold import STATE_TYPES, numbers_of, order_of
+from erxhub.core.fold import STATE_TYPES
+from erxhub.core.fold_order import order_of
 from erxhub.core.lifecycle import Machine, Role
 from erxhub.core.model import Draft
+from erxhub.core.statuses import numbers_of
 from erxhub.v1 import events_pb2, state_pb2
 
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from erxhub.core import guards
-from erxhub.core.fold import activation_state, state_name
+from erxhub.core.fold_registry import activation_state
 from erxhub.core.keys import stream_key
 from erxhub.core.lifecycle import Machine, Role, permits
 from erxhub.core.model import Accepted, Ahead, Command, Draft, Handler, LookAhead, Outcome, Refused, Target
+from erxhub.core.statuses import state_name
 from erxhub.policy.codes import standing
 from erxhub.v1 import events_pb2, registry_pb2, state_pb2, voucher_pb2
 

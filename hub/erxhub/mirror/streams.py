@@ -14,7 +14,8 @@ from google.protobuf.message import DecodeError
 
 from erxhub.audit.chain import NO_STREAM, Record, Stream, read_stream
 from erxhub.core import events
-from erxhub.core.fold import STATE_TYPES, At, EventMisplaced, evolve
+from erxhub.core.events import At
+from erxhub.core.fold import STATE_TYPES, EventMisplaced, evolve
 from erxhub.core.lifecycle import START, IllegalTransition, Machine, Role, permits
 from erxhub.ledger.entry import (
     CONTENT_ERASED_TYPE,

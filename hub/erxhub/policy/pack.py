@@ -44,7 +44,17 @@ class PackError(ValueError):
 
 def china_date(now_ms: int) -> date:
     """The calendar day in China (UTC+8, no summer time) of an instant in UTC milliseconds."""
-    return date.fromordinal(_EPOCH_ORDINAL + (now_ms + _AHEAD_MS) // DAY_MS)
+    return date.fromordinal(_EPOCH_ORDINAL + china_day(now_ms))
+
+
+def china_day(now_ms: int) -> int:
+    """The same as a number: 0 is 1 January 1970."""
+    return (now_ms + _AHEAD_MS) // DAY_MS
+
+
+def begins_ms(day: date) -> int:
+    """The instant in UTC milliseconds at which a calendar day begins in China."""
+    return (day.toordinal() - _EPOCH_ORDINAL) * DAY_MS - _AHEAD_MS
 
 
 # --- Values ---

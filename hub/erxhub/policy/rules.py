@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from erxhub.core.claim_arithmetic import Benefit
-from erxhub.policy.pack import Pack
+from erxhub.policy.pack import Pack, PackLibrary, china_date
+
+_NATION: Final = "000000"
 
 T = TypeVar("T")
 
@@ -66,3 +68,8 @@ class Rules:
     def benefit(self, *, cum_inscope_fen: int, cum_fund_fen: int) -> Benefit:
         """The person's benefit today, ready for claim_arithmetic.compute."""
         return self.pack.benefit(self.on, cum_inscope_fen=cum_inscope_fen, cum_fund_fen=cum_fund_fen)
+
+
+def rules_on(packs: PackLibrary, area_code: str, now_ms: int) -> Rules:
+    """The parameters in force for an area on the day of `now_ms`; the nation's where no area is named."""
+    return Rules(packs.pack_for(area_code or _NATION), china_date(now_ms))

@@ -26,7 +26,8 @@ from erxhub.audit.chain import (
 )
 from erxhub.audit.gaps import View, wrong_money, wrong_quantity
 from erxhub.audit.sales import Sale, sales_of
-from erxhub.core.fold import STATE_TYPES, At, EventMisplaced, evolve
+from erxhub.core.events import At
+from erxhub.core.fold import STATE_TYPES, EventMisplaced, evolve
 from erxhub.core.keys import prescription_key
 from erxhub.core.lifecycle import IllegalTransition
 from erxhub.crypto.suites import SUITES

@@ -25,8 +25,8 @@ from erxhub.crypto.suites import Verifier
 from erxhub.high_water import KeptEvidence
 from erxhub.ledger.log import Checkpoint
 from erxhub.ledger.store import Store, Wanted
-from erxhub.policy.pack import PackLibrary, china_date
-from erxhub.policy.rules import Rules
+from erxhub.policy.pack import PackLibrary
+from erxhub.policy.rules import Rules, rules_on
 from erxhub.ports import Clock, Draw
 from erxhub.v1 import common_pb2
 
@@ -170,7 +170,7 @@ class View:
         )
 
     def _rules_for(self, area_code: str) -> Rules:
-        return Rules(self._ctx.packs.pack_for(area_code or "000000"), china_date(self.now_ms))
+        return rules_on(self._ctx.packs, area_code, self.now_ms)
 
     async def _load(self, wanted: Lookups) -> None:
         loaded = await self._ctx.store.read(

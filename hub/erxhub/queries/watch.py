@@ -14,7 +14,8 @@ from google.protobuf.message import Message
 
 from erxhub.core import events, index
 from erxhub.core.consequences import statuses
-from erxhub.core.fold import At, evolve
+from erxhub.core.events import At
+from erxhub.core.fold import evolve
 from erxhub.core.model import Caller, Refused
 from erxhub.ledger.entry import Header
 from erxhub.ledger.store import Head, ListingRow, StoredEntry, Wanted

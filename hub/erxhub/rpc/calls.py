@@ -23,7 +23,8 @@ from erxhub.config import Config
 from erxhub.core.catalog import CatalogImport
 from erxhub.core.model import Evidence, Refused, Target
 from erxhub.downloads import attach
-from erxhub.engine import Declined, Engine, HubBusy, HubStopped
+from erxhub.engine import Engine, HubBusy, HubStopped
+from erxhub.jobs import Declined
 from erxhub.ledger.store import Loaded, StoreUnavailable, Wanted
 from erxhub.ports import Pause
 from erxhub.queries import QUERIES

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from erxhub.engine import Replied
+from erxhub.jobs import Replied
 from erxhub.rpc.bulk import ItemContext, ItemOutcome, ItemRefused, Serve, Waited
 from erxhub.rpc.calls import Calls, Context, told, wanted_level
 from erxhub.rpc.methods import Method

@@ -26,7 +26,8 @@ from erxhub.admission import (
 )
 from erxhub.config import Config
 from erxhub.core.model import Caller, Command, Evidence, Refused
-from erxhub.engine import Answer, Engine, HubBusy, HubStopped
+from erxhub.engine import Engine, HubBusy, HubStopped
+from erxhub.jobs import Answer
 from erxhub.rpc.methods import Method
 
 SENT_AT_HEADER: Final = "erxhub-sent-at-ms"

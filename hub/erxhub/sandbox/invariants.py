@@ -13,9 +13,10 @@ from typing import Any, Final
 
 from erxhub.audit.chain import Record, read_entry
 from erxhub.audit.integrity import Refold
-from erxhub.core.fold import STATE_TYPES, state_name
+from erxhub.core.fold import STATE_TYPES
 from erxhub.core.lifecycle import HOLDING, Machine
 from erxhub.core.model import Caller, Refused
+from erxhub.core.statuses import state_name
 from erxhub.ledger.store import Head, StoredEntry, Wanted
 from erxhub.ledger.verify import verify_ledger
 from erxhub.ports import give_way

@@ -16,7 +16,7 @@ import grpc
 from erxhub.config import Config
 from erxhub.core.model import Refused
 from erxhub.crypto.certs import PeerIdentityError, trust_domain_of
-from erxhub.engine import Counters
+from erxhub.metrics import Counters
 from erxhub.rpc.errors import wire_status
 from erxhub.rpc.methods import Method
 from erxhub.sandbox import facts
