@@ -24,7 +24,7 @@ from erxhub.keys import HubKeys
 from erxhub.ledger.entry import Entry
 from erxhub.ledger.store import Reads, Reply
 from erxhub.metrics import Counters
-from erxhub.policy.pack import PackLibrary, china_day
+from erxhub.policy.pack import DAY_MS, PackLibrary, begins_ms, china_date
 from erxhub.policy.rules import Rules, rules_on
 from erxhub.ports import Drawing, Ids
 from erxhub.sealing import StoredReply, entries_of, reply_place, write_of, write_receipt
@@ -60,19 +60,22 @@ class Decider:
         self._shared = shared
         self._mac_keys = keys.mac_keys
         self._sealer = keys.reply_sealer()
-        self._rules: tuple[int, dict[str, Rules]] = (-1, {})
+        self._day_begins_ms = 0
+        self._day_ends_ms = 0
+        self._rules: dict[str, Rules] = {}
+        """By area, of that day in China."""
 
     def rules(self, area_code: str, now_ms: int) -> Rules:
         """The parameters in force for the area on the day of `now_ms`."""
-        day = china_day(now_ms)
-        if self._rules[0] != day:
-            self._rules = (day, {})
-        cached = self._rules[1]
-        if area_code not in cached:
-            if len(cached) > _AREAS_KEPT_MAX:
-                cached.clear()
-            cached[area_code] = rules_on(self._packs, area_code, now_ms)
-        return cached[area_code]
+        if not self._day_begins_ms <= now_ms < self._day_ends_ms:
+            self._day_begins_ms = begins_ms(china_date(now_ms))
+            self._day_ends_ms = self._day_begins_ms + DAY_MS
+            self._rules.clear()
+        if area_code not in self._rules:
+            if len(self._rules) > _AREAS_KEPT_MAX:
+                self._rules.clear()
+            self._rules[area_code] = rules_on(self._packs, area_code, now_ms)
+        return self._rules[area_code]
 
     # ---- one job ----
 

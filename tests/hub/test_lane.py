@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,8 +17,9 @@ from erxhub.config import Config
 from erxhub.core.keys import prescription_key
 from erxhub.ledger.store import Loaded, StoredEntry, Wanted
 from erxhub.ledger.verify import verify_ledger
+from erxhub.policy.pack import begins_ms, china_date
 from erxhub.ports import SystemClock
-from tests.live import HOSPITAL, HOUR_MS, Live, live_hub
+from tests.live import AGENCY, HOSPITAL, HOUR_MS, Live, live_hub
 from tests.refusals.bench import Bench, FailingStore, Ledger, event_of, open_bench
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -53,6 +55,21 @@ class _Rounds:
     async def sweep(self) -> None:
         """One round of the sweep."""
         await self.next(Config().sweep_interval_ms)
+
+
+# ---- days ----
+
+
+async def test_the_parameters_of_a_day_are_in_force_until_it_ends_in_china() -> None:
+    async with live_hub() as live:
+        today = china_date(live.clock.now_ms())
+        tomorrow = today + timedelta(days=1)
+        live.advance(begins_ms(tomorrow) - 1 - live.clock.now_ms())
+        before = live.hub.engine.rules(AGENCY)
+        assert before.on == today
+        assert live.hub.engine.rules(AGENCY) is before, "looked up once a day"
+        live.advance(1)
+        assert live.hub.engine.rules(AGENCY).on == tomorrow
 
 
 # ---- dates of a certificate ----

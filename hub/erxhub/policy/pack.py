@@ -44,12 +44,7 @@ class PackError(ValueError):
 
 def china_date(now_ms: int) -> date:
     """The calendar day in China (UTC+8, no summer time) of an instant in UTC milliseconds."""
-    return date.fromordinal(_EPOCH_ORDINAL + china_day(now_ms))
-
-
-def china_day(now_ms: int) -> int:
-    """The same as a number: 0 is 1 January 1970."""
-    return (now_ms + _AHEAD_MS) // DAY_MS
+    return date.fromordinal(_EPOCH_ORDINAL + (now_ms + _AHEAD_MS) // DAY_MS)
 
 
 def begins_ms(day: date) -> int:
