@@ -24,8 +24,8 @@ from erxhub.keys import HubKeys
 from erxhub.ledger.entry import Entry
 from erxhub.ledger.store import Reads, Reply
 from erxhub.metrics import Counters
-from erxhub.policy.pack import DAY_MS, PackLibrary, begins_ms, china_date
-from erxhub.policy.rules import Rules, rules_on
+from erxhub.policy.pack import DAY_MS, PackLibrary, china_date, day_begins_ms
+from erxhub.policy.rules import Rules, rules_at
 from erxhub.ports import Drawing, Ids
 from erxhub.sealing import StoredReply, entries_of, reply_place, write_of, write_receipt
 
@@ -68,13 +68,13 @@ class Decider:
     def rules(self, area_code: str, now_ms: int) -> Rules:
         """The parameters in force for the area on the day of `now_ms`."""
         if not self._day_begins_ms <= now_ms < self._day_ends_ms:
-            self._day_begins_ms = begins_ms(china_date(now_ms))
+            self._day_begins_ms = day_begins_ms(china_date(now_ms))
             self._day_ends_ms = self._day_begins_ms + DAY_MS
             self._rules.clear()
         if area_code not in self._rules:
             if len(self._rules) > _AREAS_KEPT_MAX:
                 self._rules.clear()
-            self._rules[area_code] = rules_on(self._packs, area_code, now_ms)
+            self._rules[area_code] = rules_at(self._packs, area_code, now_ms)
         return self._rules[area_code]
 
     # ---- one job ----
@@ -294,6 +294,7 @@ class Decider:
         self._add(batch, job, tx, self._seal(batch, tx, draw), outcome, replies)
 
     def _seal(self, batch: Batch, tx: WorkingDraft, draw: Drawing) -> list[Entry]:
+        """The entries of a draft; from here on later jobs of the batch see what it did."""
         digest = self.rules(tx.area_code, batch.now_ms).digest
         sealed = entries_of(tx, draw, now_ms=batch.now_ms, policy_digest=digest)
         tx.apply()

@@ -1,8 +1,9 @@
 """The lane: the one task of a hub that takes commands in batches, decides them one after another, and commits once.
 
-Owns the queue, how long a batch waits for more, the commit, and who is answered what after it. It never decides a
-command (deciding does), never loads (loading does), never touches SQL (the store does), and never lets a caller's
-cancellation reach a commit: a call waits for its command's future, and the lane does not care whether it still does.
+Owns the queue, the sweep, how long a batch waits for more, its rounds of look-ups, the commit, and who is answered.
+It never decides a command (deciding does), never loads (loading does), never touches SQL (the store does), and never
+lets a caller's cancellation reach a commit: a call waits for its command's future, and the lane does not care whether
+it still does.
 """
 
 from __future__ import annotations
@@ -43,7 +44,6 @@ _LULL_S: Final = 0.002
 _BUSY_FREE: Final = 2
 """Times that a command whose streams are taken is put off. From then on it waits for them."""
 
-
 _FROM_CALLERS: Final = (Command, ReadNote)
 """Work that takes room in the queue; named here because a union made for each call costs more than its test."""
 
@@ -73,6 +73,7 @@ class Engine:
         """`acknowledging` is told the newest position after each commit, before any reply to it leaves."""
         self._acknowledging = acknowledging
         self.store = store
+        """Where it commits; what is looked up is loaded by the loader, from the same."""
         self.counters = Counters()
         self.config = config
         self.clock = clock
@@ -410,6 +411,7 @@ class Engine:
             if rounds > _ROUNDS_MAX * (1 + len(jobs)):
                 raise RuntimeError(f"a decision never stops asking for look-ups: {wanted}")
             await self._loader.load(batch, wanted)
+            # Another hub may have recorded something later than this one's clock says.
             self._newest_ms = batch.now_ms
 
     async def _append(self, batch: Batch, jobs: int, marked: Sequence[Marks]) -> frozenset[int]:

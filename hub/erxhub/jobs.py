@@ -1,6 +1,6 @@
 """What waits for the lane, the batch that it becomes, and the answers that come out of it.
 
-Owns their shapes. It never decides anything, and knows neither the queue nor the store.
+Owns their shapes. It never decides anything, and never reads or writes a store.
 """
 
 from __future__ import annotations

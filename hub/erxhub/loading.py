@@ -1,7 +1,7 @@
 """Loading what a batch's decisions look up.
 
-Owns which rows are fetched, what of them outlives a batch, and that a stream that is loaded has no deadline behind it.
-It never decides anything.
+Owns which rows are fetched, what of them outlives a batch, and in what state a stream comes into one: with its overdue
+deadlines fired, and the batch's time not before what another hub recorded. It never decides a command.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Loader:
         return Batch(Workspace(catalog=self._known_rows()), now_ms, AccessBatch(now_ms))
 
     async def load(self, batch: Batch, wanted: Lookups) -> None:
-        """Put look-ups into the batch's workspace, with what is due on their streams fired."""
+        """Put look-ups into the batch's workspace, and fire what is due on them; may move its time forward."""
         found = await self._fetch(batch, wanted)
         # What nearly every step asks for next; fetching it now spares a whole dry run of the decision.
         known, next_keys = batch.workspace.streams, set()

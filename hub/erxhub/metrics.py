@@ -1,7 +1,8 @@
 """What a hub counts about itself, and the Prometheus text that tells it.
 
-Owns names, buckets and the text format. Counting is an addition to a plain number on the hub's loop; everything else
-happens when somebody asks. It must never put a number, name or code of a person, prescription or caller into a label.
+Owns what is counted, names, buckets and the text format. Counting is an addition to a plain number on the hub's loop;
+everything else happens when somebody asks. It must never put a number, name or code of a person, prescription or
+caller into a label.
 """
 
 from __future__ import annotations

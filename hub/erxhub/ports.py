@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from erxhub.core.model import Randomness
+from erxhub.core.randomness import Randomness
 
 
 class _Alphabet:

@@ -13,7 +13,8 @@ from typing import Final
 from erxhub.config import Config
 from erxhub.core import index, timers
 from erxhub.core.draft import Pending, WorkingDraft
-from erxhub.core.model import Accepted, Randomness, Target
+from erxhub.core.model import Accepted, Target
+from erxhub.core.randomness import Randomness
 from erxhub.crypto.receipt import receipt_message
 from erxhub.crypto.suites import SigningKey
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH, SALT_BYTES, Entry, EntryKind, Header, seal

@@ -17,7 +17,7 @@ from erxhub.config import Config
 from erxhub.core.keys import prescription_key
 from erxhub.ledger.store import Loaded, StoredEntry, Wanted
 from erxhub.ledger.verify import verify_ledger
-from erxhub.policy.pack import begins_ms, china_date
+from erxhub.policy.pack import china_date, day_begins_ms
 from erxhub.ports import SystemClock
 from tests.live import AGENCY, HOSPITAL, HOUR_MS, Live, live_hub
 from tests.refusals.bench import Bench, FailingStore, Ledger, event_of, open_bench
@@ -64,7 +64,7 @@ async def test_the_parameters_of_a_day_are_in_force_until_it_ends_in_china() -> 
     async with live_hub() as live:
         today = china_date(live.clock.now_ms())
         tomorrow = today + timedelta(days=1)
-        live.advance(begins_ms(tomorrow) - 1 - live.clock.now_ms())
+        live.advance(day_begins_ms(tomorrow) - 1 - live.clock.now_ms())
         before = live.hub.engine.rules(AGENCY)
         assert before.on == today
         assert live.hub.engine.rules(AGENCY) is before, "looked up once a day"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from erxhub.core.claim_arithmetic import ChargeLine, compute
-from erxhub.policy.pack import PackError, PackLibrary, begins_ms, china_date, pack_for, shipped_packs
+from erxhub.policy.pack import PackError, PackLibrary, china_date, day_begins_ms, pack_for, shipped_packs
 
 TODAY = date(2026, 1, 15)
 NATIONAL = resources.files("erxhub.policy").joinpath("packs", "CN.toml").read_bytes()
@@ -253,7 +253,7 @@ def test_an_operators_file_replaces_a_shipped_one_and_adds_regions(tmp_path: Pat
 )
 def test_a_day_begins_at_midnight_in_china(now_ms: int, day: date) -> None:
     assert china_date(now_ms) == day
-    assert begins_ms(day) <= now_ms < begins_ms(day + timedelta(days=1))
+    assert day_begins_ms(day) <= now_ms < day_begins_ms(day + timedelta(days=1))
 
 
 # --- Questions and files that are wrong ---

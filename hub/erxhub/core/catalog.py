@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from erxhub.core.model import Accepted, Caller, Command, Draft, Outcome, Refused
 from erxhub.core.refusals import CATALOGUE
 from erxhub.policy.codes import drug_kind, has_form
-from erxhub.policy.pack import begins_ms
+from erxhub.policy.pack import day_begins_ms
 from erxhub.v1 import catalog_pb2, events_pb2, registry_pb2, state_pb2
 
 DRUGS: Final = "drugs"
@@ -198,7 +198,7 @@ def import_catalog(tx: Draft, command: Command) -> Outcome:
     edition = registry_pb2.CatalogEdition(
         dataset=header.dataset,
         edition=header.edition,
-        valid_from_ms=begins_ms(begins),
+        valid_from_ms=day_begins_ms(begins),
         file_sha256=header.file_sha256,
         rows=len(request.rows),
         source=header.source,

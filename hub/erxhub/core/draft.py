@@ -19,7 +19,8 @@ from erxhub.core import events, index
 from erxhub.core.events import At
 from erxhub.core.fold import STATE_TYPES, evolve
 from erxhub.core.mac import HmacSha256
-from erxhub.core.model import AcceptedBefore, Ahead, MessageT, Missing, Randomness
+from erxhub.core.model import AcceptedBefore, Ahead, MessageT, Missing
+from erxhub.core.randomness import Randomness
 from erxhub.policy.rules import Rules
 
 # The order in which the entries of one commit are built: the later may name the leaf hash of the earlier.

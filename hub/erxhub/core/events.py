@@ -1,8 +1,8 @@
 """THE table of event types: number, name, stage, flow, stream kind and payload message.
 
-Owns the numbers. A number is stable and never used again; a new event takes a new one. A name with a second word
-("prescription.used partial") never exists here: that form belongs to the transition tables, which tell two outcomes of
-one event apart.
+Owns the numbers, and what stands beside an event when it is folded. A number is stable and never used again; a new
+event takes a new one. A name with a second word ("prescription.used partial") never exists here: that form belongs to
+the transition tables, which tell two outcomes of one event apart.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """evolve(state, event): the state of every thing is the fold of its events, and this is the fold.
 
-Owns which state a kind of stream has; what each event does to it is in the modules beside this one, by kind. A status
-moves only through `lifecycle.advance`. Nothing in them decides, refuses or looks anything up: an event that does not
-fit is a bug and raises.
+Owns which state a kind of stream has, and which events add nothing to it; what the others do is in the fold modules
+beside this one. A status moves only through `lifecycle.advance`. Nothing here or there decides, refuses or looks
+anything up: an event that does not fit is a bug and raises.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""What events do to the orders of a prescription: review, settlement, goods and delivery."""
+"""What events do to the orders of a prescription.
+
+Owns review, settlement, goods and delivery, as the prescription's state keeps them by order. It never decides or
+refuses.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What events do to a prescription and its authorisations."""
+"""What events do to a prescription and its authorisations.
+
+Owns what is in force and what is left to use; what happens at a pharmacy is in fold_order. It never decides or refuses.
+"""
 
 from __future__ import annotations
 
@@ -133,7 +136,7 @@ def _authorization_moved(event: str) -> Callable[[Any, Any, At], None]:
 
 
 def _prescription_erased(state: state_pb2.PrescriptionState, payload: events_pb2.ContentErased, at: At) -> None:
-    """As for an encounter; the statuses are unchanged."""
+    """What stays is whose it was to handle and how each part ended; the statuses are unchanged."""
     state.CopyFrom(
         state_pb2.PrescriptionState(
             rx_no=state.rx_no,

@@ -1,4 +1,8 @@
-"""What events do to the ledger's own stream and to registry records."""
+"""What events do to the ledger's own stream and to registry records.
+
+Owns institutions with their agreements, practitioners, signing keys, and persons with their vouchers' activations. It
+never decides or refuses.
+"""
 
 from __future__ import annotations
 

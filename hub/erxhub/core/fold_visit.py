@@ -1,4 +1,7 @@
-"""What events do to vouchers, visits, accounts and drug trace codes."""
+"""What events do to vouchers, visits, accounts and drug trace codes.
+
+Owns the small things around a prescription. It never decides or refuses.
+"""
 
 from __future__ import annotations
 

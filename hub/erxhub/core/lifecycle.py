@@ -2,9 +2,9 @@
 
 Two rules hold this file together:
 
-1. A status changes only by `advance`, which finds the row that the event names. The fold calls it and nothing else
-   does, so the state of a thing is the fold of its events and an event that no row allows is a bug
-   (`IllegalTransition`).
+1. A status changes only by `advance`, which finds the row that the event names. The folds call it, mostly through
+   `statuses.move`, and nothing else does, so the state of a thing is the fold of its events and an event that no
+   row allows is a bug (`IllegalTransition`).
 2. Whether a caller may fire a trigger is asked of `permits`, never of an `if` on a status elsewhere. A guard that is
    not about a status (a signature, a hold's owner, a time) belongs to the module that decides the command.
 

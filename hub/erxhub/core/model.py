@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from google.protobuf.message import Message
 
+from erxhub.core.randomness import Randomness
 from erxhub.policy.rules import Rules
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -206,19 +207,6 @@ class Accepted:
 Outcome = Accepted | Refused
 
 
-class Randomness(Protocol):
-    """Random values, drawn once per command; the same seed gives the same values in the same order."""
-
-    def bytes(self, count: int) -> bytes:
-        """`count` random bytes."""
-
-    def digits(self, count: int) -> str:
-        """`count` random decimal digits."""
-
-    def token(self, count: int) -> str:
-        """`count` random characters of A–Z, a–z, 0–9."""
-
-
 @dataclass(frozen=True, slots=True)
 class AcceptedBefore:
     """An earlier request of the same caller that was accepted: its method, and its first entry in what it was about.
@@ -234,7 +222,7 @@ class AcceptedBefore:
 
 
 class Missing(Exception):
-    """A look-up of a decision is not loaded yet. Only the engine catches it: it loads and decides again."""
+    """A look-up of a decision is not loaded yet. `deciding` catches it; the lane loads and has it decided again."""
 
 
 class Draft(Protocol):

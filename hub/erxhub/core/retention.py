@@ -19,13 +19,12 @@ from erxhub.core.lifecycle import START, Machine, Role, permits
 from erxhub.core.model import Accepted, Command, Draft, Handler, Outcome, Refused, Target
 from erxhub.core.statuses import is_open
 from erxhub.policy.codes import has_fact
-from erxhub.policy.pack import DAY_MS, begins_ms, china_date
+from erxhub.policy.pack import DAY_MS, china_date, day_begins_ms
 from erxhub.policy.rules import Rules
 from erxhub.v1 import common_pb2, events_pb2, registry_pb2, state_pb2
 
 PRESCRIPTIONS_LOOKED_AT: Final = 100
 """Prescriptions of one visit that are asked for; a visit with as many keeps its content."""
-
 
 _PARAMETERS: Final[Mapping[int, str]] = {
     registry_pb2.RETENTION_CLASS_ORDINARY: "retention_ordinary",
@@ -46,7 +45,7 @@ class Kept(NamedTuple):
     @property
     def until_ms(self) -> int:
         """The last millisecond of that day."""
-        return begins_ms(self.last_on) + DAY_MS - 1
+        return day_begins_ms(self.last_on) + DAY_MS - 1
 
 
 def kept(rules: Rules, rx: state_pb2.PrescriptionState, encounter: state_pb2.EncounterState | None) -> Kept:

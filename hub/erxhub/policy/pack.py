@@ -47,7 +47,7 @@ def china_date(now_ms: int) -> date:
     return date.fromordinal(_EPOCH_ORDINAL + (now_ms + _AHEAD_MS) // DAY_MS)
 
 
-def begins_ms(day: date) -> int:
+def day_begins_ms(day: date) -> int:
     """The instant in UTC milliseconds at which a calendar day begins in China."""
     return (day.toordinal() - _EPOCH_ORDINAL) * DAY_MS - _AHEAD_MS
 

@@ -1,6 +1,7 @@
 """A pack on one day: the parameters that a decision asks for, without the date in every question.
 
-Owns the pairing of pack and day only. Values, kinds and errors are the pack's (see erxhub.policy.pack).
+Owns the pairing of pack and day only, for an area and an instant too. Values, kinds and errors are the pack's (see
+erxhub.policy.pack).
 """
 
 from __future__ import annotations
@@ -70,6 +71,6 @@ class Rules:
         return self.pack.benefit(self.on, cum_inscope_fen=cum_inscope_fen, cum_fund_fen=cum_fund_fen)
 
 
-def rules_on(packs: PackLibrary, area_code: str, now_ms: int) -> Rules:
+def rules_at(packs: PackLibrary, area_code: str, now_ms: int) -> Rules:
     """The parameters in force for an area on the day of `now_ms`; the nation's where no area is named."""
     return Rules(packs.pack_for(area_code or _NATION), china_date(now_ms))

@@ -18,7 +18,7 @@ from erxhub.core.model import Accepted, Caller, Refused, Target
 from erxhub.ledger.entry import Header, HeaderMalformed
 from erxhub.ledger.store import StoredEntry
 from erxhub.ledger.verify import verify_ledger
-from erxhub.policy.pack import DAY_MS, begins_ms, china_date
+from erxhub.policy.pack import DAY_MS, china_date, day_begins_ms
 from erxhub.ports import give_way
 from erxhub.queries.audit import view_of
 from erxhub.queries.base import Query, ReadContext
@@ -54,7 +54,7 @@ async def report(ctx: ReadContext, caller: Caller, request: audit_pb2.ReportAnom
 
 
 async def _report(ctx: ReadContext, day: date) -> Accepted:
-    from_ms = begins_ms(day)
+    from_ms = day_begins_ms(day)
     found = Report(from_ms, from_ms + DAY_MS)
     as_of = await ctx.store.last_position()
     start = await _position_before(ctx, from_ms - _MARGIN_MS, as_of)

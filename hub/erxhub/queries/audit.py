@@ -41,8 +41,7 @@ from erxhub.core.model import Accepted, Caller, MessageT, Refused, Target
 from erxhub.ledger.entry import FIRST_PREV_LEAF_HASH, Header, HeaderMalformed, leaf_bytes
 from erxhub.ledger.store import Head, StoredEntry, Wanted
 from erxhub.ledger.verify import verify_ledger
-from erxhub.policy.pack import china_date
-from erxhub.policy.rules import Rules
+from erxhub.policy.rules import Rules, rules_at
 from erxhub.ports import give_way
 from erxhub.queries.base import Messages, Opened, Paging, Query, ReadContext, Shown, paging, place_of
 from erxhub.queries.base import Stream as StreamQuery
@@ -59,7 +58,6 @@ _NAMES_AT_ONCE: Final = 1_000
 _ROWS_AT_ONCE: Final = 1_000
 _BEFORE_EVERY_POSITION: Final = -(2**62)
 _LEAVES_REMEMBERED: Final = 10_000
-_NATION: Final = "000000"
 _AREA_DIGITS: Final = 6
 
 
@@ -143,8 +141,8 @@ async def view_of(ctx: ReadContext, rx_key: bytes, as_of: int, *, verify: bool, 
 
 
 def _rules_at(ctx: ReadContext, area_code: str, at_ms: int) -> Rules:
-    known = area_code if area_code.isdecimal() and len(area_code) == _AREA_DIGITS else _NATION
-    return Rules(ctx.packs.pack_for(known), china_date(at_ms))
+    known = area_code if area_code.isdecimal() and len(area_code) == _AREA_DIGITS else ""
+    return rules_at(ctx.packs, known, at_ms)
 
 
 def _told(findings: Iterable[Finding]) -> list[audit_pb2.VerificationFinding]:

@@ -26,7 +26,7 @@ from erxhub.high_water import KeptEvidence
 from erxhub.ledger.log import Checkpoint
 from erxhub.ledger.store import Store, Wanted
 from erxhub.policy.pack import PackLibrary
-from erxhub.policy.rules import Rules, rules_on
+from erxhub.policy.rules import Rules, rules_at
 from erxhub.ports import Clock, Draw
 from erxhub.v1 import common_pb2
 
@@ -170,7 +170,7 @@ class View:
         )
 
     def _rules_for(self, area_code: str) -> Rules:
-        return rules_on(self._ctx.packs, area_code, self.now_ms)
+        return rules_at(self._ctx.packs, area_code, self.now_ms)
 
     async def _load(self, wanted: Lookups) -> None:
         loaded = await self._ctx.store.read(
