@@ -182,8 +182,11 @@ def _refuse_download(state: State, call: Call, code: str) -> State | None:
     return state if _download(state, call) is None else None
 
 
-def _refuse_settle(state: State, call: Call, _: str) -> State | None:
-    return state if _settle(state, call) is None else None
+def _refuse_settle(state: State, call: Call, code: str) -> State | None:
+    # What is left in the account is not in this history: other prescriptions of the person take from it. It is looked
+    # at last, so nothing else may speak against the settlement.
+    for_the_account = code == "ACCT_INSUFFICIENT"
+    return state if (_settle(state, call) is not None) == for_the_account else None
 
 
 def _refuse_release(state: State, call: Call, _: str) -> State | None:

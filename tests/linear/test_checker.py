@@ -85,6 +85,12 @@ RIGHT = {
         (5, 8, P1, Kind.REVERSE, Done("back"), "undo", "pay"),
         (9, 10, P1, Kind.REVERSE, Refused("SETL_TERMINAL"), "undo again", "pay"),
     ],
+    "an account that other prescriptions emptied": [
+        UPLOADED,
+        HELD,
+        (4, 5, P1, Kind.SETTLE, Refused("ACCT_INSUFFICIENT")),
+        (6, 7, P1, Kind.RELEASE, Done("gone")),
+    ],
     "a hub that was away": [UPLOADED, (2, 3, P1, Kind.DOWNLOAD, Refused("HUB_UNAVAILABLE")), (4, 5, *HELD[2:])],
     "two reads with nothing in between": [UPLOADED, (2, 3, H, Kind.READ, seen(4)), (4, 5, H, Kind.READ, seen(4))],
 }
@@ -133,6 +139,16 @@ WRONG = {
         (8, 9, P2, Kind.DOWNLOAD, Done("held")),
     ],
     "held by nobody, and refused as held": [UPLOADED, (2, 3, P1, Kind.DOWNLOAD, Refused("ORDER_ALREADY_HELD"))],
+    "an empty account, and nothing held that could be paid": [
+        UPLOADED,
+        (2, 3, P1, Kind.SETTLE, Refused("ACCT_INSUFFICIENT")),
+    ],
+    "an empty account, of what is paid already": [
+        UPLOADED,
+        HELD,
+        SETTLED,
+        (6, 7, P1, Kind.SETTLE, Refused("ACCT_INSUFFICIENT"), "pay 2"),
+    ],
     "paid twice": [UPLOADED, HELD, SETTLED, (6, 7, P1, Kind.SETTLE, Done("again"), "pay 2")],
     "paid after the undo was asked for": [
         UPLOADED,
